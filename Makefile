@@ -1,0 +1,88 @@
+# The two commands are `make run` and `make test`; both work on a fresh clone and need python3 >= 3.11 and a network.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow protocol constraints fix clean
+SHELL := /bin/sh
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# The interpreter: $(PYTHON) where it is set, else the first of these that is new enough.
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14)
+
+step = @printf '\033[1m== %s\033[0m\n' "$(1)"
+install = @if [ -x $(BIN)/uv ]; \
+	then $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(1)]'; \
+	else $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(1)]'; fi
+
+help:
+	@echo 'make run        serve a real model, ask it about real files, check the answers'
+	@echo 'make test       every check and every test but the slow ones'
+	@echo 'make test-slow  the slow tests'
+	@echo 'make fix        format, and mend what ruff can mend'
+	@echo 'make protocol   compile runtime/headrace/protocol/*.proto'
+	@echo 'make constraints  take the newest versions of what is installed'
+	@echo 'make clean      remove everything that was made'
+
+run: $(VENV)/.run-installed
+	@$(BIN)/python -m demo
+
+test: $(VENV)/.dev-installed
+	$(call step,ruff)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo 'not formatted: make fix'; exit 1; }
+	$(call step,pyright)
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	$(call step,imports point down)
+	@$(BIN)/lint-imports --no-cache | tail -n 8
+	$(call step,generated protocol is up to date)
+	@$(BIN)/python tools/check_protocol.py
+	$(call step,pytest)
+	@$(BIN)/python -m pytest -q --parts
+
+test-slow: $(VENV)/.dev-installed
+	$(call step,slow tests)
+	@$(BIN)/python -m pytest -q -m slow
+
+protocol: $(VENV)/.dev-installed
+	@$(BIN)/python tools/generate_protocol.py
+
+constraints: $(VENV)/.dev-installed
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --no-annotate --custom-compile-command 'make constraints' \
+		--extra cpu --extra triton --extra dev pyproject.toml --output-file constraints.txt
+
+fix: $(VENV)/.dev-installed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp says that an install went well; a stale one (new pins, new extras) makes it run again, which takes a second.
+# uv is only faster: without it pip installs the same versions.
+$(VENV)/.made:
+	$(call step,environment in $(VENV))
+	@for python in $(PYTHONS); do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo 'Headrace needs Python 3.11 or newer; name one: make run PYTHON=/path/to/python3' >&2; exit 1; fi; \
+	if ! $$found -c 'import venv, ensurepip' 2>/dev/null; then \
+	  echo "$$found cannot make environments (no ensurepip); on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; fi; \
+	$$found -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet uv 2>/dev/null || echo 'uv is not to be had here, pip takes longer'
+	@touch $@
+
+$(VENV)/.run-installed: $(VENV)/.made pyproject.toml constraints.txt
+	$(call step,packages to run)
+	$(call install,cpu$(comma)triton)
+	@touch $@
+
+$(VENV)/.dev-installed: $(VENV)/.run-installed pyproject.toml constraints.txt
+	$(call step,packages to test)
+	$(call install,cpu$(comma)triton$(comma)dev)
+	@touch $@
+
+comma := ,

@@ -1,0 +1,26 @@
+"""Headrace: an inference runtime for ONNX model graphs, on one edge box or a Ray cluster.
+
+    from headrace import Engine
+
+    with Engine("models") as engine:
+        answer = engine.infer("mlp", {"x": rows})
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headrace.engine.engine import Engine
+
+__all__ = ["Engine", "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Importing the package costs nothing that a use of it does not need.
+    if name == "Engine":
+        from headrace.engine.engine import Engine
+
+        return Engine
+    raise AttributeError(f"module 'headrace' has no attribute '{name}'")

@@ -1,0 +1,88 @@
+"""What a backend is: it loads a version into a session, and a session runs batches.
+
+A session knows nobody above it. It gets a `Batch` to read from and returns outputs; an answer that comes in pieces is an
+iterator of them. Sessions are called from several instance threads at once, one batch a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from headrace.model import GraphIO
+from headrace.protocol.headrace_pb2 import ModelConfig
+from headrace.request import Request
+from headrace.tensor import Tensor
+
+Outputs: TypeAlias = Mapping[str, Tensor]
+"""Tensors by output name; with batching, the first dimension is the rows of the batch."""
+
+Piece: TypeAlias = tuple[int, Outputs, bool]
+"""Of a decoupled answer: the index of the request in the batch, outputs of that request alone, whether it is its last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a session runs: kind `CPU` or `GPU`, and which one."""
+
+    kind: str = "CPU"
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.kind.lower() if self.kind == "CPU" else f"{self.kind.lower()}:{self.index}"
+
+
+class Batch(Protocol):
+    """The part of a batch that a session sees."""
+
+    @property
+    def rows(self) -> int:
+        """Rows in all; 1 when the model does not batch."""
+        ...
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests, in the order of their rows."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The inputs, gathered: one tensor a name, rows of all requests stacked."""
+        ...
+
+    def wanted(self) -> tuple[str, ...]:
+        """The outputs somebody asked for, in the order the model declares them."""
+        ...
+
+
+class Session(Protocol):
+    """One loaded version on one device."""
+
+    io: GraphIO
+    replayable: bool
+    """Whether running the same rows a second time does no harm; then a failed batch is tried request by request."""
+
+    def run(self, batch: Batch) -> Outputs | Iterator[Piece]:
+        """Run the batch.
+
+        Raises:
+            Exception: whatever goes wrong; its text reaches the clients of this batch.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give everything back. No batch is running, and none will."""
+        ...
+
+
+class Backend(Protocol):
+    """Loads versions."""
+
+    def load(self, path: Path, config: ModelConfig, device: Device) -> Session:
+        """Load the version in directory `path`; `config` is filled and checked.
+
+        Raises:
+            InvalidRepository: it cannot be loaded, and the message says why and what to do.
+        """
+        ...

@@ -1,0 +1,43 @@
+"""Which build of ONNX Runtime is installed.
+
+`onnxruntime` and `onnxruntime-gpu` both ship the module `onnxruntime`. With both installed, whichever came last has
+overwritten files of the other, and it imports, or half works; so this is asked of the package records before importing it.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from importlib.util import find_spec
+
+from headrace.errors import InvalidRepository
+
+EXTRAS = {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu"}
+
+
+def onnxruntime_builds() -> dict[str, str]:
+    """Version by distribution name, of the two that the extras `cpu` and `gpu` install."""
+    found: dict[str, str] = {}
+    for name in EXTRAS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def check_onnxruntime() -> None:
+    """Make sure that exactly one build of ONNX Runtime is there.
+
+    Raises:
+        InvalidRepository: none is, or two are; the message has the command that mends it.
+    """
+    builds = onnxruntime_builds()
+    if len(builds) > 1:
+        told = " and ".join(f"{name} {version}" for name, version in builds.items())
+        raise InvalidRepository(
+            f"{told} are both installed and overwrite each other's files (the extras cpu and gpu exclude each other); keep one: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'headrace[cpu]', or 'headrace[gpu]'"
+        )
+    # Vendors build it under other distribution names; those count as long as the module is there.
+    if not builds and find_spec("onnxruntime") is None:
+        raise InvalidRepository("ONNX Runtime is not installed: pip install 'headrace[cpu]', or 'headrace[gpu]' for NVIDIA GPUs")

@@ -1,0 +1,50 @@
+"""Backends by the name a configuration calls them. A backend is imported when the first model asks for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+from headrace.backends.base import Backend
+from headrace.backends.installed import check_onnxruntime
+from headrace.errors import InvalidRepository
+
+_LOCK = threading.Lock()
+
+
+def _onnxruntime() -> Backend:
+    check_onnxruntime()
+    return import_module("headrace.backends.onnx").OnnxBackend()
+
+
+def _fake() -> Backend:
+    return import_module("headrace.backends.fake").FakeBackend()
+
+
+BUILT_IN: Mapping[str, Callable[[], Backend]] = {"onnxruntime": _onnxruntime, "fake": _fake}
+
+
+class Backends:
+    """The backends of one engine, each made once.
+
+    Args:
+        given: backends to use instead of the built-in ones, by name.
+    """
+
+    def __init__(self, given: Mapping[str, Backend] | None = None) -> None:
+        self._made: dict[str, Backend] = dict(given or {})
+
+    def get(self, name: str, model: str) -> Backend:
+        """The backend called `name`, for `model`.
+
+        Raises:
+            InvalidRepository: there is none of that name, or what it needs is not installed.
+        """
+        with _LOCK:
+            if name not in self._made:
+                if name not in BUILT_IN:
+                    known = ", ".join(sorted({*BUILT_IN, *self._made} - {"fake"}))
+                    raise InvalidRepository(f"model '{model}' needs backend '{name}', which this server does not have; it has: {known}")
+                self._made[name] = BUILT_IN[name]()
+            return self._made[name]

@@ -1,0 +1,154 @@
+"""The command line. What a command needs is imported when it runs: `--help` costs no more than its parser.
+
+Exit status: 0 done, 1 something that was looked at is not well (`models`, `doctor`), 2 Headrace could not do what was asked;
+then stderr has one line that says why.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from headrace import __version__
+from headrace.errors import HeadraceError
+
+app = typer.Typer(
+    name="headrace",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RepositoryOption = Annotated[Path, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def main() -> NoReturn:
+    """Run the command line of this process."""
+    try:
+        status = app(standalone_mode=False, prog_name="headrace")
+    except typer.TyperException as error:
+        _fail(f"{error.format_message().rstrip('.')}; see headrace --help", error.exit_code)
+    except HeadraceError as error:
+        _fail(error.message, 2)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    sys.exit(status or 0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"headrace: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"headrace {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Serve ONNX models over the KServe V2 (Triton) protocol.
+
+    \b
+    Examples:
+      headrace serve model.onnx
+      headrace serve --repository models --model-control poll
+      headrace models --repository models
+      headrace doctor
+    """
+
+
+@app.command()
+def serve(
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL.onnx", help="Serve this one file.", show_default=False)] = None,
+    repository: Annotated[Path | None, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML; options win over it.")] = None,
+    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Listen here; port 0: any. [127.0.0.1:8001]")] = None,
+    transport: Annotated[str | None, typer.Option(metavar="auto|native|portable", help="The way in. [auto]")] = None,
+    server_name: Annotated[str | None, typer.Option(metavar="NAME", help="What clients are told. [headrace]")] = None,
+    model_control: Annotated[
+        str | None, typer.Option(metavar="none|poll|explicit", help="Load at the start, on changes, or when asked. [none]")
+    ] = None,
+    load_model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="With explicit: load this at the start; repeatable, * is all.")
+    ] = None,
+    poll_seconds: Annotated[float | None, typer.Option(metavar="S", help="How often to look for changes. [15]")] = None,
+    strict_readiness: Annotated[
+        bool | None, typer.Option("--strict-readiness/--no-strict-readiness", help="Ready only when every model is. [strict]")
+    ] = None,
+    drain_grace: Annotated[
+        float | None, typer.Option(metavar="S", help="Stopping: take new requests this long, no longer ready. [2]")
+    ] = None,
+    drain_seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="Stopping: then give accepted requests this long. [30]")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(metavar="debug|info|warning|error", help="[info]")] = None,
+    log_format: Annotated[str | None, typer.Option(metavar="auto|text|json", help="auto: text on a terminal. [auto]")] = None,
+) -> None:
+    """Serve models until SIGTERM or Ctrl-C.
+
+    Prints one line on stdout when it is ready, `ready grpc=HOST:PORT models=2/3 transport=portable`; logs go to stderr.
+    SIGTERM drains: not ready, a grace in which requests are still taken, then no new ones, then exit 0.
+
+    \b
+    Examples:
+      headrace serve model.onnx
+      headrace serve --repository models --grpc 0.0.0.0:8001
+      headrace serve --repository models --model-control explicit --load-model magika
+      headrace serve --config configs/server/local.yaml --repository models --grpc 127.0.0.1:0
+    """
+    from headrace.cli.serve import run_server
+    from headrace.config import server_config
+
+    given = {
+        "repository": repository,
+        "grpc": grpc,
+        "transport": transport,
+        "server_name": server_name,
+        "model_control": model_control,
+        "load_model": load_model or None,
+        "poll_seconds": poll_seconds,
+        "strict_readiness": strict_readiness,
+        "drain_grace": drain_grace,
+        "drain_seconds": drain_seconds,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    run_server(server_config(config, given), model)
+
+
+@app.command()
+def models(repository: RepositoryOption, json: JsonOption = False) -> None:
+    """List models: versions, digests, inputs, outputs, what was filled in, why one does not load.
+
+    Loads every model just as `serve` would, and serves none. Exit status 1 when a model is broken.
+
+    \b
+    Example:
+      headrace models --repository models --json
+    """
+    from headrace.cli.models import show_models
+
+    raise typer.Exit(show_models(repository, json=json))
+
+
+@app.command()
+def doctor(json: JsonOption = False) -> None:
+    """Say what this machine can do, and what is missing.
+
+    Exit status 1 when something that serving needs is missing.
+
+    \b
+    Example:
+      headrace doctor
+    """
+    from headrace.cli.doctor import show_findings
+
+    raise typer.Exit(show_findings(json=json))

@@ -1,0 +1,161 @@
+"""`headrace serve`: one server process, from the first bind to the last reply.
+
+Order matters: the port is taken first (a busy one should not cost the loading of models), models load while the server is
+live and not ready, and stopping goes the other way round: not ready, grace, no new requests, drained, closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headrace.cli.logs import configure_logs
+from headrace.clock import SECOND
+from headrace.config import ServerConfig
+from headrace.errors import InvalidRepository
+from headrace.model import State
+
+if TYPE_CHECKING:
+    from headrace.engine.engine import Engine
+    from headrace.models.repository import ModelFile, Repository
+    from headrace.transport.portable import PortableTransport
+
+log = logging.getLogger("headrace.serve")
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT came before the server was up. No error: nothing may catch it on its way."""
+
+
+class StopSignals:
+    """SIGTERM and SIGINT as something to wait for.
+
+    Until `listen`, a signal raises `Stopped` wherever the main thread is; afterwards signals only end `wait`. Main thread only.
+    """
+
+    def __init__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._raise)
+
+    def _raise(self, number: int, frame: object) -> None:
+        raise Stopped
+
+    def listen(self) -> None:
+        """From now on, keep signals for `wait`."""
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: None)
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait for the next signal; whether one came within `seconds` (None: forever)."""
+        readable, _, _ = select.select([self._reader], [], [], seconds)
+        return bool(readable) and bool(self._reader.recv(1))
+
+    def wait_or(self, call: Callable[[], object]) -> bool:
+        """Run `call` in a thread and wait for it; False when a signal came first."""
+
+        def run() -> None:
+            try:
+                call()
+            finally:
+                self._writer.send(b"\0")
+
+        threading.Thread(target=run, name="drain", daemon=True).start()
+        return self._reader.recv(1) == b"\0"
+
+
+def run_server(config: ServerConfig, model: Path | None = None) -> None:
+    """Serve `config.repository`, or the one file `model`, until a signal comes; then drain.
+
+    Raises:
+        HeadraceError: the server cannot come up: no repository, a busy port, a transport that is not there.
+    """
+    source = _source(config, model)
+    name = chosen_transport(config.transport)
+    configure_logs(config.log_level, config.log_format)
+    from headrace.engine.engine import Engine
+    from headrace.transport.control import Control
+    from headrace.transport.portable import PortableTransport
+
+    engine = Engine(
+        source,
+        control=config.model_control,
+        load=config.load_model,
+        poll_seconds=config.poll_seconds,
+        strict_readiness=config.strict_readiness,
+    )
+    transport = PortableTransport(config.grpc)
+    deadline = 0
+    try:
+        signals = StopSignals()
+        transport.start(engine.routes, Control(engine, config.server_name))
+        log.info("listening, loading models", extra={"grpc": transport.address})
+        engine.start()
+        signals.listen()
+        _announce(engine, transport, name)
+        signals.wait(None)
+        deadline = _drain(config, engine, transport, signals)
+    except Stopped:
+        log.info("stopped before it was ready")
+    finally:
+        transport.close(deadline)
+        engine.close(deadline)
+    log.info("stopped")
+
+
+def chosen_transport(wanted: str) -> str:
+    """The transport that `wanted` (auto, native, portable) means here.
+
+    Raises:
+        InvalidRepository: it is not there.
+    """
+    if wanted == "native":
+        raise InvalidRepository("the native transport is not built in this version; use --transport portable, or auto")
+    if find_spec("grpc") is None:
+        raise InvalidRepository("the portable transport needs grpcio, which is not installed: pip install headrace")
+    return "portable"
+
+
+def _source(config: ServerConfig, model: Path | None) -> Repository | ModelFile:
+    from headrace.models.repository import ModelFile, Repository
+
+    if (model is None) == (config.repository is None):
+        both = "either MODEL.onnx or --repository DIR, not both" if model else "--repository DIR, or one MODEL.onnx"
+        raise InvalidRepository(f"give {both}")
+    if model is not None:
+        return ModelFile(model)
+    assert config.repository is not None
+    repository = Repository(config.repository)
+    repository.names()  # raises where there is none
+    return repository
+
+
+def _announce(engine: Engine, transport: PortableTransport, name: str) -> None:
+    """The one line on stdout. It says that loading is over and requests are answered; models may be missing from it."""
+    up: dict[str, bool] = {}
+    for status in engine.statuses():
+        up[status.model] = up.get(status.model, False) or status.state is State.READY
+    print(f"ready grpc={transport.address} models={sum(up.values())}/{len(up)} transport={name}", flush=True)
+
+
+def _drain(config: ServerConfig, engine: Engine, transport: PortableTransport, signals: StopSignals) -> int:
+    """Stop in order; another signal hastens each wait. Returns until when (ns) what is still open may take."""
+    log.info("stopping: not ready, new requests are taken for %g s more", config.drain_grace)
+    engine.unready()
+    signals.wait(config.drain_grace)
+    transport.stop_accepting()
+    deadline = time.monotonic_ns() + round(config.drain_seconds * SECOND)
+    if signals.wait_or(lambda: engine.drain(deadline)):
+        return deadline
+    log.warning("hastened: requests that are not done are dropped")
+    return time.monotonic_ns()

@@ -1,0 +1,81 @@
+"""An instance: one thread that takes turns at a version's queue and runs what the plan says, from take to reply."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+
+from headrace.backends.base import Session
+from headrace.clock import Clock
+from headrace.errors import BackendFailed, HeadraceError
+from headrace.scheduling.base import Batch, Queue, Turn
+from headrace.scheduling.plan import Plan, Predictor, Reason, SetPoints, plan
+
+log = logging.getLogger(__name__)
+
+
+class Instance:
+    """One of the threads that run a session. It ends when its queue is closed and empty."""
+
+    def __init__(self, number: int, session: Session, queue: Queue, predictor: Predictor, set_points: SetPoints, clock: Clock) -> None:
+        self._number, self._session, self._queue = number, session, queue
+        self._predictor, self._set_points, self._clock = predictor, set_points, clock
+        name = f"{queue.spec.name}/{queue.spec.version}#{number}"
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin to take turns."""
+        self._thread.start()
+
+    def join(self, seconds: float | None = None) -> bool:
+        """Wait for the end; says whether it came."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _loop(self) -> None:
+        until: int | None = None
+        while (turn := self._queue.turn(until)) is not None:
+            with turn:
+                decided = self._plan(turn)
+                batch = turn.take(decided, self._number)
+            until = decided.until
+            if batch is not None:
+                with batch:
+                    self._run(batch)
+
+    def _plan(self, turn: Turn) -> Plan:
+        try:
+            return plan(turn.view, self._predictor, self._set_points, self._clock.now())
+        except Exception:
+            log.exception("planning failed; this is a bug in Headrace. The most urgent request runs alone")
+            return Plan((int(turn.view["number"][0]),), (), None, Reason.ALONE)
+
+    def _run(self, batch: Batch) -> None:
+        batch.tensors()
+        try:
+            self._answer(batch)
+        except Exception as error:
+            if not self._session.replayable or len(batch) == 1:
+                raise
+            log.info("a batch of %d requests failed, each runs alone now: %s", len(batch), error)
+            self._run_each(batch)
+
+    def _answer(self, batch: Batch) -> None:
+        outputs = self._session.run(batch)
+        if isinstance(outputs, Mapping):
+            batch.reply(outputs)
+            return
+        for index, piece, final in outputs:
+            batch.send(index, piece, final)
+
+    def _run_each(self, batch: Batch) -> None:
+        """One request that a model cannot stand must not fail its neighbours."""
+        for index in range(len(batch)):
+            try:
+                outputs = self._session.run(batch.only(index))
+                if not isinstance(outputs, Mapping):
+                    raise BackendFailed("a decoupled session must not call itself replayable")
+                batch.send(index, outputs, final=True)
+            except Exception as error:
+                batch.fail(error if isinstance(error, HeadraceError) else BackendFailed(str(error) or type(error).__name__), index)

@@ -1,0 +1,179 @@
+"""One loaded version: from files on disk to instances that run, and back.
+
+Open, warm, start, retire – in that order, each once. The engine decides when; nothing here knows of other versions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from headrace.backends.base import Device, Session
+from headrace.backends.registry import Backends
+from headrace.clock import SECOND, Clock
+from headrace.engine.instance import Instance
+from headrace.engine.routes import Route
+from headrace.errors import Draining, HeadraceError, InvalidRepository
+from headrace.model import ModelSpec
+from headrace.models.autocomplete import complete
+from headrace.models.check import check_graph, check_tensors
+from headrace.models.files import ModelFiles, VersionFiles
+from headrace.models.spec import spec_of, warnings
+from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup
+from headrace.protocol.validate import resolve_reshape
+from headrace.request import Request
+from headrace.scheduling.admission import Limits
+from headrace.scheduling.base import OpenQueue
+from headrace.scheduling.plan import SetPoints, Unlearned
+from headrace.tensor import DTYPES, BytesTensor, Tensor, TensorSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A version that loads and fits its configuration; nothing runs yet."""
+
+    spec: ModelSpec
+    config: ModelConfig
+    sessions: tuple[tuple[Session, int], ...]
+    """Sessions, one a device, and how many instances each gets."""
+    filled: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def close(self) -> None:
+        """Close the sessions."""
+        for session, _ in self.sessions:
+            session.close()
+
+
+def open_version(files: ModelFiles, version: VersionFiles, backends: Backends) -> Opened:
+    """Load a version and check it against its configuration.
+
+    Raises:
+        InvalidRepository: it cannot be served, and the message says why.
+    """
+    config = ModelConfig()
+    config.CopyFrom(files.config)
+    if config.HasField("ensemble_scheduling"):
+        raise InvalidRepository(f"model '{config.name}' is an ensemble, which this server does not run yet")
+    backend = backends.get(config.backend, config.name)
+    digest = version.digest()
+    placed = _placements(config)
+    sessions = tuple((backend.load(version.path, config, device), count) for device, count in placed.items())
+    try:
+        filled = complete(config, sessions[0][0].io)
+        check_tensors(config)
+        check_graph(config, sessions[0][0].io)
+        spec = spec_of(config, version.number, digest, files.path)
+        if not version.is_unchanged():
+            raise InvalidRepository(
+                f"version {version.number} of model '{config.name}' changed while it was being loaded; load it again when it is complete"
+            )
+    except BaseException:
+        for session, _ in sessions:
+            session.close()
+        raise
+    return Opened(spec, config, sessions, tuple(filled), (*files.warnings, *warnings(config)))
+
+
+def _placements(config: ModelConfig) -> dict[Device, int]:
+    """How many instances run on each device."""
+    placed: dict[Device, int] = {}
+    for group in config.instance_group:
+        indices = list(group.gpus) if group.kind == ModelInstanceGroup.KIND_GPU else [0]
+        for index in indices:
+            device = Device("GPU" if group.kind == ModelInstanceGroup.KIND_GPU else "CPU", index)
+            placed[device] = placed.get(device, 0) + group.count
+    return placed or {Device(): 1}
+
+
+class Running:
+    """An opened version with its queue and its instances."""
+
+    def __init__(self, opened: Opened, open_queue: OpenQueue, clock: Clock) -> None:
+        self.opened = opened
+        spec = opened.spec
+        self.route = Route(open_queue(spec, Limits()), spec, opened.config)
+        points = SetPoints()
+        if spec.batching.enabled:
+            points = SetPoints(spec.max_batch_size, spec.batching.delay_ns, spec.batching.preferred)
+        sessions = [session for session, count in opened.sessions for _ in range(count)]
+        self._instances = [
+            Instance(number, session, self.route.queue, Unlearned(), points, clock) for number, session in enumerate(sessions)
+        ]
+
+    def start(self) -> None:
+        """Let the instances take turns."""
+        for instance in self._instances:
+            instance.start()
+
+    def retire(self, until: int, clock: Clock) -> bool:
+        """Take no more, serve what is queued until the instant `until` (ns), refuse the rest, then close the sessions.
+
+        Returns False if a session is still running then; it is left to its thread.
+        """
+        queue = self.route.queue
+        queue.close()
+        queue.wait_settled(until)
+        queue.abandon(Draining())
+        grace = max(0.2, (until - clock.now()) / SECOND)
+        if not all([instance.join(grace) for instance in self._instances]):
+            log.warning("%s still runs; its session is not closed", self.opened.spec)
+            return False
+        self.opened.close()
+        return True
+
+
+def warm_up(opened: Opened) -> None:
+    """Run each session once at one row, so that the first client does not pay for what happens once.
+
+    The data is zeros of the declared shape. A model that cannot stand them is served all the same.
+    """
+    for session, _ in opened.sessions:
+        try:
+            outputs = session.run(_Zeros(opened.spec))
+            if not isinstance(outputs, Mapping):
+                for _ in outputs:
+                    pass
+        except Exception as error:
+            log.info("warm-up of %s failed, which need not mean anything: %s", opened.spec, error)
+
+
+class _Zeros:
+    """A batch of one row of zeros, for warm-up. Dimensions that vary are 1."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self.rows = 1
+
+    @property
+    def requests(self) -> list[Request]:
+        return [Request(self._spec.name, self.tensors())]
+
+    def wanted(self) -> tuple[str, ...]:
+        return tuple(output.name for output in self._spec.outputs)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {spec.name: self._zeros(spec) for spec in self._spec.inputs if not spec.optional}
+
+    def _zeros(self, spec: TensorSpec) -> Tensor:
+        shape = tuple(1 if size == -1 else size for size in spec.dims)
+        if spec.reshape is not None:
+            shape = resolve_reshape(shape, spec.dims, spec.reshape)
+        if self._spec.max_batch_size > 0:
+            shape = (1, *shape)
+        if spec.datatype == "BYTES":
+            return BytesTensor.of([b""] * int(np.prod(shape)), shape)
+        return np.zeros(shape, DTYPES[spec.datatype])
+
+
+def reason_of(error: BaseException, path: Path) -> str:
+    """Why a version did not come up, in a line for people."""
+    if isinstance(error, HeadraceError):
+        return error.message
+    return f"{path}: {type(error).__name__}: {error}"

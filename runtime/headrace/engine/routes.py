@@ -1,0 +1,106 @@
+"""Which queue a request goes to.
+
+Owner: the engine, which publishes a model's versions in one step. Transports read without a lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from headrace.errors import Draining, HeadraceError, ModelNotFound, ModelNotReady, QueueClosed
+from headrace.ledger.ledger import Ledger, RequestRecord
+from headrace.model import ModelSpec
+from headrace.protocol.headrace_pb2 import ModelConfig
+from headrace.request import Request
+from headrace.scheduling.base import Queue
+from headrace.scheduling.entry import Entry, Sink, outcome_of
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A version that takes requests. `config` is the normalised configuration it runs with."""
+
+    queue: Queue
+    spec: ModelSpec
+    config: ModelConfig
+
+
+class Routes:
+    """(model, version or default) → route."""
+
+    def __init__(self, ledger: Ledger, now: Callable[[], int]) -> None:
+        self._ledger, self._now = ledger, now
+        self._models: Mapping[str, Mapping[int, Route | None]] = {}
+        self._is_open = True
+
+    def publish(self, model: str, versions: Mapping[int, Route | None] | None) -> None:
+        """Replace what is known of a model. None for a version: it exists and is not ready; None for all: forget the model."""
+        others = {name: known for name, known in self._models.items() if name != model}
+        self._models = others if versions is None else {**others, model: versions}
+
+    def close(self) -> None:
+        """Refuse every request from now on."""
+        self._is_open = False
+
+    def ready(self, model: str | None = None) -> list[Route]:
+        """The routes of a model, or of all, by name and version."""
+        models = self._models
+        names = sorted(models) if model is None else [model]
+        return [route for name in names for _, route in sorted(models.get(name, {}).items()) if route is not None]
+
+    def resolve(self, model: str, version: int = 0) -> Route:
+        """The route of a version; 0 means the highest that is ready.
+
+        Raises:
+            ModelNotFound: no such model or version, or none of its versions is ready.
+            ModelNotReady: that version is not ready.
+        """
+        versions = self._models.get(model)
+        if versions is None:
+            raise ModelNotFound(model)
+        if version:
+            if version not in versions:
+                raise ModelNotFound(model, version)
+            route = versions[version]
+            if route is None:
+                raise ModelNotReady(model, version)
+            return route
+        best = max((number for number, route in versions.items() if route is not None), default=None)
+        route = versions[best] if best is not None else None
+        if route is None:
+            raise ModelNotFound(model, known=True)
+        return route
+
+    def find(self, model: str, version: int = 0) -> Route | None:
+        """`resolve`, or None."""
+        try:
+            return self.resolve(model, version)
+        except (ModelNotFound, ModelNotReady):
+            return None
+
+    def push(self, request: Request, sink: Sink) -> Entry:
+        """Bind a request to a version and push it there. What is turned away is in the ledger, too.
+
+        Raises:
+            HeadraceError: no such version, invalid, or refused.
+        """
+        route: Route | None = None
+        try:
+            if not self._is_open:
+                raise Draining()
+            route = self.resolve(request.model, request.version)
+            try:
+                return route.queue.push(request, sink)
+            except QueueClosed:
+                # The version was replaced between the two lines above: once more, to its successor.
+                return self.resolve(request.model, request.version).queue.push(request, sink)
+        except HeadraceError as error:
+            self.turned_away(error, request.received, route.queue.model_number if route else 0)
+            raise
+
+    def turned_away(self, error: HeadraceError, received: int, model: int = 0) -> None:
+        """Write the record of a request that got no entry. `model` is the ledger's number, 0 if none was found."""
+        self._ledger.write(
+            RequestRecord(received=received, sent=self._now(), model=model, outcome=outcome_of(error), code=error.code.value)
+        )

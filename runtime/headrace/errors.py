@@ -1,0 +1,222 @@
+"""The one tree of errors.
+
+Each class carries a protocol-neutral `Code`; transports translate it. Constructors take what is known in the domain
+(model, tensor, both values) and write the sentence themselves. Messages that Triton has are Triton's, letter for letter,
+because clients match on them.
+
+    HeadraceError
+    ├── InvalidRequest        the client can mend it
+    ├── InvalidRepository     a configuration or a file on disk can be mended
+    │   └── LoadFailed, NotInRepository
+    ├── ModelNotFound, ModelNotReady, RegionNotFound
+    ├── Unsupported, NotAllowed, AddressInUse
+    ├── Overloaded            refused: try again later, or elsewhere
+    │   ├── QueueFull, QueueTimeout, QueueClosed, Draining, ServerExiting
+    │   └── CannotMeetDeadline
+    ├── DeadlineExpired, Cancelled
+    └── BackendFailed         the model raised, or answered with something it had not declared
+        └── Broken            a broken invariant of Headrace itself
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Code(Enum):
+    """What went wrong, in words every protocol can translate. The values are the codes in the ledger."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+
+
+class HeadraceError(Exception):
+    """Anything Headrace says no with."""
+
+    code = Code.UNKNOWN
+
+    @property
+    def message(self) -> str:
+        """The sentence for the client."""
+        return str(self)
+
+
+class InvalidRequest(HeadraceError):
+    """A request that cannot be served as it is."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class InvalidRepository(HeadraceError):
+    """A model repository, a configuration or an option that cannot be used as it is."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class LoadFailed(InvalidRepository):
+    """A model did not come up; the reasons name the versions."""
+
+    def __init__(self, model: str, reasons: dict[int, str]) -> None:
+        told = "".join(f"version {v} is at UNAVAILABLE state: {why};\n" for v, why in sorted(reasons.items()))
+        super().__init__(f"load failed for model '{model}': {told}")
+
+
+class NotInRepository(InvalidRepository):
+    """A load was asked for a model that no repository holds."""
+
+    code = Code.INTERNAL
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"failed to load '{model}', failed to poll from model repository")
+
+
+class ModelNotFound(HeadraceError):
+    """No such model, no such version, or no version that is ready."""
+
+    code = Code.NOT_FOUND
+
+    def __init__(self, model: str, version: int | None = None, *, known: bool = False) -> None:
+        if version is not None:
+            tail = f" version {version} is not found"
+        else:
+            tail = " has no available versions" if known else " is not found"
+        super().__init__(f"Request for unknown model: '{model}'{tail}")
+
+
+class ModelNotReady(HeadraceError):
+    """The version exists and is loading or unloading."""
+
+    code = Code.UNAVAILABLE
+
+    def __init__(self, model: str, version: int) -> None:
+        super().__init__(f"Request for unknown model: '{model}' version {version} is not at ready state")
+
+
+class RegionNotFound(HeadraceError):
+    """No shared-memory region is registered under this name."""
+
+    code = Code.NOT_FOUND
+
+    def __init__(self, region: str) -> None:
+        super().__init__(f"Unable to find shared memory region: '{region}'")
+
+
+class Unsupported(HeadraceError):
+    """The protocol has it, this server does not."""
+
+    code = Code.UNIMPLEMENTED
+
+
+class NotAllowed(HeadraceError):
+    """Asked of a server that is not in the mode for it."""
+
+    code = Code.UNAVAILABLE
+
+
+class Overloaded(HeadraceError):
+    """Refused without having run."""
+
+    code = Code.UNAVAILABLE
+
+
+def request_prefix(request_id: str) -> str:
+    """The words Triton puts before a message about one request."""
+    return f"[request id: {request_id or '<id_unknown>'}] "
+
+
+class QueueFull(Overloaded):
+    """The queue's bound in requests, rows or bytes is reached."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"{request_prefix(request_id)}Exceeds maximum queue size")
+
+
+class QueueTimeout(Overloaded):
+    """Waited longer than the model's queue policy allows."""
+
+    def __init__(self) -> None:
+        super().__init__("Request timeout expired")
+
+
+class QueueClosed(Overloaded):
+    """The queue of this version takes no more: it was unloaded or replaced, or the server stops."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"{request_prefix(request_id)}Server is stopping, scheduler for model has stopped accepting new inference requests"
+        )
+
+
+class Draining(Overloaded):
+    """The server stops and takes no more."""
+
+    def __init__(self) -> None:
+        super().__init__("GRPC server is shutting down and has stopped accepting new requests.")
+
+
+class ServerExiting(Overloaded):
+    """Asked how it is, a server that has ended."""
+
+    def __init__(self) -> None:
+        super().__init__("Server exiting")
+
+
+class CannotMeetDeadline(Overloaded):
+    """Predicted to finish after its deadline, so refused at the door."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+    def __init__(self, late_by_ns: int) -> None:
+        super().__init__(
+            f"the request would finish about {late_by_ns / 1e6:.1f} ms after its deadline; "
+            "send it with a later deadline, or when the server is less busy"
+        )
+
+
+class AddressInUse(HeadraceError):
+    """An address to listen on cannot be had."""
+
+    code = Code.UNAVAILABLE
+
+    def __init__(self, address: str, why: str) -> None:
+        super().__init__(f"cannot listen on {address}: {why}; choose another one, or port 0 for any that is free")
+
+
+class DeadlineExpired(HeadraceError):
+    """The deadline passed while the request waited."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"the deadline passed before model '{model}' could answer")
+
+
+class Cancelled(HeadraceError):
+    """The client went away."""
+
+    code = Code.CANCELLED
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+
+class BackendFailed(HeadraceError):
+    """The model raised, or answered with something it had not declared."""
+
+    code = Code.INTERNAL
+
+
+class Broken(BackendFailed):
+    """An invariant of Headrace does not hold."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; this is a bug in Headrace")

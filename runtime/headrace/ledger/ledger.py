@@ -1,0 +1,159 @@
+"""The ledger: one fixed-size record per request and per batch, in preallocated rings.
+
+Owner: the engine. Written by whoever settles, from any thread, under one lock. Read in bulk: whoever wants to know
+something drains what is unread into the views. A ring that is full is drained by the writer, so nothing is ever lost.
+Instants are ns of CLOCK_MONOTONIC; 0 means that the request never got there.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import threading
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.model import ModelSpec
+
+
+class Outcome(IntEnum):
+    """How a request ended. Every request ends in exactly one of these."""
+
+    ANSWERED = 0
+    FAILED = 1
+    REFUSED = 2
+    INVALID = 3
+    EXPIRED = 4
+    CANCELLED = 5
+
+
+class RequestRecord(NamedTuple):
+    """One request. `model` is the ledger's number of the version (0: none was found), `batch` 0 means it never ran."""
+
+    number: int = 0
+    batch: int = 0
+    received: int = 0
+    decoded: int = 0
+    queued: int = 0
+    taken: int = 0
+    gathered: int = 0
+    executed: int = 0
+    scattered: int = 0
+    sent: int = 0
+    deadline: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    model: int = 0
+    rows: int = 0
+    index: int = 0
+    outcome: int = 0
+    code: int = 0
+    level: int = 0
+    spare: int = 0
+
+
+class BatchRecord(NamedTuple):
+    """One batch. `reason` is the plan's, as its place in `scheduling.plan.Reason`; `padding` counts rows that nobody sent."""
+
+    number: int
+    taken: int
+    gathered: int
+    executed: int
+    scattered: int
+    model: int
+    rows: int
+    requests: int
+    padding: int
+    failed: int
+    instance: int
+    reason: int
+
+
+def _layout(record: type[Any], formats: str) -> tuple[struct.Struct, np.dtype[Any]]:
+    names: tuple[str, ...] = record._fields
+    kinds = {"Q": "<u8", "q": "<i8", "I": "<u4", "H": "<u2", "B": "u1"}
+    dtype = np.dtype([(name, kinds[kind]) for name, kind in zip(names, formats, strict=True)])
+    return struct.Struct("<" + formats), dtype
+
+
+_REQUEST, REQUEST = _layout(RequestRecord, "QQqqqqqqqqqQQIIIBBBB")
+_BATCH, BATCH = _layout(BatchRecord, "QqqqqIIIIIHH")
+
+Records = NDArray[np.void]
+
+
+class _Ring:
+    """Fixed-size records in one preallocated, anonymous shared mapping."""
+
+    def __init__(self, pack: struct.Struct, dtype: np.dtype[Any], capacity: int) -> None:
+        self._pack, self._capacity = pack, capacity
+        self._memory = mmap.mmap(-1, capacity * pack.size)
+        self._records = np.frombuffer(self._memory, dtype)
+        self._written = self._read = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self._written - self._read == self._capacity
+
+    def write(self, record: tuple[int, ...]) -> None:
+        self._pack.pack_into(self._memory, self._written % self._capacity * self._pack.size, *record)
+        self._written += 1
+
+    def take_unread(self) -> Records:
+        slots = np.arange(self._read, self._written) % self._capacity
+        self._read = self._written
+        return self._records[slots]
+
+
+class Ledger:
+    """The rings, the numbers of the versions, and where the records go when they are read.
+
+    Args:
+        fold: takes (request records, batch records) and adds them to whatever it keeps; called under the ledger's lock.
+        capacity: records a ring holds before the writer has to fold.
+    """
+
+    def __init__(self, fold: Callable[[Records, Records], None], capacity: int = 1 << 14) -> None:
+        self._fold = fold
+        self._requests = _Ring(_REQUEST, REQUEST, capacity)
+        self._batches = _Ring(_BATCH, BATCH, capacity)
+        self._lock = threading.Lock()
+        self._models: list[tuple[str, int, str]] = [("", 0, "")]
+
+    def register(self, spec: ModelSpec) -> int:
+        """The number under which records name this model, version and digest. A reload of the same gets the same number."""
+        key = (spec.name, spec.version, spec.digest)
+        with self._lock:
+            if key not in self._models:
+                self._models.append(key)
+            return self._models.index(key)
+
+    def model(self, number: int) -> tuple[str, int, str]:
+        """(model, version, digest) of a number."""
+        return self._models[number]
+
+    def write(self, record: RequestRecord) -> None:
+        """One request has been settled."""
+        self._write(self._requests, record)
+
+    def write_batch(self, record: BatchRecord) -> None:
+        """One batch has been answered."""
+        self._write(self._batches, record)
+
+    def drain(self) -> None:
+        """Fold everything that is unread."""
+        with self._lock:
+            self._drain()
+
+    def _write(self, ring: _Ring, record: tuple[int, ...]) -> None:
+        with self._lock:
+            if ring.is_full:
+                self._drain()
+            ring.write(record)
+
+    def _drain(self) -> None:
+        self._fold(self._requests.take_unread(), self._batches.take_unread())

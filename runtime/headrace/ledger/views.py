@@ -1,0 +1,92 @@
+"""What the ledger says, added up: the statistics of every version since the server started."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from headrace.ledger.ledger import Outcome, Records
+
+
+@dataclass(slots=True)
+class Total:
+    """How often, and how many ns in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, durations: np.ndarray[Any, Any]) -> None:
+        """Count each of these durations."""
+        self.count += len(durations)
+        self.ns += int(durations.sum())
+
+
+@dataclass(slots=True)
+class BatchTotals:
+    """All executed batches of one row count."""
+
+    gather: Total = field(default_factory=Total)
+    execute: Total = field(default_factory=Total)
+    scatter: Total = field(default_factory=Total)
+
+
+@dataclass(slots=True)
+class VersionTotals:
+    """One version. Stage totals count each request of a batch with the whole stage, as Triton's statistics do."""
+
+    inference_count: int = 0
+    execution_count: int = 0
+    last_inference_ms: int = 0
+    success: Total = field(default_factory=Total)
+    fail: Total = field(default_factory=Total)
+    queue: Total = field(default_factory=Total)
+    gather: Total = field(default_factory=Total)
+    execute: Total = field(default_factory=Total)
+    scatter: Total = field(default_factory=Total)
+    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    batches: dict[int, BatchTotals] = field(default_factory=lambda: defaultdict(BatchTotals))
+
+
+class Statistics:
+    """Totals by the ledger's model number. Fed by the ledger, under its lock."""
+
+    def __init__(self) -> None:
+        self.versions: dict[int, VersionTotals] = defaultdict(VersionTotals)
+        self._wall_ahead_ns = time.time_ns() - time.monotonic_ns()
+
+    def fold(self, requests: Records, batches: Records) -> None:
+        """Add these records."""
+        for number in np.unique(requests["model"]).tolist():
+            self._fold_requests(self.versions[number], requests[requests["model"] == number])
+        for number in np.unique(batches["model"]).tolist():
+            self._fold_batches(self.versions[number], batches[(batches["model"] == number) & (batches["failed"] < batches["requests"])])
+
+    def _fold_requests(self, totals: VersionTotals, records: Records) -> None:
+        for outcome, count in zip(*np.unique(records["outcome"], return_counts=True), strict=True):
+            totals.outcomes[Outcome(outcome)] += int(count)
+        good = records[records["outcome"] == Outcome.ANSWERED]
+        # What never passed validation has not reached the model: Triton does not count it as failed either.
+        bad = records[(records["outcome"] != Outcome.ANSWERED) & (records["outcome"] != Outcome.INVALID)]
+        totals.success.add(good["sent"] - good["received"])
+        totals.fail.add(bad["sent"] - bad["received"])
+        totals.queue.add(good["taken"] - good["queued"])
+        totals.gather.add(good["gathered"] - good["taken"])
+        totals.execute.add(good["executed"] - good["gathered"])
+        totals.scatter.add(good["scattered"] - good["executed"])
+        if len(good):
+            totals.inference_count += int(np.maximum(good["rows"], 1).sum())
+            last = (int(good["sent"].max()) + self._wall_ahead_ns) // 1_000_000
+            totals.last_inference_ms = max(totals.last_inference_ms, last)
+
+    def _fold_batches(self, totals: VersionTotals, records: Records) -> None:
+        totals.execution_count += len(records)
+        for rows in np.unique(records["rows"]).tolist():
+            same = records[records["rows"] == rows]
+            sums = totals.batches[rows]
+            sums.gather.add(same["gathered"] - same["taken"])
+            sums.execute.add(same["executed"] - same["gathered"])
+            sums.scatter.add(same["scattered"] - same["executed"])

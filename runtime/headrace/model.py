@@ -1,0 +1,91 @@
+"""What is known of a model: what its file holds, what it declares, how its requests may be batched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from headrace.clock import SECOND
+from headrace.tensor import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class GraphTensor:
+    """An input or output as the model file itself has it: the full shape, -1 where a dimension is symbolic.
+
+    `datatype` is a V2 name, or empty when V2 has none for it. `initializer` marks an input with a default in the file.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    initializer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GraphIO:
+    """The inputs and outputs of a model file, in the file's order."""
+
+    inputs: tuple[GraphTensor, ...]
+    outputs: tuple[GraphTensor, ...]
+
+
+class State(Enum):
+    """Where a version is in its life; the names are the protocol's."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """Triton's `ModelQueuePolicy`: how long a request may wait before it is taken, and how many may wait (0: no own limit)."""
+
+    timeout_ns: int = 0
+    allow_override: bool = False
+    delay: bool = False
+    max_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How a version's requests may be batched.
+
+    `enabled` False runs every request alone (a configuration without `dynamic_batching`). `preferred` sizes are ascending
+    row counts. `priority_levels` 0 ignores priorities; policies are per level, `policy` is for the rest.
+    """
+
+    enabled: bool = False
+    preferred: tuple[int, ...] = ()
+    delay_ns: int = 0
+    preserve_ordering: bool = False
+    priority_levels: int = 0
+    default_priority: int = 0
+    policy: QueuePolicy = QueuePolicy()
+    level_policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
+    objective_ns: int = 10 * SECOND
+    """When a request that names no deadline is due, for the order of the queue only."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What one version of a model takes and gives: all that validation, queue and engine need to know of it."""
+
+    name: str
+    version: int
+    digest: str
+    backend: str
+    platform: str
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batching: Batching = Batching()
+    decoupled: bool = False
+    sequences: bool = False
+    instances: int = 1
+
+    def __repr__(self) -> str:
+        return f"<ModelSpec {self.name}/{self.version} {self.digest[:12]}>"

@@ -1,0 +1,137 @@
+"""A filled and checked configuration to the `ModelSpec` that queue, validation and engine work with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from google.protobuf.message import Message
+
+from headrace.clock import MICROSECOND
+from headrace.errors import InvalidRepository
+from headrace.model import Batching, ModelSpec, QueuePolicy
+from headrace.models.check import is_outside
+from headrace.models.datatypes import v2_datatype
+from headrace.protocol.headrace_pb2 import (
+    ModelConfig,
+    ModelDynamicBatching,
+    ModelInput,
+    ModelInstanceGroup,
+    ModelOutput,
+    ModelQueuePolicy,
+)
+from headrace.tensor import TensorSpec
+
+_FOREVER = 1 << 62
+"""In ns. A configuration's microseconds may exceed what int64 nanoseconds hold."""
+
+_EFFECTIVE: dict[str, str] = {
+    "name": "", "platform": "", "backend": "", "max_batch_size": "", "version_policy": "", "parameters": "",
+    "default_model_filename": "", "ensemble_scheduling": "", "dynamic_batching": "", "model_transaction_policy": "",
+    "input": "name data_type dims reshape optional",
+    "output": "name data_type dims reshape label_filename",
+    "instance_group": "name kind count gpus",
+    "optimization": "graph execution_accelerators input_pinned_memory output_pinned_memory",
+}  # fmt: skip
+"""The fields that count, by name; where only some of a field's own do, they are named."""
+
+
+def spec_of(config: ModelConfig, version: int, digest: str, directory: Path) -> ModelSpec:
+    """The spec of one version of a model; label files are read relative to the model's `directory`.
+
+    Raises:
+        InvalidRepository: a label file cannot be read.
+    """
+    batching = Batching()
+    if config.HasField("dynamic_batching"):
+        batching = _batching(config.dynamic_batching, enabled=config.max_batch_size > 0)
+    return ModelSpec(
+        name=config.name,
+        version=version,
+        digest=digest,
+        backend=config.backend,
+        platform=config.platform,
+        max_batch_size=config.max_batch_size,
+        inputs=tuple(_tensor_spec(tensor, optional=tensor.optional) for tensor in config.input),
+        outputs=tuple(_tensor_spec(tensor, labels=_labels(tensor, directory)) for tensor in config.output),
+        batching=batching,
+        decoupled=config.model_transaction_policy.decoupled,
+        sequences=config.HasField("sequence_batching"),
+        instances=sum(map(_instances, config.instance_group)) or 1,
+    )
+
+
+def warnings(config: ModelConfig) -> list[str]:
+    """One line per field that is set and has no effect in this server."""
+    paths = dict.fromkeys(_without_effect(config))
+    return [f"'{path}' in the configuration of model '{config.name}' has no effect in this server" for path in paths]
+
+
+def _without_effect(config: ModelConfig) -> Iterator[str]:
+    for field, value in config.ListFields():
+        if field.name not in _EFFECTIVE:
+            yield field.name
+        elif effective := _EFFECTIVE[field.name].split():
+            messages: list[Message] = [value] if isinstance(value, Message) else list(value)
+            for message in messages:
+                yield from (f"{field.name}.{inner.name}" for inner, _ in message.ListFields() if inner.name not in effective)
+
+
+def _instances(group: ModelInstanceGroup) -> int:
+    """`count` is per GPU in a group on GPUs."""
+    return group.count * (len(group.gpus) if group.kind == ModelInstanceGroup.KIND_GPU else 1)
+
+
+def _batching(batching: ModelDynamicBatching, *, enabled: bool) -> Batching:
+    return Batching(
+        enabled=enabled,
+        preferred=tuple(sorted(set(batching.preferred_batch_size))),
+        delay_ns=_nanoseconds(batching.max_queue_delay_microseconds),
+        preserve_ordering=batching.preserve_ordering,
+        priority_levels=batching.priority_levels,
+        default_priority=batching.default_priority_level,
+        policy=_policy(batching.default_queue_policy),
+        level_policies={level: _policy(policy) for level, policy in sorted(batching.priority_queue_policy.items())},
+    )
+
+
+def _policy(policy: ModelQueuePolicy) -> QueuePolicy:
+    return QueuePolicy(
+        timeout_ns=_nanoseconds(policy.default_timeout_microseconds),
+        allow_override=policy.allow_timeout_override,
+        delay=policy.timeout_action == ModelQueuePolicy.DELAY,
+        max_requests=policy.max_queue_size,
+    )
+
+
+def _nanoseconds(microseconds: int) -> int:
+    return min(microseconds * MICROSECOND, _FOREVER)
+
+
+def _tensor_spec(tensor: ModelInput | ModelOutput, *, optional: bool = False, labels: tuple[str, ...] = ()) -> TensorSpec:
+    dims = tuple(tensor.dims)
+    reshape = tuple(tensor.reshape.shape) if tensor.HasField("reshape") else dims
+    return TensorSpec(
+        name=tensor.name,
+        datatype=v2_datatype(tensor.data_type),
+        dims=dims,
+        reshape=None if reshape == dims else reshape,
+        optional=optional,
+        labels=labels,
+    )
+
+
+def _labels(output: ModelOutput, directory: Path) -> tuple[str, ...]:
+    """One label a line; the line's number is the class."""
+    filename = output.label_filename
+    if not filename:
+        return ()
+    who = f"label_filename '{filename}' of output '{output.name}'"
+    # A load request may bring the configuration: it must not be able to read files elsewhere.
+    if is_outside(filename):
+        raise InvalidRepository(f"{who} must stay inside the model directory {directory}")
+    try:
+        text = (directory / filename).read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InvalidRepository(f"{who} cannot be read: {error}; put a UTF-8 text file with one label a line there") from error
+    return tuple(line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")) if text else ()

@@ -1,0 +1,132 @@
+"""The seam between policy and mechanism: what the engine asks of a queue, wherever it is implemented."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import HeadraceError
+from headrace.model import ModelSpec
+from headrace.request import Request
+from headrace.scheduling.admission import Depth, Limits
+from headrace.scheduling.entry import Entry, Sink
+from headrace.scheduling.plan import Plan
+from headrace.tensor import Tensor
+
+
+class Batch(Protocol):
+    """Entries that run together. A context manager: leaving it fails what was not answered."""
+
+    @property
+    def rows(self) -> int:
+        """Rows in all; 1 when the model does not batch."""
+        ...
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests, in the order of their rows."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The inputs by name, gathered."""
+        ...
+
+    def wanted(self) -> tuple[str, ...]:
+        """The outputs somebody asked for."""
+        ...
+
+    def only(self, index: int) -> Batch:
+        """One request as a batch of its own, still answered by this one."""
+        ...
+
+    def reply(self, outputs: Mapping[str, Tensor]) -> None:
+        """Answer every request with its rows, for good."""
+        ...
+
+    def send(self, index: int, outputs: Mapping[str, Tensor], final: bool) -> None:
+        """One answer to one request."""
+        ...
+
+    def fail(self, error: HeadraceError, index: int | None = None) -> None:
+        """An error to one request, or to all that are open."""
+        ...
+
+    def __enter__(self) -> Batch: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool: ...
+
+
+class Turn(Protocol):
+    """The right to take from the queue. One is open at a time; `take` gives it back, and so does leaving the context."""
+
+    @property
+    def view(self) -> NDArray[np.void]:
+        """The most urgent entries, an array of `plan.VIEW`: at most 4 x `max_batch_size`."""
+        ...
+
+    def take(self, plan: Plan, instance: int) -> Batch | None:
+        """Carry out a plan; None when nothing of it was left to take."""
+        ...
+
+    def __enter__(self) -> Turn: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class Queue(Protocol):
+    """What waits for one loaded version. `model_number` is the ledger's."""
+
+    spec: ModelSpec
+    model_number: int
+
+    def push(self, request: Request, sink: Sink) -> Entry:
+        """Admit a request.
+
+        Raises:
+            InvalidRequest: it does not fit the version.
+            QueueFull, CannotMeetDeadline: refused.
+            QueueClosed: the version takes no more.
+        """
+        ...
+
+    def turn(self, until: int | None) -> Turn | None:
+        """Wait until there is something to plan; None when the queue is closed and empty.
+
+        Args:
+            until: come back at this instant (ns) although nothing new has arrived; None waits for an entry.
+        """
+        ...
+
+    def set_limits(self, limits: Limits) -> None:
+        """Change the bounds, from the next push on."""
+        ...
+
+    def depth(self) -> Depth:
+        """What waits."""
+        ...
+
+    def wait_settled(self, until: int) -> bool:
+        """Wait until every pushed entry is settled, or `until` (ns); says whether it is so."""
+        ...
+
+    def close(self) -> None:
+        """Take no more. What is queued is still served."""
+        ...
+
+    def abandon(self, error: HeadraceError) -> None:
+        """Take no more, and answer what waits with `error`."""
+        ...
+
+
+class OpenQueue(Protocol):
+    """The factory of queues that a transport brings."""
+
+    def __call__(self, spec: ModelSpec, limits: Limits) -> Queue:
+        """A queue for one loaded version."""
+        ...

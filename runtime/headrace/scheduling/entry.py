@@ -1,0 +1,144 @@
+"""An entry: one request on its way through a version, with all it needs until it is settled.
+
+An entry is answered exactly once and settled exactly once. Its queue owns `state`; whoever delivers the answer – a sink –
+settles it, which writes the ledger record and frees its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from headrace.errors import Cancelled, Code, DeadlineExpired, HeadraceError, InvalidRequest, Overloaded, QueueTimeout
+from headrace.ledger.ledger import Outcome, RequestRecord
+from headrace.protocol.validate import Admitted
+from headrace.request import Request, Response
+from headrace.scheduling.admission import Depth, Due
+from headrace.scheduling.plan import NEVER
+
+
+class EntryState(Enum):
+    """Where an entry is."""
+
+    PARKED = "parked"
+    """In its lane, behind another."""
+    WAITING = "waiting"
+    """In the order, visible to plans."""
+    TAKEN = "taken"
+    """In a batch."""
+    ANSWERED = "answered"
+    """Its last answer is with the sink."""
+    SETTLED = "settled"
+
+
+@dataclass(slots=True)
+class Stamps:
+    """When a request passed each border, in ns; 0 where it did not get. Received and decoded are in the request."""
+
+    queued: int = 0
+    taken: int = 0
+    gathered: int = 0
+    executed: int = 0
+    scattered: int = 0
+
+
+class EntryOwner(Protocol):
+    """The queue of an entry, as the entry sees it."""
+
+    def settle(self, entry: Entry, outcome: Outcome, code: Code, sent: int) -> bool:
+        """Write the record and free the place, the first time it is called for an entry; says whether it was."""
+        ...
+
+    def cancel(self, entry: Entry) -> None:
+        """Nobody wants the answer any more."""
+        ...
+
+
+class Entry:
+    """One admitted request."""
+
+    __slots__ = (
+        "admitted", "batch", "bytes_out", "cancelled", "due", "index", "key", "lane", "number", "owner", "request", "sink",
+        "stamps", "state",
+    )  # fmt: skip
+
+    def __init__(self, owner: EntryOwner, request: Request, admitted: Admitted, due: Due, sink: Sink, lane: Hashable | None) -> None:
+        self.owner, self.request, self.admitted, self.due, self.sink, self.lane = owner, request, admitted, due, sink, lane
+        self.number = 0
+        self.key = due.key
+        self.state = EntryState.PARKED
+        self.stamps = Stamps()
+        self.cancelled = False
+        self.batch = self.index = self.bytes_out = 0
+
+    @property
+    def size(self) -> Depth:
+        """What it adds to the depth of its queue. Zero rows still count as one: they take a turn."""
+        return Depth(1, max(1, self.admitted.rows), self.admitted.nbytes)
+
+    def settle(self, outcome: Outcome, code: Code, sent: int) -> bool:
+        """Write the record and free the place. The first call counts; False says it was settled before."""
+        return self.owner.settle(self, outcome, code, sent)
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more. What waits leaves its queue at once; what runs is not answered."""
+        self.owner.cancel(self)
+
+    def record(self, model: int, outcome: Outcome, code: Code, sent: int) -> RequestRecord:
+        """What the ledger keeps of it."""
+        request, stamps = self.request, self.stamps
+        return RequestRecord(
+            self.number, self.batch, request.received, request.decoded, stamps.queued, stamps.taken, stamps.gathered,
+            stamps.executed, stamps.scattered, sent, 0 if self.due.deadline == NEVER else self.due.deadline,
+            self.admitted.nbytes, self.bytes_out, model, self.admitted.rows, self.index, outcome, code.value, self.due.level,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.number} {self.state.value}, {self.admitted.rows} rows>"
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer to one entry: a response, or the error instead of it."""
+
+    entry: Entry
+    result: Response | HeadraceError
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the entry gets no further answer."""
+        return isinstance(self.result, HeadraceError) or self.result.final
+
+    def settle(self, sent: int, bytes_out: int = 0) -> None:
+        """Say that this, a final answer, has been handed over at instant `sent` (ns)."""
+        self.entry.bytes_out += bytes_out
+        if isinstance(self.result, HeadraceError):
+            self.entry.settle(outcome_of(self.result), self.result.code, sent)
+        else:
+            self.entry.settle(Outcome.ANSWERED, Code.OK, sent)
+
+
+class Sink(Protocol):
+    """Where answers go: the network, or a caller in this process."""
+
+    def deliver(self, answers: Sequence[Answer]) -> None:
+        """Take these answers; called once per batch, from the thread that ran it. Must not block.
+
+        The sink settles each final answer when it has handed it over.
+        """
+        ...
+
+
+def outcome_of(error: HeadraceError) -> Outcome:
+    """How a request ended that got this error."""
+    if isinstance(error, (DeadlineExpired, QueueTimeout)):
+        return Outcome.EXPIRED
+    if isinstance(error, Cancelled):
+        return Outcome.CANCELLED
+    if isinstance(error, Overloaded):
+        return Outcome.REFUSED
+    if isinstance(error, InvalidRequest) or error.code in (Code.NOT_FOUND, Code.UNIMPLEMENTED):
+        return Outcome.INVALID
+    return Outcome.FAILED

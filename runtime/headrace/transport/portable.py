@@ -1,0 +1,185 @@
+"""The portable transport: grpc.aio, for machines without the native one.
+
+One event loop in one thread of its own. Payloads pass as bytes: inference is decoded here, everything else goes to the
+control module. Answers of a batch wake the loop once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from headrace.clock import SECOND, Clock, MonotonicClock
+from headrace.engine.routes import Routes
+from headrace.errors import AddressInUse, Broken, Draining, HeadraceError, Unsupported
+from headrace.protocol.codec import MAX_MESSAGE_BYTES, decode_request, encode_response
+from headrace.request import Response
+from headrace.scheduling.entry import Answer
+from headrace.scheduling.sinks import LoopSink
+from headrace.transport.base import ControlCalls
+
+log = logging.getLogger(__name__)
+
+_SERVICE = "/inference.GRPCInferenceService/"
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Otherwise a second server would share a busy port without a word.
+    ("grpc.so_reuseport", 0),
+    # Clients that turn keep-alive on ping more often than gRPC's five minutes, and would be cut off.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class PortableTransport:
+    """See `transport.base.Transport`.
+
+    Args:
+        address: `HOST:PORT`; port 0 picks a free one.
+        clock: for stamps and deadlines.
+    """
+
+    def __init__(self, address: str, clock: Clock | None = None) -> None:
+        self.address = address
+        self._clock = clock or MonotonicClock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run_loop, name="headrace-grpc", daemon=True)
+        self._is_accepting = True
+
+    def start(self, routes: Routes, control: ControlCalls) -> None:
+        """Listen. See `Transport.start`."""
+        self._thread.start()
+        self._do(self._start(routes, control))
+
+    def stop_accepting(self) -> None:
+        """Refuse new calls; those that run go on."""
+        self._is_accepting = False
+
+    def close(self, deadline: int) -> None:
+        """Say goodbye to every connection, wait for the calls that run until `deadline` (ns), then end the rest."""
+        self._is_accepting = False
+        self._do(self._server.stop(max(0.0, (deadline - self._clock.now()) / SECOND)))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _do(self, work: Awaitable[None]) -> None:
+        async def run() -> None:
+            await work
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    async def _start(self, routes: Routes, control: ControlCalls) -> None:
+        self._routes, self._control = routes, control
+        self._sink = LoopSink(routes.push, self._clock, self._loop)
+        self._server = grpc.aio.server(options=_OPTIONS)
+        handlers = {
+            _SERVICE + "ModelInfer": grpc.unary_unary_rpc_method_handler(self._infer),
+            _SERVICE + "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream_infer),
+        }
+        for method in control.methods:
+            handlers[method] = grpc.unary_unary_rpc_method_handler(self._control_call(method))
+        for method in control.dialogues:
+            handlers[method] = grpc.stream_stream_rpc_method_handler(self._dialogue(method))
+        self._server.add_generic_rpc_handlers((_Handlers(handlers),))
+        try:
+            port = self._server.add_insecure_port(self.address)
+        except RuntimeError as error:
+            raise AddressInUse(self.address, _cause(error)) from None
+        host = self.address.rpartition(":")[0]
+        self.address = f"{host}:{port}"
+        await self._server.start()
+
+    async def _infer(self, payload: bytes, context: _Context) -> bytes:
+        received = self._clock.now()
+        try:
+            if not self._is_accepting:
+                raise Draining()
+            request = decode_request(payload)
+            if (route := self._routes.find(request.model, request.version)) is not None and route.spec.decoupled:
+                raise Unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy")
+        except HeadraceError as error:
+            self._routes.turned_away(error, received)
+            return await _abort(context, error)
+        request.received, request.decoded = received, self._clock.now()
+        remaining = context.time_remaining()
+        if remaining is not None:
+            request.deadline = received + int(remaining * SECOND)
+        try:
+            answer = await self._sink.ask(request)
+        except HeadraceError as error:
+            return await _abort(context, error)
+        return await self._encode(answer, context)
+
+    async def _encode(self, answer: Answer, context: _Context) -> bytes:
+        """The last step: the answer is settled here, whatever becomes of it."""
+        try:
+            if isinstance(answer.result, Response):
+                encoded = encode_response(answer.result)
+                answer.settle(self._clock.now(), len(encoded))
+                return encoded
+            error = answer.result
+        except Exception as raised:
+            log.exception("a response could not be encoded")
+            error = raised if isinstance(raised, HeadraceError) else Broken(f"a response could not be encoded: {raised}")
+            answer.result = error
+        answer.settle(self._clock.now())
+        return await _abort(context, error)
+
+    async def _stream_infer(self, requests: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
+        await _abort(context, Unsupported("ModelStreamInfer is not implemented by this server yet; use ModelInfer"))
+        yield b""
+
+    def _control_call(self, method: str) -> Callable[[bytes, _Context], Awaitable[bytes]]:
+        control, blocks = self._control, method in self._control.blocking
+
+        async def call(payload: bytes, context: _Context) -> bytes:
+            try:
+                return await asyncio.to_thread(control.handle, method, payload) if blocks else control.handle(method, payload)
+            except HeadraceError as error:
+                return await _abort(context, error)
+
+        return call
+
+    def _dialogue(self, method: str) -> Callable[[AsyncIterator[bytes], _Context], AsyncIterator[bytes]]:
+        control = self._control
+
+        async def converse(requests: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
+            try:
+                async for payload in requests:
+                    yield control.handle(method, payload)
+            except HeadraceError as error:
+                await _abort(context, error)
+
+        return converse
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    """Every method by its full name, payloads as bytes."""
+
+    def __init__(self, handlers: dict[str, Any]) -> None:
+        self._handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        return self._handlers.get(handler_call_details.method)
+
+
+async def _abort(context: _Context, error: HeadraceError) -> bytes:
+    await context.abort(grpc.StatusCode[error.code.name], error.message)
+    raise Broken("gRPC went on after an abort")
+
+
+def _cause(error: RuntimeError) -> str:
+    text = str(error)
+    return "the address is already in use" if "in use" in text.lower() or "bind" in text.lower() else text

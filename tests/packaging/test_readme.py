@@ -1,0 +1,96 @@
+"""Every example of the README works, in the order in which it stands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+BLOCK = re.compile(r"^<!-- test -->\n```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass
+class Reader:
+    """Somebody who types what the README says; port 8001 may be taken here, so a free one stands for it."""
+
+    port: int
+    servers: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "160"}
+
+    def follow(self, language: str, text: str) -> None:
+        text = text.replace("127.0.0.1:8001", f"127.0.0.1:{self.port}")
+        if language == "python":
+            self.run([sys.executable, "-c", text])
+            return
+        for example in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+            command, _, shown = example.partition("\n")
+            told = self.serve(command) if command.endswith("&") else self.run(["sh", "-c", command])
+            assert re.search(pattern(shown), told, re.MULTILINE), f"{command}\n{told}"
+
+    def run(self, command: list[str]) -> str:
+        done = subprocess.run(command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def serve(self, command: str) -> str:
+        command = f"exec {command.rstrip(' &')} --grpc 127.0.0.1:{self.port} --drain-grace 0"
+        server = subprocess.Popen(command, shell=True, cwd=ROOT, env=self.environment(), stdout=subprocess.PIPE, text=True)
+        self.servers.append(server)
+        assert server.stdout is not None
+        return server.stdout.readline()
+
+
+def pattern(shown: str) -> str:
+    """A regular expression for output: `...` is anything, and runs of blanks are as wide as they are."""
+    parts = (r"\s+".join(map(re.escape, part.split())) for part in shown.strip().split("..."))
+    return r"(?:.|\n)*?".join(parts)
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    reader = Reader(port)
+    yield reader
+    for server in reader.servers:
+        server.send_signal(signal.SIGTERM)
+        server.communicate()
+        assert server.returncode == 0
+
+
+@pytest.mark.timeout(600)
+def test_the_examples_work(reader: Reader) -> None:
+    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+    assert len(blocks) >= 6
+    for language, text in blocks:
+        reader.follow(language, text)
+
+
+def test_every_example_is_tested() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(re.findall(r"^```(?:console|python)$", text, re.MULTILINE)) == len(BLOCK.findall(text))
+
+
+def test_the_options_are_those_of_the_command() -> None:
+    table = set(re.findall(r"`(--[a-z-]+)[` ]", (ROOT / "README.md").read_text().partition("| option |")[2].partition("\n\n")[0]))
+    command = [sys.executable, "-m", "headrace", "serve", "--help"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    options = set(re.findall(r"(?<!\S)(--[a-z-]+)", told.partition("Options:")[2]))
+    assert table == options - {"--help", "--config", "--no-strict-readiness"}
+
+
+def test_its_links_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text()):
+            assert (ROOT / target).exists(), f"{name} links to {target}"
