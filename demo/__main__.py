@@ -33,7 +33,7 @@ from demo.server import Server, ServerFailed
 FILES = 40
 IN_FLIGHT = 8
 TOLERANCE = 1e-5
-"""Absolute and relative. Rows of one batch and rows alone take different paths through the kernels and differ by rounding."""
+"""Absolute and relative: batches of different size differ by rounding."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,11 @@ def judge(
         subprocess.run([sys.executable, "-m", "demo.reference", str(asked), str(told)], cwd=ROOT, check=True)
         expected: NDArray[np.float32] = np.load(told)
     served = np.stack([answer.scores for answer in answers])
-    close = np.isclose(served, expected, rtol=TOLERANCE, atol=TOLERANCE).all(axis=1)
-    same = close & (served.argmax(axis=1) == expected.argmax(axis=1))
+    # [2, files]: close to the answer for the row alone, or for the row in company; nobody knows what batch it was in.
+    close = np.isclose(served, expected, rtol=TOLERANCE, atol=TOLERANCE).all(axis=2)
+    same = (close & (served.argmax(axis=1) == expected.argmax(axis=2))).any(axis=0)
     if same.all():
-        worst = float(np.abs(served - expected).max())
+        worst = float(np.abs(served - expected).max(axis=2).min(axis=0).max())
         console.print(f"[green]all {len(files)} answers are those of ONNX Runtime alone[/green] (largest difference {worst:.1e})")
         return True
     wrong = ", ".join(str(file.relative_to(ROOT)) for file, right in zip(files, same, strict=True) if not right)

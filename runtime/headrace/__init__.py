@@ -1,9 +1,11 @@
 """Headrace: an inference runtime for ONNX model graphs, on one edge box or a Ray cluster.
 
-    from headrace import Engine
+```python
+from headrace import Engine
 
-    with Engine("models") as engine:
-        answer = engine.infer("mlp", {"x": rows})
+with Engine("models") as engine:
+    answer = engine.infer("mlp", {"x": rows})
+```
 """
 
 from __future__ import annotations

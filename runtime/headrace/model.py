@@ -65,7 +65,7 @@ class Batching:
     priority_levels: int = 0
     default_priority: int = 0
     policy: QueuePolicy = QueuePolicy()
-    level_policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
+    level_policies: Mapping[int, QueuePolicy] = field(default_factory=dict[int, QueuePolicy])
     objective_ns: int = 10 * SECOND
     """When a request that names no deadline is due, for the order of the queue only."""
 

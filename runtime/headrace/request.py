@@ -33,7 +33,7 @@ class Request:
     version: int = 0
     outputs: tuple[str, ...] = ()
     id: str = ""
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict[str, Parameter])
     deadline: int | None = None
     timeout_ns: int = 0
     priority: int = 0

@@ -93,7 +93,7 @@ class BytesTensor:
         width = math.prod(self.shape[1:])
         return BytesTensor((stop - start, *self.shape[1:]), self.offsets[start * width : stop * width + 1], self.data)
 
-    def objects(self) -> NDArray[np.object_]:
+    def objects(self) -> NDArray[Any]:
         """The elements as Python `bytes`, in an object array of `shape`."""
         data = self.data.tobytes()
         array = np.empty(self.size, np.object_)

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import onnx
 import pytest
+from onnx import TensorProto, helper
+
 from headrace.backends import installed
 from headrace.cli import doctor
 from headrace.errors import InvalidRepository
-from onnx import TensorProto, helper
 
 ROOT = Path(__file__).parent.parent.parent
 HEADRACE = [sys.executable, "-m", "headrace"]
@@ -91,7 +92,10 @@ def one_line(text: str) -> str:
         (["serve", "--repository", "configs", "--grpc", "8001"], "expected HOST:PORT"),
         (["serve", "--repository", "configs", "--config", "absent.yaml"], "cannot read absent.yaml"),
         (["serve", "--repository", "configs", "--config", "constraints.txt"], "constraints.txt"),
-        (["serve", "--repository", "configs/server", "--model-control", "explicit", "--load-model", "absent"], "absent"),
+        (
+            ["serve", "--repository", "configs", "--grpc", "127.0.0.1:0", "--model-control", "explicit", "--load-model", "no"],
+            "'no'",
+        ),
         (["serve", "--repository", "configs/server", "--grpc", "no-such-host.invalid:0"], "no-such-host.invalid"),
         (["models", "--repository", "/no/such/folder"], "/no/such/folder"),
         (["models"], "--repository"),

@@ -108,8 +108,14 @@ class FakeSession:
     def __init__(self, config: ModelConfig, script: Script) -> None:
         batch = (-1,) if config.max_batch_size > 0 else ()
         self.io = GraphIO(
-            tuple(_declared(i.name, i.data_type, (*batch, *(i.reshape.shape if i.HasField("reshape") else i.dims))) for i in config.input),
-            tuple(_declared(o.name, o.data_type, (*batch, *(o.reshape.shape if o.HasField("reshape") else o.dims))) for o in config.output),
+            tuple(
+                _declared(i.name, i.data_type, (*batch, *(i.reshape.shape if i.HasField("reshape") else i.dims)))
+                for i in config.input
+            ),
+            tuple(
+                _declared(o.name, o.data_type, (*batch, *(o.reshape.shape if o.HasField("reshape") else o.dims)))
+                for o in config.output
+            ),
         )
         self.replayable = script.replayable
         self.is_closed = False
@@ -162,7 +168,11 @@ def _declared(name: str, datatype: DataType, shape: tuple[int, ...]) -> GraphTen
 def _echoed(output: GraphTensor, given: Tensor | None, rows: int) -> Tensor:
     if given is not None and len(given.shape) == len(output.shape):
         fits = all(d in (-1, s) for d, s in zip(output.shape, given.shape, strict=True))
-        if fits and (isinstance(given, BytesTensor) if output.datatype == "BYTES" else getattr(given, "dtype", None) == DTYPES[output.datatype]):
+        if fits and (
+            isinstance(given, BytesTensor)
+            if output.datatype == "BYTES"
+            else getattr(given, "dtype", None) == DTYPES[output.datatype]
+        ):
             return given
     shape = tuple(max(size, 1) for size in output.shape)
     if output.shape[:1] == (-1,):

@@ -71,6 +71,7 @@ class OnnxSession:
     def __init__(self, session: ort.InferenceSession, config: ModelConfig) -> None:
         self.io = _io_of(session)
         self._session: ort.InferenceSession | None = session
+        self._scalars = {tensor.name for tensor in self.io.inputs if not tensor.shape}
         self._has_bfloat16 = any(t.datatype == "BF16" for t in (*self.io.inputs, *self.io.outputs))
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = 4
@@ -81,7 +82,11 @@ class OnnxSession:
         """Run the batch. See `Session.run`."""
         assert self._session is not None, "a closed session was asked to run"
         names = list(batch.wanted())
-        feed = {name: _to_ort(name, tensor) for name, tensor in batch.tensors().items()}
+        feed = {
+            # Rank 0 is told as [1]: a configuration has no other word for it.
+            name: _to_ort(name, tensor.reshape(()) if name in self._scalars else tensor)
+            for name, tensor in batch.tensors().items()
+        }
         if self._has_bfloat16:
             return self._run_values(names, feed)
         return dict(zip(names, map(_from_ort, self._session.run(names, feed, self._run_options)), strict=True))
@@ -157,7 +162,10 @@ def _flag(parameters: dict[str, str], key: str) -> bool:
 
 
 def _io_of(session: ort.InferenceSession) -> GraphIO:
-    inputs = [*((node, False) for node in session.get_inputs()), *((node, True) for node in session.get_overridable_initializers())]
+    inputs = [
+        *((node, False) for node in session.get_inputs()),
+        *((node, True) for node in session.get_overridable_initializers()),
+    ]
     return GraphIO(
         tuple(_graph_tensor(node, initializer=extra) for node, extra in inputs),
         tuple(_graph_tensor(node) for node in session.get_outputs()),
@@ -177,7 +185,9 @@ def _to_ort(name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
         # Text, for ONNX Runtime would store the repr of bytes.
         texts = [element.decode() for element in tensor.objects().flat]
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"input '{name}' holds bytes that are no UTF-8 text, which is all that ONNX strings can be: {error}") from None
+        raise InvalidRequest(
+            f"input '{name}' holds bytes that are no UTF-8 text, which is all that ONNX strings can be: {error}"
+        ) from None
     array = np.empty(len(texts), np.object_)
     array[:] = texts
     return array.reshape(tensor.shape)
@@ -186,7 +196,7 @@ def _to_ort(name: str, tensor: Tensor) -> np.ndarray[Any, Any]:
 def _from_ort(value: Any) -> Tensor:
     if not isinstance(value, np.ndarray):
         raise BackendFailed(f"the model returned a {type(value).__name__}, and only tensors can be sent")
-    array: np.ndarray[Any, Any] = value
+    array: np.ndarray[Any, Any] = value.reshape(1) if value.ndim == 0 else value
     if array.dtype.kind == "O":
         return BytesTensor.of(array.reshape(-1).tolist(), array.shape)
     return array
@@ -195,7 +205,7 @@ def _from_ort(value: Any) -> Tensor:
 def _copied(value: ort.OrtValue) -> Tensor:
     if value.element_type() != _BFLOAT16:
         return _from_ort(value.numpy())
-    shape = tuple(value.shape())
+    shape = tuple(value.shape()) or (1,)
     count = int(np.prod(shape, dtype=np.int64))
     bits = np.zeros(count, np.uint16)
     if count:

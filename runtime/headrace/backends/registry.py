@@ -45,6 +45,8 @@ class Backends:
             if name not in self._made:
                 if name not in BUILT_IN:
                     known = ", ".join(sorted({*BUILT_IN, *self._made} - {"fake"}))
-                    raise InvalidRepository(f"model '{model}' needs backend '{name}', which this server does not have; it has: {known}")
+                    raise InvalidRepository(
+                        f"model '{model}' needs backend '{name}', which this server does not have; it has: {known}"
+                    )
                 self._made[name] = BUILT_IN[name]()
             return self._made[name]

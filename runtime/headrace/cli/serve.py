@@ -7,6 +7,7 @@ live and not ready, and stopping goes the other way round: not ready, grace, no 
 from __future__ import annotations
 
 import logging
+import os
 import select
 import signal
 import socket
@@ -83,6 +84,7 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
     source = _source(config, model)
     name = chosen_transport(config.transport)
     configure_logs(config.log_level, config.log_format)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its failures are exceptions; its own lines on stderr are no JSON
     from headrace.engine.engine import Engine
     from headrace.transport.control import Control
     from headrace.transport.portable import PortableTransport
@@ -99,7 +101,7 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
     try:
         signals = StopSignals()
         transport.start(engine.routes, Control(engine, config.server_name))
-        log.info("listening, loading models", extra={"grpc": transport.address})
+        log.debug("listening, loading models", extra={"grpc": transport.address})
         engine.start()
         signals.listen()
         _announce(engine, transport, name)

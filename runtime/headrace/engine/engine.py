@@ -1,20 +1,17 @@
-"""The engine: the models it holds, the way in, and the way out.
+"""The engine: models in this process, the way in, and the way out.
 
-Owner of models, versions and instances. Loads of one model are serialised by a lock of its own; what transports need is
-published through `Routes` in one step. A version that is replaced serves what is queued for it, in the background.
+It wires the parts: the catalog holds the models, routes lead to their queues, the ledger keeps the accounts.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +19,13 @@ from numpy.typing import NDArray
 from headrace.backends.base import Backend
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock, MonotonicClock
-from headrace.engine.lifecycle import Opened, Running, open_version, reason_of, warm_up
+from headrace.engine.catalog import Catalog, ModelSource, ModelStatus
 from headrace.engine.routes import Routes
-from headrace.errors import HeadraceError, LoadFailed, NotAllowed, NotInRepository, Unsupported
+from headrace.engine.watch import Watcher
+from headrace.errors import HeadraceError, NotAllowed, NotInRepository, Unsupported
 from headrace.ledger.ledger import Ledger
 from headrace.ledger.views import Statistics
-from headrace.model import ModelSpec, State
-from headrace.models.files import ModelFiles
+from headrace.model import State
 from headrace.models.repository import ModelFile, Repository
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.request import Request, Response
@@ -38,51 +35,8 @@ from headrace.scheduling.expiry import PortableQueues
 from headrace.scheduling.sinks import LoopSink, ThreadSink
 from headrace.tensor import BytesTensor, Tensor, as_tensor
 
-log = logging.getLogger(__name__)
-
 _LOAD_THREADS = 4
-_RETIRE_NS = 300 * SECOND
-"""How long a replaced version may go on serving what is queued for it."""
-
-
-@dataclass(slots=True)
-class ModelStatus:
-    """What is known of one version; `version` None stands for a model of which no version could be read."""
-
-    model: str
-    version: int | None
-    state: State
-    reason: str = ""
-    spec: ModelSpec | None = None
-    filled: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class _Model:
-    """A model by name. `lock` serialises its loads; `versions` is replaced, never changed."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    versions: dict[int, tuple[ModelStatus, Running | None]] = field(default_factory=dict)
-    broken: ModelStatus | None = None
-    config_text: str | None = None
-    unloaded: bool = False
-
-
-class ModelSource(Protocol):
-    """Where models come from: a repository, or a single file."""
-
-    def names(self) -> list[str]:
-        """All names."""
-        ...
-
-    def read(self, name: str, override: ModelConfig | None = None, gpus: int = 0) -> ModelFiles:
-        """One model."""
-        ...
-
-    def fingerprint(self, name: str) -> object:
-        """What changes whenever the model does; None when it is gone."""
-        ...
+_CLOSE_NS = 30 * SECOND
 
 
 class Engine:
@@ -121,37 +75,34 @@ class Engine:
         self.statistics = Statistics()
         self.ledger = Ledger(self.statistics.fold)
         self.routes = Routes(self.ledger, self.clock.now)
-        self._poll_seconds, self._strict = poll_seconds, strict_readiness
-        self._backends = Backends(backends)
+        self._strict = strict_readiness
         self._queues = PortableQueues(self.ledger, self.clock)
-        self._open_queue = open_queue or self._queues
-        self._models: dict[str, _Model] = {}
-        self._seen: dict[str, object] = {}
-        self._lock = threading.Lock()
-        self._retiring: set[Running] = set()
-        self._background = ThreadPoolExecutor(_LOAD_THREADS, "headrace-load")
+        self.catalog = Catalog(self.repository, Backends(backends), open_queue or self._queues, self.routes, self.clock)
+        self.watcher = Watcher(self.repository, self.catalog, poll_seconds)
         self._is_started = self._is_draining = False
-        self._stop = threading.Event()
-        self._poller: threading.Thread | None = None
+        self._closed = threading.Event()
         self._threads = ThreadSink(self.routes.push, self.clock)
         self._loops: dict[asyncio.AbstractEventLoop, LoopSink] = {}
 
     # Life.
 
     def start(self) -> None:
-        """Load what the mode of control says. Returns when every load has come to an end, good or bad."""
+        """Load what the mode of control says. Returns when every load has come to an end, good or bad. Once."""
+        if self._is_started:
+            return
         names = self.repository.names()
         if self.control == "explicit":
             unknown = [name for name in self._wanted if name != "*" and name not in names]
             if unknown:
                 raise NotInRepository(unknown[0])
             names = names if "*" in self._wanted else list(self._wanted)
-        self._seen = {name: self.repository.fingerprint(name) for name in names}
-        list(self._background.map(self._try_load, names))
+        for name in names:
+            self.watcher.remember(name)
+        with ThreadPoolExecutor(_LOAD_THREADS, "headrace-load") as loaders:
+            list(loaders.map(self.catalog.try_load, names))
         self._is_started = True
         if self.control == "poll":
-            self._poller = threading.Thread(target=self._follow, name="headrace-poll", daemon=True)
-            self._poller.start()
+            self.watcher.start()
 
     def __enter__(self) -> Engine:
         self.start()
@@ -163,19 +114,19 @@ class Engine:
     @property
     def is_live(self) -> bool:
         """Whether the engine runs: from start to the end of draining."""
-        return self._is_started and not self._stop.is_set()
+        return self._is_started and not self._closed.is_set()
 
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
-        return self._stop.is_set()
+        return self._closed.is_set()
 
     @property
     def ready(self) -> bool:
         """Whether to send requests here: started, not draining, and – if strict – every model that was not unloaded is ready."""
         if not self._is_started or self._is_draining:
             return False
-        return not self._strict or all(s.state is State.READY for s in self._statuses(include_unloaded=False))
+        return not self._strict or all(s.state is State.READY for s in self.catalog.statuses(include_unloaded=False))
 
     def drain(self, deadline: int) -> bool:
         """Be not ready, and wait until everything that was pushed is settled, or `deadline` (ns). Says whether it is.
@@ -183,7 +134,8 @@ class Engine:
         Requests are still taken: a transport stops those at its door.
         """
         self._is_draining = True
-        return all([running.route.queue.wait_settled(deadline) for running in self._all_running()])
+        settled = [running.route.queue.wait_settled(deadline) for running in self.catalog.running()]
+        return all(settled)
 
     def unready(self) -> None:
         """Be not ready, while everything is still served."""
@@ -191,16 +143,14 @@ class Engine:
 
     def close(self, deadline: int | None = None) -> None:
         """Take no more, serve what is queued until `deadline` (ns; 30 s from now by default), end all threads. Once."""
-        if self._stop.is_set():
+        if self._closed.is_set():
             return
         self._is_draining = True
-        self._stop.set()
+        self._closed.set()
         self.routes.close()
-        until = self.clock.now() + 30 * SECOND if deadline is None else deadline
-        if self._poller is not None:
-            self._poller.join()
-        self._background.shutdown(wait=True, cancel_futures=True)
-        for running in self._all_running():
+        until = self.clock.now() + _CLOSE_NS if deadline is None else deadline
+        self.watcher.stop()
+        for running in self.catalog.running():
             running.retire(until, self.clock)
         self._queues.close()
         self.ledger.drain()
@@ -215,40 +165,11 @@ class Engine:
             LoadFailed: at least one version did not come up.
             InvalidRepository: the model cannot be read.
         """
-        model = self._model(name)
-        with model.lock:
-            try:
-                files = self.repository.read(name, override)
-            except NotInRepository:
-                if not model.versions:
-                    self._forget(name)
-                raise
-            except HeadraceError as error:
-                if not any(running for _, running in model.versions.values()):
-                    model.broken = ModelStatus(name, None, State.UNAVAILABLE, error.message)
-                    self._publish(name, model)
-                log.error("model cannot be read", extra={"model": name, "reason": error.message})
-                raise
-            model.broken, model.unloaded = None, False
-            self._load_versions(name, model, files)
+        self.catalog.load(name, override)
 
     def unload(self, name: str) -> None:
-        """Stop serving a model, once what is queued has been answered in the background. Unknown names are fine."""
-        with self._lock:
-            model = self._models.get(name)
-        if model is None:
-            return
-        with model.lock:
-            old = [running for _, running in model.versions.values() if running]
-            versions = model.versions or {}
-            model.versions = {
-                number: (ModelStatus(name, number, State.UNAVAILABLE, "unloaded", status.spec), None)
-                for number, (status, _) in versions.items()
-            }
-            model.broken, model.config_text, model.unloaded = None, None, True
-            self._publish(name, model)
-            self._retire(old)
-            log.info("model unloaded", extra={"model": name})
+        """Stop serving a model; what is queued is still answered, in the background. Unknown names are fine."""
+        self.catalog.unload(name)
 
     def require_explicit(self) -> None:
         """For transports: loading by request is for mode `explicit`.
@@ -261,30 +182,7 @@ class Engine:
 
     def statuses(self) -> list[ModelStatus]:
         """Every version of every model that was ever asked for, by name and version."""
-        return self._statuses(include_unloaded=True)
-
-    def poll(self) -> bool:
-        """Look at the repository once. A change is acted on when two looks in a row find it the same: nobody is copying then.
-
-        Returns whether there is a change to look at again.
-        """
-        try:
-            names = set(self.repository.names())
-        except HeadraceError as error:
-            log.warning("%s", error)
-            return False
-        with self._lock:
-            known = {name for name, model in self._models.items() if not model.unloaded}
-        unsettled = False
-        for name in sorted(names | known):
-            now, before = self.repository.fingerprint(name), self._seen.get(name)
-            if isinstance(before, _Changing) and now == before.to:
-                self._seen[name] = now
-                self._follow_change(name, gone=now is None and name not in names)
-            elif now != (before.to if isinstance(before, _Changing) else before):
-                self._seen[name] = _Changing(now)
-                unsettled = True
-        return unsettled
+        return self.catalog.statuses()
 
     # Inference.
 
@@ -351,7 +249,13 @@ class Engine:
     # Inside.
 
     def _request(
-        self, model: str, inputs: Mapping[str, object], version: int, outputs: Sequence[str], timeout: float | None, request_id: str
+        self,
+        model: str,
+        inputs: Mapping[str, object],
+        version: int,
+        outputs: Sequence[str],
+        timeout: float | None,
+        request_id: str,
     ) -> Request:
         now = self.clock.now()
         route = self.routes.resolve(model, version)
@@ -362,120 +266,6 @@ class Engine:
         return Request(
             model, tensors, version, tuple(outputs), request_id, deadline=deadline, received=now, decoded=self.clock.now()
         )
-
-    def _model(self, name: str) -> _Model:
-        with self._lock:
-            return self._models.setdefault(name, _Model())
-
-    def _forget(self, name: str) -> None:
-        with self._lock:
-            self._models.pop(name, None)
-        self.routes.publish(name, None)
-
-    def _try_load(self, name: str) -> None:
-        try:
-            self.load(name)
-        except HeadraceError as error:
-            log.debug("load of %s: %s", name, error)
-        except Exception:
-            log.exception("loading model '%s' failed; this is a bug in Headrace", name)
-
-    def _load_versions(self, name: str, model: _Model, files: ModelFiles) -> None:
-        """Bring up what is new, publish it in one step, then let go of what it replaces."""
-        old = dict(model.versions)
-        same_config = model.config_text == files.config_text
-        new: dict[int, tuple[ModelStatus, Running | None]] = {
-            number: (ModelStatus(name, number, State.UNAVAILABLE, reason), None) for number, reason in files.missing.items()
-        }
-        failed = dict(files.missing)
-        for version in files.versions:
-            status, running = old.get(version.number, (None, None))
-            try:
-                if running is not None and same_config and running.opened.spec.digest == version.digest():
-                    assert status is not None
-                    new[version.number] = (status, running)
-                    continue
-                if running is None:
-                    model.versions = {**model.versions, version.number: (ModelStatus(name, version.number, State.LOADING), None)}
-                    self._publish(name, model)
-                opened = open_version(files, version, self._backends)
-                warm_up(opened)
-                new[version.number] = self._run(opened)
-            except Exception as error:
-                reason = failed[version.number] = reason_of(error, version.path)
-                log.error("version did not load", extra={"model": name, "version": version.number, "reason": reason})
-                if running is not None and status is not None:
-                    new[version.number] = (status, running)
-                else:
-                    new[version.number] = (ModelStatus(name, version.number, State.UNAVAILABLE, reason), None)
-        model.versions = new
-        model.config_text = None if failed else files.config_text
-        self._publish(name, model)
-        kept = {id(running) for _, running in new.values()}
-        self._retire([running for _, running in old.values() if running is not None and id(running) not in kept])
-        if failed:
-            raise LoadFailed(name, failed)
-
-    def _run(self, opened: Opened) -> tuple[ModelStatus, Running]:
-        spec = opened.spec
-        running = Running(opened, self._open_queue, self.clock)
-        running.start()
-        log.info("version ready", extra={"model": spec.name, "version": spec.version, "digest": spec.digest, "filled": opened.filled})
-        for line in opened.warnings:
-            log.warning("%s", line, extra={"model": spec.name})
-        return ModelStatus(spec.name, spec.version, State.READY, "", spec, opened.filled, opened.warnings), running
-
-    def _publish(self, name: str, model: _Model) -> None:
-        self.routes.publish(name, {number: running.route if running else None for number, (_, running) in model.versions.items()})
-
-    def _retire(self, replaced: list[Running]) -> None:
-        for running in replaced:
-            running.route.queue.close()
-            with self._lock:
-                self._retiring.add(running)
-            threading.Thread(target=self._finish_retiring, args=(running,), name="headrace-retire", daemon=True).start()
-
-    def _finish_retiring(self, running: Running) -> None:
-        running.retire(self.clock.now() + _RETIRE_NS, self.clock)
-        with self._lock:
-            self._retiring.discard(running)
-
-    def _all_running(self) -> list[Running]:
-        with self._lock:
-            models = list(self._models.values())
-            return [running for model in models for _, running in model.versions.values() if running] + list(self._retiring)
-
-    def _statuses(self, *, include_unloaded: bool) -> list[ModelStatus]:
-        with self._lock:
-            models = sorted(self._models.items())
-        found: list[ModelStatus] = []
-        for _, model in models:
-            if model.unloaded and not include_unloaded:
-                continue
-            found += [status for _, (status, _) in sorted(model.versions.items())]
-            found += [model.broken] if model.broken else []
-        return found
-
-    def _follow(self) -> None:
-        """The poll thread. A change is looked at again soon, to see whether somebody is still copying."""
-        seconds = self._poll_seconds
-        while not self._stop.wait(seconds):
-            seconds = min(1.0, self._poll_seconds) if self.poll() else self._poll_seconds
-
-    def _follow_change(self, name: str, *, gone: bool) -> None:
-        if gone:
-            self.unload(name)
-            self._forget(name)
-            self._seen.pop(name, None)
-        else:
-            self._try_load(name)
-
-
-@dataclass(frozen=True, slots=True)
-class _Changing:
-    """A fingerprint seen once."""
-
-    to: object
 
 
 def source_of(repository: ModelSource | Path | str) -> ModelSource:
@@ -491,4 +281,7 @@ def source_of(repository: ModelSource | Path | str) -> ModelSource:
 
 
 def _arrays(response: Response) -> dict[str, NDArray[Any]]:
-    return {name: tensor.objects() if isinstance(tensor, BytesTensor) else np.asarray(tensor) for name, tensor in response.outputs.items()}
+    return {
+        name: tensor.objects() if isinstance(tensor, BytesTensor) else np.asarray(tensor)
+        for name, tensor in response.outputs.items()
+    }

@@ -18,7 +18,9 @@ log = logging.getLogger(__name__)
 class Instance:
     """One of the threads that run a session. It ends when its queue is closed and empty."""
 
-    def __init__(self, number: int, session: Session, queue: Queue, predictor: Predictor, set_points: SetPoints, clock: Clock) -> None:
+    def __init__(
+        self, number: int, session: Session, queue: Queue, predictor: Predictor, set_points: SetPoints, clock: Clock
+    ) -> None:
         self._number, self._session, self._queue = number, session, queue
         self._predictor, self._set_points, self._clock = predictor, set_points, clock
         name = f"{queue.spec.name}/{queue.spec.version}#{number}"
@@ -78,4 +80,6 @@ class Instance:
                     raise BackendFailed("a decoupled session must not call itself replayable")
                 batch.send(index, outputs, final=True)
             except Exception as error:
-                batch.fail(error if isinstance(error, HeadraceError) else BackendFailed(str(error) or type(error).__name__), index)
+                batch.fail(
+                    error if isinstance(error, HeadraceError) else BackendFailed(str(error) or type(error).__name__), index
+                )

@@ -72,7 +72,8 @@ def open_version(files: ModelFiles, version: VersionFiles, backends: Backends) -
         spec = spec_of(config, version.number, digest, files.path)
         if not version.is_unchanged():
             raise InvalidRepository(
-                f"version {version.number} of model '{config.name}' changed while it was being loaded; load it again when it is complete"
+                f"version {version.number} of model '{config.name}' changed while it was being loaded; "
+                "load it again when it is complete"
             )
     except BaseException:
         for session, _ in sessions:
@@ -122,7 +123,8 @@ class Running:
         queue.wait_settled(until)
         queue.abandon(Draining())
         grace = max(0.2, (until - clock.now()) / SECOND)
-        if not all([instance.join(grace) for instance in self._instances]):
+        ended = [instance.join(grace) for instance in self._instances]
+        if not all(ended):
             log.warning("%s still runs; its session is not closed", self.opened.spec)
             return False
         self.opened.close()
@@ -140,7 +142,7 @@ def warm_up(opened: Opened) -> None:
             if not isinstance(outputs, Mapping):
                 for _ in outputs:
                     pass
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             log.info("warm-up of %s failed, which need not mean anything: %s", opened.spec, error)
 
 

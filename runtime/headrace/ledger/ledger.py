@@ -32,7 +32,11 @@ class Outcome(IntEnum):
 
 
 class RequestRecord(NamedTuple):
-    """One request. `model` is the ledger's number of the version (0: none was found), `batch` 0 means it never ran."""
+    """One request.
+
+    `model` is the ledger's number of the version (0: none was found); `batch` 0 means it never ran, `place` is which of its
+    requests this is.
+    """
 
     number: int = 0
     batch: int = 0
@@ -49,7 +53,7 @@ class RequestRecord(NamedTuple):
     bytes_out: int = 0
     model: int = 0
     rows: int = 0
-    index: int = 0
+    place: int = 0
     outcome: int = 0
     code: int = 0
     level: int = 0
@@ -67,10 +71,10 @@ class BatchRecord(NamedTuple):
     model: int
     rows: int
     requests: int
-    padding: int
-    failed: int
-    instance: int
-    reason: int
+    padding: int = 0
+    failed: int = 0
+    instance: int = 0
+    reason: int = 0
 
 
 def _layout(record: type[Any], formats: str) -> tuple[struct.Struct, np.dtype[Any]]:

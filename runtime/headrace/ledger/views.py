@@ -63,7 +63,9 @@ class Statistics:
         for number in np.unique(requests["model"]).tolist():
             self._fold_requests(self.versions[number], requests[requests["model"] == number])
         for number in np.unique(batches["model"]).tolist():
-            self._fold_batches(self.versions[number], batches[(batches["model"] == number) & (batches["failed"] < batches["requests"])])
+            self._fold_batches(
+                self.versions[number], batches[(batches["model"] == number) & (batches["failed"] < batches["requests"])]
+            )
 
     def _fold_requests(self, totals: VersionTotals, records: Records) -> None:
         for outcome, count in zip(*np.unique(records["outcome"], return_counts=True), strict=True):

@@ -115,9 +115,12 @@ def _decode_inputs(message: ModelInferRequest) -> dict[str, RawTensor]:
         name = tensor.name
         if name in inputs:
             raise InvalidRequest(f"{request_prefix(message.id)}input '{name}' already exists in request")
-        if tensor.parameters:
-            _check_region(tensor.parameters, name)
         what = f"'{name}' for model '{message.model_name}'"
+        if tensor.parameters and (region := _region(tensor.parameters, name)) is not None:
+            if tensor.HasField("contents"):
+                raise InvalidRequest(f"unexpected 'content' provided when using shared memory for input tensor {what}")
+            # Nobody can register one with this server.
+            raise RegionNotFound(region)
         if not tensor.HasField("contents"):
             data = next(raw, None)
             if data is None:
@@ -136,9 +139,7 @@ def _typed_contents(contents: Any, datatype: str, what: str) -> bytes:
     if not given:
         return b""
     if len(given) > 1:
-        raise InvalidRequest(
-            f"unexpected explicit tensor data for input tensor {what}, binary data was already supplied."
-        )
+        raise InvalidRequest(f"unexpected explicit tensor data for input tensor {what}, binary data was already supplied.")
     field = _TYPED[given[0]]
     if datatype not in field.layouts:
         raise InvalidRequest(
@@ -157,26 +158,37 @@ def _decode_outputs(message: ModelInferRequest, request_id: str) -> tuple[str, .
         if output.name in names:
             raise InvalidRequest(f"{request_prefix(request_id)}output '{output.name}' already exists in request")
         if output.parameters:
-            _check_region(output.parameters, output.name)
+            if (region := _region(output.parameters, output.name)) is not None:
+                raise RegionNotFound(region)
             if "classification" in output.parameters:
                 raise Unsupported(f"output '{output.name}' asks for classification, which this server does not do yet")
         names.append(output.name)
     return tuple(names)
 
 
-def _check_region(parameters: Mapping[str, InferParameter], tensor: str) -> None:
-    """No region can be registered with this server, so that every one is unknown."""
-    if "shared_memory_region" not in parameters:
-        for key in ("shared_memory_offset", "shared_memory_byte_size"):
-            if key in parameters:
-                raise InvalidRequest(
-                    f"'{key}' can not be specified without 'shared_memory_region' parameter for tensor '{tensor}'"
-                )
-        return
-    region = parameters["shared_memory_region"]
-    if region.WhichOneof("parameter_choice") != "string_param":
-        raise InvalidRequest(f"invalid value type for 'shared_memory_region' parameter for tensor '{tensor}', expected string_param.")
-    raise RegionNotFound(region.string_param)
+def _region(parameters: Mapping[str, InferParameter], tensor: str) -> str | None:
+    """The shared-memory region that a tensor is to be read from or written to."""
+    region = _region_parameter(parameters, "region", "string_param", tensor)
+    for key in ("offset", "byte_size"):
+        if f"shared_memory_{key}" in parameters and region is None:
+            raise InvalidRequest(
+                f"'shared_memory_{key}' can not be specified without 'shared_memory_region' parameter for tensor '{tensor}'"
+            )
+        _region_parameter(parameters, key, "int64_param", tensor)
+    if region is not None and "shared_memory_byte_size" not in parameters:
+        raise InvalidRequest(
+            f"'shared_memory_byte_size' must be specified along with 'shared_memory_region' parameter for tensor '{tensor}'"
+        )
+    return region
+
+
+def _region_parameter(parameters: Mapping[str, InferParameter], key: str, kind: str, tensor: str) -> Any:
+    parameter = parameters[f"shared_memory_{key}"] if f"shared_memory_{key}" in parameters else None
+    if parameter is None:
+        return None
+    if parameter.WhichOneof("parameter_choice") != kind:
+        raise InvalidRequest(f"invalid value type for 'shared_memory_{key}' parameter for tensor '{tensor}', expected {kind}.")
+    return getattr(parameter, kind)
 
 
 def _decode_parameters(given: Mapping[str, InferParameter]) -> tuple[dict[str, Any], dict[str, Parameter]]:
@@ -221,4 +233,3 @@ def _sequence(special: Mapping[str, Any]) -> SequencePlace | None:
     if not sequence_id:
         return None
     return SequencePlace(sequence_id, special.get("sequence_start", False), special.get("sequence_end", False))
-

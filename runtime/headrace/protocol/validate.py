@@ -79,23 +79,30 @@ class Validator:
 
     def _check_names(self, request: Request) -> None:
         given = request.inputs
-        missing = [name for name in self._required if name not in given]
-        if missing or len(given) > len(self._inputs):
-            expected = (
-                f"expected {len(self._inputs)} inputs"
-                if len(self._required) == len(self._inputs)
-                else f"expected number of inputs between {len(self._required)} and {len(self._inputs)}"
-            )
-            # Triton's list loses its opening bracket when nothing is missing; clients match on the text as it is.
-            lacking = f"[{_quoted(missing)}]" if missing else "]"
-            raise InvalidRequest(
-                f"{request_prefix(request.id)}{expected} but got {len(given)} inputs for model '{self._spec.name}'. "
-                f"Got input(s) [{_quoted(given)}], but missing required input(s) {lacking}. "
-                "Please provide all required input(s)."
-            )
+        if not len(self._required) <= len(given) <= len(self._inputs):
+            raise self._wrong_inputs(request)
         for name in given:
             if name not in self._inputs:
                 raise InvalidRequest(f"unexpected inference input '{name}' for model '{self._spec.name}'")
+        # Optional inputs can make up the number; Triton leaves those requests to the backend.
+        if not all(name in given for name in self._required):
+            raise self._wrong_inputs(request)
+
+    def _wrong_inputs(self, request: Request) -> InvalidRequest:
+        given = request.inputs
+        missing = [name for name in self._required if name not in given]
+        expected = (
+            f"expected {len(self._inputs)} inputs"
+            if len(self._required) == len(self._inputs)
+            else f"expected number of inputs between {len(self._required)} and {len(self._inputs)}"
+        )
+        # Triton's list loses its opening bracket when nothing is missing; clients match on the text as it is.
+        lacking = f"[{_quoted(missing)}]" if missing else "]"
+        return InvalidRequest(
+            f"{request_prefix(request.id)}{expected} but got {len(given)} inputs for model '{self._spec.name}'. "
+            f"Got input(s) [{_quoted(given)}], but missing required input(s) {lacking}. "
+            "Please provide all required input(s)."
+        )
 
     def _check_batch(self, request: Request) -> int:
         prefix, model = request_prefix, self._spec.name
@@ -162,7 +169,7 @@ class Validator:
 
 
 def resolve_reshape(actual: Sequence[int], dims: Sequence[int], reshape: Sequence[int]) -> tuple[int, ...]:
-    """`reshape` with its variable dimensions filled from `actual`, which matches `dims`: the n-th -1 of one is the n-th of the other."""
+    """`reshape` with its variable dimensions filled from `actual`, which matches `dims`: the n-th -1 of both is the same."""
     variable = iter([size for size, declared in zip(actual, dims, strict=True) if declared == -1])
     return tuple(next(variable) if size == -1 else size for size in reshape)
 

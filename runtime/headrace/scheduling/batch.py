@@ -133,10 +133,18 @@ class PortableBatch:
             log.error("batch failed", extra={"model": self._owner.spec.name, "version": self._owner.spec.version}, exc_info=error)
         self._owner.finished(
             BatchRecord(
-                self.number, self._taken, self._gathered, self._executed, self._scattered,
-                self._owner.model_number, max(1, self.rows),
-                len(self), 0, self._failed, self._instance, self._reason,
-            )  # fmt: skip
+                number=self.number,
+                taken=self._taken,
+                gathered=self._gathered,
+                executed=self._executed,
+                scattered=self._scattered,
+                model=self._owner.model_number,
+                rows=max(1, self.rows),
+                requests=len(self),
+                failed=self._failed,
+                instance=self._instance,
+                reason=self._reason,
+            )
         )
         return True
 
@@ -188,7 +196,10 @@ class PortableBatch:
         for answer in answers:
             if answer.entry.stamps.executed:
                 answer.entry.stamps.scattered = scattered
-        deliver([a for a in answers if (self._owner.answering(a.entry) if a.is_final else a.entry.state is EntryState.TAKEN)], scattered)
+        deliver(
+            [a for a in answers if (self._owner.answering(a.entry) if a.is_final else a.entry.state is EntryState.TAKEN)],
+            scattered,
+        )
 
 
 def deliver(answers: Sequence[Answer], now: int) -> None:

@@ -61,10 +61,12 @@ class Entry:
 
     __slots__ = (
         "admitted", "batch", "bytes_out", "cancelled", "due", "index", "key", "lane", "number", "owner", "request", "sink",
-        "stamps", "state",
+        "size", "stamps", "state",
     )  # fmt: skip
 
-    def __init__(self, owner: EntryOwner, request: Request, admitted: Admitted, due: Due, sink: Sink, lane: Hashable | None) -> None:
+    def __init__(
+        self, owner: EntryOwner, request: Request, admitted: Admitted, due: Due, sink: Sink, lane: Hashable | None
+    ) -> None:
         self.owner, self.request, self.admitted, self.due, self.sink, self.lane = owner, request, admitted, due, sink, lane
         self.number = 0
         self.key = due.key
@@ -72,11 +74,8 @@ class Entry:
         self.stamps = Stamps()
         self.cancelled = False
         self.batch = self.index = self.bytes_out = 0
-
-    @property
-    def size(self) -> Depth:
-        """What it adds to the depth of its queue. Zero rows still count as one: they take a turn."""
-        return Depth(1, max(1, self.admitted.rows), self.admitted.nbytes)
+        # What it adds to the depth of its queue. Zero rows still count as one: they take a turn.
+        self.size = Depth(1, max(1, admitted.rows), admitted.nbytes)
 
     def settle(self, outcome: Outcome, code: Code, sent: int) -> bool:
         """Write the record and free the place. The first call counts; False says it was settled before."""
@@ -90,10 +89,26 @@ class Entry:
         """What the ledger keeps of it."""
         request, stamps = self.request, self.stamps
         return RequestRecord(
-            self.number, self.batch, request.received, request.decoded, stamps.queued, stamps.taken, stamps.gathered,
-            stamps.executed, stamps.scattered, sent, 0 if self.due.deadline == NEVER else self.due.deadline,
-            self.admitted.nbytes, self.bytes_out, model, self.admitted.rows, self.index, outcome, code.value, self.due.level,
-        )  # fmt: skip
+            number=self.number,
+            batch=self.batch,
+            received=request.received,
+            decoded=request.decoded,
+            queued=stamps.queued,
+            taken=stamps.taken,
+            gathered=stamps.gathered,
+            executed=stamps.executed,
+            scattered=stamps.scattered,
+            sent=sent,
+            deadline=0 if self.due.deadline == NEVER else self.due.deadline,
+            bytes_in=self.admitted.nbytes,
+            bytes_out=self.bytes_out,
+            model=model,
+            rows=self.admitted.rows,
+            place=self.index,
+            outcome=outcome,
+            code=code.value,
+            level=self.due.level,
+        )
 
     def __repr__(self) -> str:
         return f"<Entry {self.number} {self.state.value}, {self.admitted.rows} rows>"

@@ -59,7 +59,7 @@ class SetPoints:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Take these entries as one batch, answer those as expired; or, taking none, come back at `until` (None: when more arrive)."""
+    """Take these entries as one batch, answer those as expired; or, taking none, come back at `until` (None: when more come)."""
 
     take: tuple[int, ...]
     drop: tuple[int, ...]

@@ -23,7 +23,7 @@ from headrace.clock import Clock
 from headrace.errors import Cancelled, Code, DeadlineExpired, HeadraceError, QueueClosed, QueueTimeout
 from headrace.ledger.ledger import BatchRecord, Ledger, Outcome
 from headrace.model import ModelSpec
-from headrace.protocol.validate import Admitted, Validator
+from headrace.protocol.validate import Validator
 from headrace.request import Request
 from headrace.scheduling.admission import LEVEL_OFFSET, Depth, Limits, due, policy_of, refusal
 from headrace.scheduling.batch import PortableBatch, deliver
@@ -38,7 +38,9 @@ _BEHIND_EVERYONE = 1 << 20
 class PortableQueue:
     """See `scheduling.base.Queue`."""
 
-    def __init__(self, spec: ModelSpec, limits: Limits, ledger: Ledger, clock: Clock, expires: Callable[[PortableQueue, int], None]) -> None:
+    def __init__(
+        self, spec: ModelSpec, limits: Limits, ledger: Ledger, clock: Clock, expires: Callable[[PortableQueue, int], None]
+    ) -> None:
         self.spec, self.clock = spec, clock
         self.model_number = ledger.register(spec)
         self._limits, self._ledger, self._expires = limits, ledger, expires
@@ -172,7 +174,8 @@ class PortableQueue:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
-        return f"<PortableQueue {self.spec.name}/{self.spec.version} {state}, {self._depth.requests} waiting, {self._unsettled} unsettled>"
+        counts = f"{self._depth.requests} waiting, {self._unsettled} unsettled"
+        return f"<PortableQueue {self.spec.name}/{self.spec.version} {state}, {counts}>"
 
     # What turns and batches ask of their queue.
 
@@ -269,7 +272,15 @@ class PortableQueue:
         times, size = entry.due, entry.size
         bucket = hash(entry.admitted.shapes) & 0xFFFF_FFFF_FFFF_FFFF
         seen = _VIEW.pack(
-            entry.number, entry.key, entry.stamps.queued, times.target, times.deadline, bucket, size.nbytes, size.rows, times.level
+            entry.number,
+            entry.key,
+            entry.stamps.queued,
+            times.target,
+            times.deadline,
+            bucket,
+            size.nbytes,
+            size.rows,
+            times.level,
         )
         insort(self._order, (entry.key, entry.number, entry, seen))
         self._news += 1

@@ -74,7 +74,9 @@ class Control:
         self._methods = {f"/{SERVICE}/{name}": _Method(*how) for name, how in answers.items()}
         for method in POOL.FindServiceByName(SERVICE).methods:
             if method.name not in answers and method.name not in _INFERENCE:
-                self._methods[f"/{SERVICE}/{method.name}"] = _Method(getattr(pb, method.input_type.name), _unsupported(method.name))
+                self._methods[f"/{SERVICE}/{method.name}"] = _Method(
+                    getattr(pb, method.input_type.name), _unsupported(method.name)
+                )
         self._methods[f"/{HEALTH}/Check"] = _Method(HealthCheckRequest, self._health)
 
     @property
@@ -108,7 +110,8 @@ class Control:
             request = reflection_pb2.ServerReflectionRequest.FromString(payload)
         except DecodeError:
             raise InvalidRequest(f"the {len(payload)} bytes received are not a ServerReflectionRequest message") from None
-        (answer,) = self._reflection.ServerReflectionInfo(iter([request]), None)
+        # It never looks at its context, and this is no gRPC call.
+        (answer,) = self._reflection.ServerReflectionInfo(iter([request]), None)  # pyright: ignore[reportArgumentType]
         return answer.SerializeToString()
 
     # The server.
@@ -213,14 +216,14 @@ class Control:
         self._engine.require_explicit()
         override: ModelConfig | None = None
         for key, parameter in request.parameters.items():
-            if key == "config":
-                if parameter.WhichOneof("parameter_choice") != "string_param":
-                    raise InvalidRequest("invalid value type for load parameter 'config', expected string_param.")
-                override = parse_json(parameter.string_param)
-            elif key.startswith("file:"):
-                raise Unsupported(f"load parameter '{key}': this server does not take model files by request yet")
-            else:
+            if key != "config" and not key.startswith("file:"):
                 raise InvalidRequest(f"unrecognized load parameter '{key}'.")
+            expected = "string_param" if key == "config" else "bytes_param"
+            if parameter.WhichOneof("parameter_choice") != expected:
+                raise InvalidRequest(f"invalid value type for load parameter '{key}', expected {expected}.")
+            if key != "config":
+                raise Unsupported(f"load parameter '{key}': this server does not take model files by request yet")
+            override = parse_json(parameter.string_param)
         self._engine.load(request.model_name, override)
         return pb.RepositoryModelLoadResponse()
 

@@ -1,0 +1,239 @@
+"""The models an engine holds: which versions there are, in what state, and how one takes another's place.
+
+Loads of one model are serialised by a lock of its own; what transports need is published through `Routes` in one step. A
+version that is replaced serves what is queued for it, in the background.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from headrace.backends.registry import Backends
+from headrace.clock import SECOND, Clock
+from headrace.engine.lifecycle import Opened, Running, open_version, reason_of, warm_up
+from headrace.engine.routes import Routes
+from headrace.errors import HeadraceError, LoadFailed, NotInRepository
+from headrace.model import ModelSpec, State
+from headrace.models.files import ModelFiles
+from headrace.protocol.headrace_pb2 import ModelConfig
+from headrace.scheduling.base import OpenQueue
+
+log = logging.getLogger(__name__)
+
+_RETIRE_NS = 300 * SECOND
+"""How long a replaced version may go on serving what is queued for it."""
+
+
+@dataclass(slots=True)
+class ModelStatus:
+    """What is known of one version; `version` None stands for a model of which no version could be read."""
+
+    model: str
+    version: int | None
+    state: State
+    reason: str = ""
+    spec: ModelSpec | None = None
+    filled: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Model:
+    """A model by name. `lock` serialises its loads; `versions` is replaced, never changed."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    versions: dict[int, tuple[ModelStatus, Running | None]] = field(default_factory=dict)
+    broken: ModelStatus | None = None
+    config_text: str | None = None
+    unloaded: bool = False
+
+
+class ModelSource(Protocol):
+    """Where models come from: a repository, or a single file."""
+
+    def names(self) -> list[str]:
+        """All names."""
+        ...
+
+    def read(self, name: str, override: ModelConfig | None = None, gpus: int = 0) -> ModelFiles:
+        """One model."""
+        ...
+
+    def fingerprint(self, name: str) -> object:
+        """What changes whenever the model does; None when it is gone."""
+        ...
+
+
+class Catalog:
+    """All models by name.
+
+    Args:
+        repository: where they come from.
+        backends: what loads them.
+        open_queue: the factory of queues.
+        routes: where what is ready is published.
+        clock: the clock.
+    """
+
+    def __init__(self, repository: ModelSource, backends: Backends, open_queue: OpenQueue, routes: Routes, clock: Clock) -> None:
+        self._repository, self._backends, self._open_queue = repository, backends, open_queue
+        self._routes, self._clock = routes, clock
+        self._lock = threading.Lock()
+        self._models: dict[str, _Model] = {}
+        self._retiring: set[Running] = set()
+
+    def load(self, name: str, override: ModelConfig | None = None) -> None:
+        """Load or reload a model. Versions that serve go on doing so until their successors are warm, or if those fail.
+
+        Raises:
+            NotInRepository: there is no such model.
+            LoadFailed: at least one version did not come up.
+            InvalidRepository: the model cannot be read.
+        """
+        model = self._model(name)
+        with model.lock:
+            try:
+                files = self._repository.read(name, override)
+            except NotInRepository:
+                if not model.versions:
+                    self._forget(name)
+                raise
+            except HeadraceError as error:
+                if not any(running for _, running in model.versions.values()):
+                    model.broken = ModelStatus(name, None, State.UNAVAILABLE, error.message)
+                    self._publish(name, model)
+                log.error("model cannot be read", extra={"model": name, "reason": error.message})
+                raise
+            model.broken, model.unloaded = None, False
+            self._load_versions(name, model, files)
+
+    def unload(self, name: str) -> None:
+        """Stop serving a model, once what is queued has been answered in the background. Unknown names are fine."""
+        with self._lock:
+            model = self._models.get(name)
+        if model is None:
+            return
+        with model.lock:
+            old = [running for _, running in model.versions.values() if running]
+            versions = model.versions or {}
+            model.versions = {
+                number: (ModelStatus(name, number, State.UNAVAILABLE, "unloaded", status.spec), None)
+                for number, (status, _) in versions.items()
+            }
+            model.broken, model.config_text, model.unloaded = None, None, True
+            self._publish(name, model)
+            self._retire(old)
+            log.info("model unloaded", extra={"model": name})
+
+    def try_load(self, name: str) -> None:
+        """`load`, whose failure is in the statuses and in the log."""
+        try:
+            self.load(name)
+        except HeadraceError as error:
+            log.debug("load of %s: %s", name, error)
+        except Exception:
+            log.exception("loading model '%s' failed; this is a bug in Headrace", name)
+
+    def forget(self, name: str) -> None:
+        """Unload a model that is gone from the repository, and everything that was known of it."""
+        self.unload(name)
+        self._forget(name)
+
+    def names(self) -> set[str]:
+        """The models that were loaded, or tried, and not unloaded since."""
+        with self._lock:
+            return {name for name, model in self._models.items() if not model.unloaded}
+
+    def _load_versions(self, name: str, model: _Model, files: ModelFiles) -> None:
+        """Bring up what is new, publish it in one step, then let go of what it replaces."""
+        old = dict(model.versions)
+        same_config = model.config_text == files.config_text
+        new: dict[int, tuple[ModelStatus, Running | None]] = {
+            number: (ModelStatus(name, number, State.UNAVAILABLE, reason), None) for number, reason in files.missing.items()
+        }
+        failed = dict(files.missing)
+        for version in files.versions:
+            status, running = old.get(version.number, (None, None))
+            try:
+                if running is not None and same_config and running.opened.spec.digest == version.digest():
+                    assert status is not None
+                    new[version.number] = (status, running)
+                    continue
+                if running is None:
+                    model.versions = {**model.versions, version.number: (ModelStatus(name, version.number, State.LOADING), None)}
+                    self._publish(name, model)
+                opened = open_version(files, version, self._backends)
+                warm_up(opened)
+                new[version.number] = self._run(opened)
+            except Exception as error:
+                reason = failed[version.number] = reason_of(error, version.path)
+                log.error("version did not load", extra={"model": name, "version": version.number, "reason": reason})
+                if running is not None and status is not None:
+                    new[version.number] = (status, running)
+                else:
+                    new[version.number] = (ModelStatus(name, version.number, State.UNAVAILABLE, reason), None)
+        model.versions = new
+        model.config_text = None if failed else files.config_text
+        self._publish(name, model)
+        kept = {id(running) for _, running in new.values()}
+        self._retire([running for _, running in old.values() if running is not None and id(running) not in kept])
+        if failed:
+            raise LoadFailed(name, failed)
+
+    def _run(self, opened: Opened) -> tuple[ModelStatus, Running]:
+        spec = opened.spec
+        running = Running(opened, self._open_queue, self._clock)
+        running.start()
+        log.info(
+            "version ready", extra={"model": spec.name, "version": spec.version, "digest": spec.digest, "filled": opened.filled}
+        )
+        for line in opened.warnings:
+            log.warning("%s", line, extra={"model": spec.name})
+        return ModelStatus(spec.name, spec.version, State.READY, "", spec, opened.filled, opened.warnings), running
+
+    def _publish(self, name: str, model: _Model) -> None:
+        self._routes.publish(
+            name, {number: running.route if running else None for number, (_, running) in model.versions.items()}
+        )
+
+    def _retire(self, replaced: list[Running]) -> None:
+        for running in replaced:
+            running.route.queue.close()
+            with self._lock:
+                self._retiring.add(running)
+            threading.Thread(target=self._finish_retiring, args=(running,), name="headrace-retire", daemon=True).start()
+
+    def _finish_retiring(self, running: Running) -> None:
+        running.retire(self._clock.now() + _RETIRE_NS, self._clock)
+        with self._lock:
+            self._retiring.discard(running)
+
+    def running(self) -> list[Running]:
+        """Everything that runs, what is being replaced included."""
+        with self._lock:
+            models = list(self._models.values())
+            return [running for model in models for _, running in model.versions.values() if running] + list(self._retiring)
+
+    def statuses(self, *, include_unloaded: bool = True) -> list[ModelStatus]:
+        """Every version of every model that was ever asked for, by name and version."""
+        with self._lock:
+            models = sorted(self._models.items())
+        found: list[ModelStatus] = []
+        for _, model in models:
+            if model.unloaded and not include_unloaded:
+                continue
+            found += [status for _, (status, _) in sorted(model.versions.items())]
+            found += [model.broken] if model.broken else []
+        return found
+
+    def _model(self, name: str) -> _Model:
+        with self._lock:
+            return self._models.setdefault(name, _Model())
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            self._models.pop(name, None)
+        self._routes.publish(name, None)

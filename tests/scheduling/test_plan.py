@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.scheduling.plan import NEVER, VIEW, Plan, Reason, SetPoints, Unlearned, plan
+
+NOW = 1_000_000
+
+
+def view(*entries: dict[str, int]) -> np.ndarray:
+    """Entries in the order given; what is not said is a row that arrived now and is never due."""
+    array = np.zeros(len(entries), VIEW)
+    array["arrival"], array["target"], array["deadline"], array["rows"] = NOW, NEVER, NEVER, 1
+    array["number"] = range(1, len(entries) + 1)
+    for place, entry in zip(array, entries, strict=True):
+        for key, value in entry.items():
+            place[key] = value
+    return array
+
+
+class Known:
+    """A batch lasts `base` and `row` for each row."""
+
+    def __init__(self, base: int, row: int) -> None:
+        self.base, self.row = base, row
+
+    def execute_ns(self, bucket: int, rows: int) -> int:
+        return self.base + self.row * rows
+
+
+ROWS = [dict(rows=1)] * 3
+
+
+@pytest.mark.parametrize(
+    ("entries", "points", "expected"),
+    [
+        pytest.param(ROWS, SetPoints(8), Plan((1, 2, 3), (), None, Reason.IDLE), id="idle-takes-what-waits"),
+        pytest.param(ROWS, SetPoints(3), Plan((1, 2, 3), (), None, Reason.FULL), id="exactly-full"),
+        pytest.param(ROWS, SetPoints(2), Plan((1, 2), (), None, Reason.FULL), id="no-more-than-fits"),
+        pytest.param(ROWS, SetPoints(1), Plan((1,), (), None, Reason.ALONE), id="no-batching"),
+        pytest.param([dict(rows=9)], SetPoints(8), Plan((1,), (), None, Reason.FULL), id="a-giant-runs-alone"),
+        pytest.param([dict(rows=5), dict(rows=5), dict(rows=1)], SetPoints(8), Plan((1,), (), None, Reason.FULL), id="in-order"),
+        pytest.param(
+            [dict(bucket=7), dict(bucket=9), dict(bucket=7)], SetPoints(8), Plan((1, 3), (), None, Reason.IDLE), id="one-bucket"
+        ),
+        pytest.param(ROWS, SetPoints(8, preferred=(2, 8)), Plan((1, 2), (), None, Reason.PREFERRED), id="preferred"),
+        pytest.param(
+            [dict(arrival=NOW - 40), *ROWS], SetPoints(8, delay_ns=100), Plan((), (), NOW + 60, Reason.WAIT), id="waits-from-oldest"
+        ),
+        pytest.param(
+            [dict(arrival=NOW - 100), *ROWS], SetPoints(8, delay_ns=100), Plan((1, 2, 3, 4), (), None, Reason.WINDOW), id="window"
+        ),
+        pytest.param(ROWS, SetPoints(3, delay_ns=100), Plan((1, 2, 3), (), None, Reason.FULL), id="full-does-not-wait"),
+        pytest.param(
+            ROWS, SetPoints(8, delay_ns=100, preferred=(2, 8)), Plan((1, 2), (), None, Reason.PREFERRED), id="preferred-does-not-wait"
+        ),
+        pytest.param(
+            [dict(target=NOW + 30)], SetPoints(8, delay_ns=100), Plan((), (), NOW + 30, Reason.WAIT), id="never-waits-past-a-target"
+        ),
+        pytest.param(
+            [dict(deadline=NOW), dict()], SetPoints(8), Plan((2,), (1,), None, Reason.IDLE), id="drops-what-is-expired"
+        ),
+        pytest.param([dict(deadline=NOW)], SetPoints(8), Plan((), (1,), None, Reason.WAIT), id="nothing-left"),
+        pytest.param([], SetPoints(8), Plan((), (), None, Reason.WAIT), id="nothing-there"),
+    ],
+)
+def test_plan(entries: list[dict[str, int]], points: SetPoints, expected: Plan) -> None:
+    assert plan(view(*entries), Unlearned(), points, NOW) == expected
+
+
+def test_a_known_model_takes_no_more_than_its_most_urgent_target_allows() -> None:
+    urgent = dict(target=NOW + 130)
+    decided = plan(view(urgent, *ROWS), Known(100, 10), SetPoints(8), NOW)
+    assert decided == Plan((1, 2, 3), (), None, Reason.SLACK)
+
+
+def test_what_is_late_anyway_still_runs_alone() -> None:
+    assert plan(view(dict(target=NOW - 1), *ROWS), Known(100, 10), SetPoints(8), NOW).take == (1,)
+
+
+def test_a_known_model_stops_waiting_when_it_has_to_start() -> None:
+    decided = plan(view(dict(target=NOW + 200)), Known(100, 10), SetPoints(8, delay_ns=1000), NOW)
+    assert decided == Plan((), (), NOW + 90, Reason.WAIT)
+
+
+entry = st.fixed_dictionaries(
+    {
+        "rows": st.integers(1, 6),
+        "bucket": st.integers(0, 2),
+        "arrival": st.integers(NOW - 200, NOW),
+        "deadline": st.sampled_from([NEVER, NOW - 1, NOW + 50]),
+        "target": st.integers(NOW - 50, NOW + 500),
+    }
+)
+
+
+@given(
+    st.lists(entry, max_size=12),
+    st.integers(1, 8),
+    st.sampled_from([0, 100]),
+    st.sampled_from([(), (4,), (2, 8)]),
+    st.sampled_from([Unlearned(), Known(20, 5)]),
+)
+def test_every_plan_is_sound(entries, max_rows, delay, preferred, predictor) -> None:
+    seen = view(*entries)
+    decided = plan(seen, predictor, SetPoints(max_rows, delay, preferred), NOW)
+    taken = [entries[n - 1] for n in decided.take]
+    live = [n for n, e in enumerate(entries, 1) if e["deadline"] > NOW]
+    assert list(decided.drop) == [n for n in range(1, len(entries) + 1) if n not in live]
+    assert len({e["bucket"] for e in taken}) <= 1
+    assert sum(e["rows"] for e in taken) <= max_rows or len(taken) == 1
+    if taken:
+        mates = [n for n in live if entries[n - 1]["bucket"] == entries[live[0] - 1]["bucket"]]
+        assert list(decided.take) == mates[: len(taken)], "a prefix of the most urgent one's bucket"
+        assert decided.until is None
+    elif live:
+        assert delay, "it waits only where a delay is configured"
+        assert decided.until is not None
+        assert NOW < decided.until <= min(entries[n - 1]["arrival"] for n in live if entries[n - 1]["bucket"] == entries[live[0] - 1]["bucket"]) + delay

@@ -1,0 +1,290 @@
+"""The queue on a virtual clock: order, bounds, expiry, cancellation, lanes, turns. Nothing here waits for time."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from headrace.clock import SECOND
+from headrace.errors import DeadlineExpired, Draining, InvalidRequest, QueueClosed, QueueFull, QueueTimeout
+from headrace.ledger.ledger import Outcome
+from headrace.model import QueuePolicy
+from headrace.scheduling.admission import Depth, Limits
+from headrace.scheduling.plan import Plan, Reason
+from tests.scheduling.support import House, spec
+from tests.waiting import until
+
+
+def test_first_come_first_served(house: House) -> None:
+    for name in "abc":
+        house.push(name)
+        house.clock.advance(1)
+    assert house.run() == ["a", "b", "c"]
+
+
+def test_an_earlier_deadline_goes_first(house: House) -> None:
+    house.push("late", deadline=2 * SECOND)
+    house.push("soon", deadline=1 * SECOND)
+    assert house.run() == ["soon", "late"]
+
+
+def test_levels_go_first_where_they_are_configured() -> None:
+    house = House(spec(priority_levels=2, default_priority=2))
+    house.push("low", deadline=SECOND)
+    house.push("high", priority=1)
+    assert house.run() == ["high", "low"]
+    house.close()
+
+
+def test_shapes_batch_apart(house: House) -> None:
+    for name, width in (("a", 2), ("b", 3), ("c", 2)):
+        house.push(name, width=width)
+    assert [house.run(), house.run()] == [["a", "c"], ["b"]]
+
+
+def test_a_colliding_hash_does_not_mix_shapes(house: House) -> None:
+    house.push("a", width=2)
+    house.push("b", width=3)
+    turn = house.queue.turn(None)
+    assert turn is not None
+    with turn:
+        batch = turn.take(Plan((1, 2), (), None, Reason.IDLE), 0)
+    assert batch is not None
+    with batch:
+        assert [r.id for r in batch.requests] == ["a"]
+        batch.reply(batch.tensors() and {"y": batch.tensors()["x"]})
+    assert house.run() == ["b"]
+
+
+def test_invalid_requests_do_not_enter(house: House) -> None:
+    bad = house.request("bad")
+    bad.inputs = {}
+    with pytest.raises(InvalidRequest, match="missing required input"):
+        house.queue.push(bad, house.sink)
+    assert house.queue.depth() == Depth()
+    assert house.queue.wait_settled(0)
+
+
+@pytest.mark.parametrize("limits", [Limits(requests=2), Limits(rows=2), Limits(nbytes=16)])
+def test_every_bound_refuses_and_frees_again(limits: Limits) -> None:
+    house = House(limits=limits)
+    house.push("a")
+    house.push("b")
+    with pytest.raises(QueueFull):
+        house.push("c")
+    assert house.run() == ["a", "b"]
+    house.push("c")
+    assert house.run() == ["c"]
+    house.close()
+
+
+def test_the_configured_queue_size_counts(house: House) -> None:
+    house = House(spec(policy=QueuePolicy(max_requests=1)))
+    house.push("a")
+    with pytest.raises(QueueFull):
+        house.push("b")
+    house.close()
+
+
+def test_limits_change_from_the_next_push_on(house: House) -> None:
+    house.push("a")
+    house.queue.set_limits(Limits(requests=1))
+    with pytest.raises(QueueFull):
+        house.push("b")
+
+
+def test_expiry_answers_without_anyone_taking_a_turn(house: House) -> None:
+    house.push("a", deadline=10)
+    house.push("b")
+    house.clock.advance(10)
+    assert house.queue.wait_settled(house.clock.now()) is False
+    assert house.queue.expire(house.clock.now()) is None
+    assert [type(e) for e in house.sink.errors] == [DeadlineExpired]
+    assert house.run() == ["b"]
+    assert sorted(house.outcomes()) == [Outcome.ANSWERED, Outcome.EXPIRED]
+
+
+def test_the_expiry_thread_wakes_by_itself() -> None:
+    house = House()
+    answered = threading.Event()
+
+    class Waker:
+        def deliver(self, answers) -> None:
+            house.sink.deliver(answers)
+            answered.set()
+
+    house.queue.push(house.request("a", deadline=10), Waker())
+    house.clock.advance(10)
+    assert answered.wait(10)
+    assert [type(e) for e in house.sink.errors] == [DeadlineExpired]
+    house.close()
+
+
+def test_the_v2_timeout_is_a_deadline(house: House) -> None:
+    house.push("a", timeout=5)
+    house.clock.advance(5)
+    house.queue.expire(house.clock.now())
+    assert [type(e) for e in house.sink.errors] == [DeadlineExpired]
+
+
+def test_a_queue_policy_rejects_in_tritons_words() -> None:
+    house = House(spec(policy=QueuePolicy(timeout_ns=5)))
+    house.push("a")
+    house.clock.advance(5)
+    house.queue.expire(house.clock.now())
+    assert [(type(e), e.message) for e in house.sink.errors] == [(QueueTimeout, "Request timeout expired")]
+    house.close()
+
+
+def test_a_queue_policy_may_put_behind_everyone_instead() -> None:
+    house = House(spec(policy=QueuePolicy(timeout_ns=5, delay=True)))
+    house.push("old", deadline=100)
+    house.clock.advance(5)
+    house.queue.expire(house.clock.now())
+    house.push("new")
+    assert house.sink.errors == []
+    assert house.run() == ["new", "old"]
+    house.push("older", deadline=100)
+    house.clock.advance(5)
+    assert house.queue.expire(house.clock.now()) is not None, "its deadline still counts"
+    house.clock.advance(100)
+    house.queue.expire(house.clock.now())
+    assert [type(e) for e in house.sink.errors] == [DeadlineExpired]
+    house.close()
+
+
+def test_answered_deadlines_do_not_pile_up(house: House) -> None:
+    for _ in range(3000):
+        house.push(deadline=3600 * SECOND)
+        house.run()
+    assert len(house.queue._overdue) < 2000
+
+
+def test_cancelled_entries_leave_at_once_and_never_run(house: House) -> None:
+    gone, _ = house.push("a"), house.push("b")
+    gone.cancel()
+    assert house.queue.depth().requests == 1
+    assert house.run() == ["b"]
+    assert list(house.sink.responses) == ["b"]
+    assert sorted(house.outcomes()) == [Outcome.ANSWERED, Outcome.CANCELLED]
+
+
+def test_what_is_cancelled_while_it_runs_is_not_answered(house: House) -> None:
+    gone, _ = house.push("a"), house.push("b")
+    with house.take() as batch:
+        gone.cancel()
+        batch.reply({"y": batch.tensors()["x"]})
+    assert list(house.sink.responses) == ["b"]
+    assert sorted(house.outcomes()) == [Outcome.ANSWERED, Outcome.CANCELLED]
+
+
+def test_cancelling_twice_or_too_late_changes_nothing(house: House) -> None:
+    entry = house.push("a")
+    house.run()
+    entry.cancel()
+    entry.cancel()
+    assert house.outcomes() == [Outcome.ANSWERED]
+
+
+def test_one_of_a_sequence_at_a_time_until_it_is_settled() -> None:
+    house = House(spec(sequences=True))
+    house.sink.holds = True
+    for name, lane in (("a1", 1), ("a2", 1), ("b1", 2), ("b2", 2), ("free", 0)):
+        house.push(name, lane=lane)
+    assert house.run() == ["a1", "b1", "free"]
+    assert house.queue.depth().requests == 2
+    house.sink.settle()
+    assert house.run() == ["a2", "b2"]
+    house.close()
+
+
+def test_a_cancelled_head_lets_the_next_of_its_sequence_pass() -> None:
+    house = House(spec(sequences=True))
+    head, parked, _ = house.push("a1", lane=1), house.push("a2", lane=1), house.push("a3", lane=1)
+    parked.cancel()
+    head.cancel()
+    assert house.run() == ["a3"]
+    house.close()
+
+
+def test_preserved_order_runs_one_batch_at_a_time() -> None:
+    house = House(spec(max_batch_size=1, preserve_ordering=True))
+    house.push("a")
+    house.push("b")
+    batch = house.take()
+    found: list[object] = []
+    other = threading.Thread(target=lambda: found.append(house.queue.turn(None)))
+    other.start()
+    assert not found
+    with batch:
+        batch.reply({"y": batch.tensors()["x"]})
+    other.join(10)
+    assert len(found) == 1
+    house.close()
+
+
+def test_one_turn_at_a_time(house: House) -> None:
+    house.push("a")
+    turn = house.queue.turn(None)
+    assert turn is not None
+    second: list[object] = []
+    other = threading.Thread(target=lambda: second.append(house.queue.turn(None)))
+    other.start()
+    with turn:
+        pass  # given back without a plan
+    other.join(10)
+    assert len(second) == 1
+
+
+def test_a_turn_comes_back_at_its_time_or_with_news(house: House) -> None:
+    house.push("a")
+    turn = house.queue.turn(None)
+    assert turn is not None
+    with turn:
+        assert turn.take(Plan((), (), house.clock.now() + 50, Reason.WAIT), 0) is None
+    woken: list[object] = []
+    waiter = threading.Thread(target=lambda: woken.append(house.queue.turn(house.clock.now() + 50)))
+    waiter.start()
+    until(lambda: bool(house.clock._waiting))
+    assert not woken
+    house.clock.advance(50)
+    waiter.join(10)
+    assert len(woken) == 1
+
+
+def test_a_closed_queue_refuses_and_is_served_to_the_end(house: House) -> None:
+    house.push("a")
+    house.queue.close()
+    with pytest.raises(QueueClosed):
+        house.push("b")
+    assert house.run() == ["a"]
+    assert house.queue.turn(None) is None
+
+
+def test_an_abandoned_queue_answers_what_waits() -> None:
+    house = House(spec(sequences=True))
+    for lane in (0, 1, 1):
+        house.push(lane=lane)
+    house.queue.abandon(Draining())
+    assert [type(e) for e in house.sink.errors] == [Draining] * 3
+    assert house.queue.turn(None) is None
+    assert house.outcomes() == [Outcome.REFUSED] * 3
+    house.close()
+
+
+def test_a_sink_that_raises_has_lost_its_client(house: House) -> None:
+    class Gone:
+        def deliver(self, answers) -> None:
+            raise RuntimeError("event loop is closed")
+
+    house.queue.push(house.request("a"), Gone())
+    house.push("b")
+    assert house.run() == ["a", "b"]
+    assert list(house.sink.responses) == ["b"]
+    assert sorted(house.outcomes()) == [Outcome.ANSWERED, Outcome.CANCELLED]
+
+
+def test_the_state_can_be_read(house: House) -> None:
+    house.push("a")
+    assert repr(house.queue) == "<PortableQueue m/1 open, 1 waiting, 1 unsettled>"
