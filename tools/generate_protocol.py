@@ -49,9 +49,7 @@ def compile_proto(name: str) -> None:
     serialised = file.SerializeToString()
     blob = "\n".join(f"    {serialised[i : i + 64]!r}" for i in range(0, len(serialised), 64))
     messages = "\n".join(f'{m.name} = _message("{m.name}")' for m in file.message_type)
-    enums = "\n".join(
-        f'{e.name} = EnumTypeWrapper(POOL.FindEnumTypeByName("{file.package}.{e.name}"))' for e in file.enum_type
-    )
+    enums = "\n".join(f'{e.name} = EnumTypeWrapper(POOL.FindEnumTypeByName("{file.package}.{e.name}"))' for e in file.enum_type)
     text = TEMPLATE.format(proto=f"{name}.proto", package=file.package, blob=blob, messages=messages, enums=enums)
     (PROTOCOL / f"{name}_pb2.py").write_text(textwrap.dedent(text).rstrip() + "\n")
     (PROTOCOL / f"{name}_pb2.pyi").write_text(stub)

@@ -9,7 +9,7 @@ because clients match on them.
     ├── InvalidRepository     a configuration or a file on disk can be mended
     │   └── LoadFailed, NotInRepository
     ├── ModelNotFound, ModelNotReady, RegionNotFound
-    ├── Unsupported, NotAllowed, AddressInUse
+    ├── Unsupported, NotAllowed, CannotListen
     ├── Overloaded            refused: try again later, or elsewhere
     │   ├── QueueFull, QueueTimeout, QueueClosed, Draining, ServerExiting
     │   └── CannotMeetDeadline
@@ -182,7 +182,7 @@ class CannotMeetDeadline(Overloaded):
         )
 
 
-class AddressInUse(HeadraceError):
+class CannotListen(HeadraceError):
     """An address to listen on cannot be had."""
 
     code = Code.UNAVAILABLE

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from headrace import Engine
 from headrace.backends.fake import FakeBackend, Gate, Script
+from headrace.engine.engine import ModelControl
 from headrace.errors import InvalidRepository, LoadFailed, ModelNotFound, ModelNotReady, NotAllowed, NotInRepository
 from headrace.model import State
 from tests.engine.conftest import Store
 from tests.waiting import until
 
+FOLLOW = ModelControl("poll", poll_seconds=3600)
+EXPLICIT = ModelControl("explicit", ("m",))
 ROW = np.ones((1, 2), np.float32)
 
 
@@ -73,7 +74,7 @@ def test_versions_are_served_by_policy_and_the_highest_by_default(store: Store) 
 def test_explicit_mode_loads_what_it_is_told_to(store: Store) -> None:
     store.add("a")
     store.add("b")
-    with engine_on(store, control="explicit", load=["a"]) as engine:
+    with engine_on(store, control=ModelControl("explicit", ("a",))) as engine:
         assert list(states(engine)) == [("a", 1)]
         engine.load("b")
         assert engine.infer("b", {"x": ROW})["y"].shape == (1, 2)
@@ -83,15 +84,18 @@ def test_explicit_mode_loads_what_it_is_told_to(store: Store) -> None:
         engine.unload("never heard of")
         with pytest.raises(NotInRepository):
             engine.load("c")
-    with engine_on(store, control="explicit", load=["*"]) as engine:
+    with engine_on(store, control=ModelControl("explicit", ("*",))) as engine:
         assert len(states(engine)) == 2
     with pytest.raises(NotInRepository):
-        engine_on(store, control="explicit", load=["zzz"])
+        engine_on(store, control=ModelControl("explicit", ("zzz",)))
 
 
 @pytest.mark.parametrize("mode", ["none", "poll"])
 def test_other_modes_do_not_load_by_request(store: Store, mode: str) -> None:
-    with engine_on(store, control=mode) as engine, pytest.raises(NotAllowed, match="explicit model load / unload is not allowed"):
+    with (
+        engine_on(store, control=ModelControl(mode)) as engine,
+        pytest.raises(NotAllowed, match="explicit model load / unload is not allowed"),
+    ):
         engine.require_explicit()
 
 
@@ -100,7 +104,7 @@ def test_the_old_version_answers_what_was_queued_for_it(store: Store) -> None:
     gate = Gate()
     gate.let(1)
     scripts = {"m": Script(gate=gate)}
-    with engine_on(store, control="explicit", load=["m"], scripts=scripts) as engine, ThreadPoolExecutor(3) as pool:
+    with engine_on(store, control=EXPLICIT, scripts=scripts) as engine, ThreadPoolExecutor(3) as pool:
         old = engine.routes.resolve("m")
         running = pool.submit(engine.infer, "m", {"x": ROW})
         gate.wait_for(2)
@@ -122,10 +126,12 @@ def test_the_old_version_answers_what_was_queued_for_it(store: Store) -> None:
 
 def test_a_reload_that_fails_leaves_the_old_version_serving(store: Store) -> None:
     store.add("m")
-    with engine_on(store, control="explicit", load=["m"]) as engine:
+    with engine_on(store, control=EXPLICIT) as engine:
         before = engine.routes.resolve("m")
         store.add("m", content="new", more='parameters { key: "execute_us" value { string_value: "fast" } }')
-        with pytest.raises(LoadFailed, match=r"load failed for model 'm': version 1 is at UNAVAILABLE state: .*must be a whole number;\n"):
+        with pytest.raises(
+            LoadFailed, match=r"load failed for model 'm': version 1 is at UNAVAILABLE state: .*must be a whole number;\n"
+        ):
             engine.load("m")
         assert engine.routes.resolve("m") is before
         (store.root / "m" / "config.pbtxt").write_text("name: }")
@@ -136,7 +142,7 @@ def test_a_reload_that_fails_leaves_the_old_version_serving(store: Store) -> Non
 
 def test_an_unchanged_version_is_not_loaded_again(store: Store) -> None:
     store.add("m", 1, 2, more="version_policy: { all {} }")
-    with engine_on(store, control="explicit", load=["m"]) as engine:
+    with engine_on(store, control=EXPLICIT) as engine:
         before = engine.routes.resolve("m", 1)
         store.add("m", 2, content="new", more="version_policy: { all {} }")
         engine.load("m")
@@ -146,7 +152,7 @@ def test_an_unchanged_version_is_not_loaded_again(store: Store) -> None:
 
 def test_polling_follows_what_comes_changes_and_goes(store: Store) -> None:
     store.add("a")
-    with engine_on(store, control="poll", poll_seconds=3600) as engine:
+    with engine_on(store, control=FOLLOW) as engine:
         store.add("b")
         look(engine)
         assert states(engine) == {("a", 1): State.READY, ("b", 1): State.READY}
@@ -164,7 +170,7 @@ def test_polling_follows_what_comes_changes_and_goes(store: Store) -> None:
 
 def test_a_half_copied_version_is_not_loaded_before_it_holds_still(store: Store) -> None:
     store.add("m")
-    with engine_on(store, control="poll", poll_seconds=3600) as engine:
+    with engine_on(store, control=FOLLOW) as engine:
         copying = store.root / "m" / "2"
         copying.mkdir()
         for size in (10, 20, 30):
@@ -175,22 +181,18 @@ def test_a_half_copied_version_is_not_loaded_before_it_holds_still(store: Store)
         assert engine.routes.resolve("m").spec.version == 2
 
 
-def test_a_swapped_link_is_a_change(store: Store, tmp_path: Path) -> None:
-    store.add("m")
+def test_a_swapped_link_is_a_change(store: Store, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
     for name in ("blue", "green"):
-        place = tmp_path / "elsewhere" / name
-        place.mkdir(parents=True)
-        (place / "weights").write_text(name)
+        (elsewhere / name).mkdir()
+        (elsewhere / name / "weights").write_text(name)
+    store.add("m")
     link = store.root / "m" / "2"
-    link.symlink_to(tmp_path / "elsewhere" / "blue")
-    shutil.rmtree(tmp_path / "elsewhere2", ignore_errors=True)
-    os.rename(tmp_path / "elsewhere", tmp_path.parent / f"{tmp_path.name}-elsewhere")
-    link.unlink()
-    link.symlink_to(tmp_path.parent / f"{tmp_path.name}-elsewhere" / "blue")
-    with engine_on(store, control="poll", poll_seconds=3600) as engine:
+    link.symlink_to(elsewhere / "blue")
+    with engine_on(store, control=FOLLOW) as engine:
         before = engine.routes.resolve("m").spec.digest
         fresh = store.root / "m" / "next"
-        fresh.symlink_to(tmp_path.parent / f"{tmp_path.name}-elsewhere" / "green")
+        fresh.symlink_to(elsewhere / "green")
         fresh.replace(link)
         look(engine)
         assert engine.routes.resolve("m").spec.digest != before
@@ -198,7 +200,7 @@ def test_a_swapped_link_is_a_change(store: Store, tmp_path: Path) -> None:
 
 def test_the_serving_version_deleted_serves_until_it_is_noticed(store: Store) -> None:
     store.add("m")
-    with engine_on(store, control="poll", poll_seconds=3600) as engine:
+    with engine_on(store, control=FOLLOW) as engine:
         shutil.rmtree(store.root / "m" / "1")
         assert engine.infer("m", {"x": ROW})["y"].shape == (1, 2)
         look(engine)
@@ -224,7 +226,7 @@ def test_what_changes_while_it_is_loaded_is_not_served(store: Store) -> None:
 
 def test_a_broken_model_that_is_mended_comes_up(store: Store) -> None:
     store.add("m", config="${TEMPLATE}")
-    with engine_on(store, control="poll", poll_seconds=3600) as engine:
+    with engine_on(store, control=FOLLOW) as engine:
         assert "template" in engine.statuses()[0].reason
         store.add("m")
         look(engine)

@@ -18,7 +18,9 @@ def test_each_gets_its_own_rows_with_one_call_to_the_sink(house: House) -> None:
         batch.reply({"y": batch.tensors()["x"] * 2})
     assert house.sink.calls == 1
     for name, rows in (("a", 1), ("b", 3), ("c", 0), ("d", 2)):
-        np.testing.assert_array_equal(house.sink.responses[name].outputs["y"], np.full((rows, 2), 2 * sum(name.encode()), np.float32))
+        np.testing.assert_array_equal(
+            house.sink.responses[name].outputs["y"], np.full((rows, 2), 2 * sum(name.encode()), np.float32)
+        )
 
 
 def test_one_request_is_not_copied(house: House) -> None:
@@ -87,6 +89,12 @@ def test_an_error_for_one(house: House) -> None:
     assert house.sink.responses["b"].outputs["y"].shape == (1, 2)
 
 
+def test_a_request_run_alone_gets_its_own_rows_or_an_error(house: House) -> None:
+    house.push("a")
+    with house.take() as batch, pytest.raises(BackendFailed, match=r"returned shape \[3,2\], expected is \[1,-1\]"):
+        batch.send(0, {"y": np.zeros((3, 2), np.float32)}, final=True)
+
+
 def test_what_a_model_without_batching_gets_and_returns() -> None:
     house = House(spec(max_batch_size=0))
     request = house.request("a")
@@ -115,9 +123,8 @@ def test_the_records_tell_the_stages_in_order(house: House) -> None:
     house.ledger.drain()
     record = house.records[-1][0]
     start = entry.request.received
-    assert [int(record[s]) - start for s in ("received", "decoded", "queued", "taken", "gathered", "executed", "scattered", "sent")] == [
-        0, 0, 0, 100, 110, 1110, 1110, 1117
-    ]  # fmt: skip
+    stamps = ("received", "decoded", "queued", "taken", "gathered", "executed", "scattered", "sent")
+    assert [int(record[stamp]) - start for stamp in stamps] == [0, 0, 0, 100, 110, 1110, 1110, 1117]
     assert (record["rows"], record["deadline"] - start, record["number"], record["place"]) == (2, 10**9, 1, 0)
     (batch_record,) = house.batches[-1]
     assert (batch_record["rows"], batch_record["requests"], batch_record["reason"]) == (3, 2, Reason.IDLE)

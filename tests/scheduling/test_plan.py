@@ -48,21 +48,28 @@ ROWS = [dict(rows=1)] * 3
         ),
         pytest.param(ROWS, SetPoints(8, preferred=(2, 8)), Plan((1, 2), (), None, Reason.PREFERRED), id="preferred"),
         pytest.param(
-            [dict(arrival=NOW - 40), *ROWS], SetPoints(8, delay_ns=100), Plan((), (), NOW + 60, Reason.WAIT), id="waits-from-oldest"
+            [dict(arrival=NOW - 40), *ROWS],
+            SetPoints(8, delay_ns=100),
+            Plan((), (), NOW + 60, Reason.WAIT),
+            id="waits-from-oldest",
         ),
         pytest.param(
             [dict(arrival=NOW - 100), *ROWS], SetPoints(8, delay_ns=100), Plan((1, 2, 3, 4), (), None, Reason.WINDOW), id="window"
         ),
         pytest.param(ROWS, SetPoints(3, delay_ns=100), Plan((1, 2, 3), (), None, Reason.FULL), id="full-does-not-wait"),
         pytest.param(
-            ROWS, SetPoints(8, delay_ns=100, preferred=(2, 8)), Plan((1, 2), (), None, Reason.PREFERRED), id="preferred-does-not-wait"
+            ROWS,
+            SetPoints(8, delay_ns=100, preferred=(2, 8)),
+            Plan((1, 2), (), None, Reason.PREFERRED),
+            id="preferred-does-not-wait",
         ),
         pytest.param(
-            [dict(target=NOW + 30)], SetPoints(8, delay_ns=100), Plan((), (), NOW + 30, Reason.WAIT), id="never-waits-past-a-target"
+            [dict(target=NOW + 30)],
+            SetPoints(8, delay_ns=100),
+            Plan((), (), NOW + 30, Reason.WAIT),
+            id="never-waits-past-a-target",
         ),
-        pytest.param(
-            [dict(deadline=NOW), dict()], SetPoints(8), Plan((2,), (1,), None, Reason.IDLE), id="drops-what-is-expired"
-        ),
+        pytest.param([dict(deadline=NOW), dict()], SetPoints(8), Plan((2,), (1,), None, Reason.IDLE), id="drops-what-is-expired"),
         pytest.param([dict(deadline=NOW)], SetPoints(8), Plan((), (1,), None, Reason.WAIT), id="nothing-left"),
         pytest.param([], SetPoints(8), Plan((), (), None, Reason.WAIT), id="nothing-there"),
     ],
@@ -119,4 +126,8 @@ def test_every_plan_is_sound(entries, max_rows, delay, preferred, predictor) -> 
     elif live:
         assert delay, "it waits only where a delay is configured"
         assert decided.until is not None
-        assert NOW < decided.until <= min(entries[n - 1]["arrival"] for n in live if entries[n - 1]["bucket"] == entries[live[0] - 1]["bucket"]) + delay
+        assert (
+            NOW
+            < decided.until
+            <= min(entries[n - 1]["arrival"] for n in live if entries[n - 1]["bucket"] == entries[live[0] - 1]["bucket"]) + delay
+        )

@@ -12,6 +12,7 @@ import pytest
 from google.protobuf import json_format
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from headrace import __version__
+from headrace.engine.engine import ModelControl
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
 from headrace.clock import SECOND
@@ -234,7 +235,7 @@ def test_statistics_per_version(described: Server) -> None:
 
 @pytest.fixture
 def explicit(serve: Serve) -> Server:
-    return serve({"m": (ECHO, Script()), "n": (ECHO, Script())}, control="explicit", load=["m"])
+    return serve({"m": (ECHO, Script()), "n": (ECHO, Script())}, control=ModelControl("explicit", ("m",)))
 
 
 def state(server: Server) -> dict[str, tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from tests.build_models import DATATYPES, add_model, scalar, sums, twice
 from tests.oracle import DTYPES, bits, plain, plain_bfloat16, sample
-from tests.transport.serving import Server, message, serving
+from tests.transport.serving import PATIENCE, Server, fails, message, serving
 
 SHAPES = [(3, 5), (1, 1), (2, 0), (0, 3), (0, 0)]
 TYPED = {
@@ -196,3 +196,11 @@ async def test_the_asyncio_client(server: Server, paths: dict[str, Path]) -> Non
 def test_the_datatypes_are_all() -> None:
     assert set(DTYPES) == set(DATATYPES) == {*TYPED, "FP16", "BF16"}
     assert DTYPES["BF16"] is ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "INT32", "BYTES"])
+@pytest.mark.parametrize("shape", [(0, 1 << 62), (0, (1 << 63) - 1)], ids=str)
+def test_no_elements_beside_a_dimension_that_no_machine_can_address(server: Server, datatype: str, shape: tuple[int, int]) -> None:
+    told = f"[request id: r] input 'x' for model 'twice_{datatype}' has the impossible shape [0,{shape[1]}]"
+    with fails(grpc.StatusCode.INVALID_ARGUMENT, told):
+        server.stub.ModelInfer(message(f"twice_{datatype}", [("x", datatype, shape)], [b""], id="r"), timeout=PATIENCE)

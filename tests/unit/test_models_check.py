@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from headrace.errors import InvalidRepository
 from headrace.model import GraphIO, GraphTensor
 from headrace.models.check import check_config, check_graph, check_tensors

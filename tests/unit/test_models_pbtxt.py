@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from headrace.errors import InvalidRepository
 from headrace.models.pbtxt import parse, parse_json
 

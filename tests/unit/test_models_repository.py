@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from headrace.errors import Code, InvalidRepository, NotInRepository
 from headrace.models import files
 from headrace.models.pbtxt import parse_json

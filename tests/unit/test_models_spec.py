@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from headrace.errors import InvalidRepository
 from headrace.model import Batching, QueuePolicy
 from headrace.models.pbtxt import parse

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, FileDescriptor
-from headrace.protocol import headrace_pb2
 from tritonclient.grpc import model_config_pb2, service_pb2
+
+from headrace.protocol import headrace_pb2
 
 POOL = headrace_pb2.DESCRIPTOR.pool
 THEIRS: tuple[FileDescriptor, ...] = (service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR)

@@ -40,6 +40,11 @@ _LEVELS = {
 }
 
 
+def execution_providers() -> list[str]:
+    """What the installed ONNX Runtime can run on, best first."""
+    return ort.get_available_providers()
+
+
 class OnnxBackend:
     """Loads `model.onnx`, or whatever `default_model_filename` says."""
 

@@ -65,7 +65,7 @@ def _onnxruntime() -> Iterator[Finding]:
         return
     builds = ", ".join(f"{name} {version}" for name, version in onnxruntime_builds().items())
     yield Finding("onnxruntime", builds or f"{onnx.ort.__version__}, a build of its own", True)
-    providers = onnx.ort.get_available_providers()
+    providers = onnx.execution_providers()
     yield Finding("execution providers", ", ".join(providers), "CPUExecutionProvider" in providers, "reinstall onnxruntime")
 
 

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from headrace.transport.portable import PortableTransport
 
 log = logging.getLogger("headrace.serve")
+
+_SWITCH_SECONDS = 0.0005
 
 
 class Stopped(BaseException):
@@ -85,15 +88,15 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
     name = chosen_transport(config.transport)
     configure_logs(config.log_level, config.log_format)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its failures are exceptions; its own lines on stderr are no JSON
-    from headrace.engine.engine import Engine
+    from headrace.engine.engine import Engine, ModelControl
     from headrace.transport.control import Control
     from headrace.transport.portable import PortableTransport
 
+    # A thread that wants the interpreter waits for at most this long: a tenth of Python's default.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     engine = Engine(
         source,
-        control=config.model_control,
-        load=config.load_model,
-        poll_seconds=config.poll_seconds,
+        control=ModelControl(config.model_control, tuple(config.load_model), config.poll_seconds),
         strict_readiness=config.strict_readiness,
     )
     transport = PortableTransport(config.grpc)
@@ -112,7 +115,7 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
     finally:
         transport.close(deadline)
         engine.close(deadline)
-    log.info("stopped")
+    log.info("drained", extra=engine.statistics.summary())
 
 
 def chosen_transport(wanted: str) -> str:

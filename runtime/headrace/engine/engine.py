@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,14 +40,25 @@ _LOAD_THREADS = 4
 _CLOSE_NS = 30 * SECOND
 
 
+@dataclass(frozen=True, slots=True)
+class ModelControl:
+    """Which models to hold, and when.
+
+    Mode `none` loads all of them once, `poll` follows the repository, looking every `poll_seconds`, and `explicit` holds what
+    it is told to, beginning with `load` (`*` is all).
+    """
+
+    mode: str = "none"
+    load: tuple[str, ...] = ()
+    poll_seconds: float = 15.0
+
+
 class Engine:
     """Serves the models of a repository in this process.
 
     Args:
         repository: a directory in Triton's layout, an `.onnx` file, or what `headrace.models.repository` makes of them.
-        control: `none` loads all models once, `poll` follows the repository, `explicit` loads what it is told to.
-        load: with `explicit`, the models to start with; `*` is all of them.
-        poll_seconds: with `poll`, how often to look.
+        control: which models to hold, and when.
         strict_readiness: whether one model that is not ready makes the engine not ready.
         backends: backends to use instead of the built-in ones, by name.
         open_queue: the factory of queues; the portable one by default.
@@ -60,9 +72,7 @@ class Engine:
         self,
         repository: ModelSource | Path | str,
         *,
-        control: str = "none",
-        load: Sequence[str] = (),
-        poll_seconds: float = 15.0,
+        control: ModelControl = ModelControl(),
         strict_readiness: bool = True,
         backends: Mapping[str, Backend] | None = None,
         open_queue: OpenQueue | None = None,
@@ -70,7 +80,7 @@ class Engine:
     ) -> None:
         self.repository = source_of(repository)
         self.repository.names()
-        self.control, self._wanted = control, tuple(load)
+        self._control = control
         self.clock = clock or MonotonicClock()
         self.statistics = Statistics()
         self.ledger = Ledger(self.statistics.fold)
@@ -78,7 +88,7 @@ class Engine:
         self._strict = strict_readiness
         self._queues = PortableQueues(self.ledger, self.clock)
         self.catalog = Catalog(self.repository, Backends(backends), open_queue or self._queues, self.routes, self.clock)
-        self.watcher = Watcher(self.repository, self.catalog, poll_seconds)
+        self.watcher = Watcher(self.repository, self.catalog, control.poll_seconds)
         self._is_started = self._is_draining = False
         self._closed = threading.Event()
         self._threads = ThreadSink(self.routes.push, self.clock)
@@ -91,17 +101,17 @@ class Engine:
         if self._is_started:
             return
         names = self.repository.names()
-        if self.control == "explicit":
-            unknown = [name for name in self._wanted if name != "*" and name not in names]
+        if self._control.mode == "explicit":
+            unknown = [name for name in self._control.load if name != "*" and name not in names]
             if unknown:
                 raise NotInRepository(unknown[0])
-            names = names if "*" in self._wanted else list(self._wanted)
+            names = names if "*" in self._control.load else list(self._control.load)
         for name in names:
             self.watcher.remember(name)
         with ThreadPoolExecutor(_LOAD_THREADS, "headrace-load") as loaders:
             list(loaders.map(self.catalog.try_load, names))
         self._is_started = True
-        if self.control == "poll":
+        if self._control.mode == "poll":
             self.watcher.start()
 
     def __enter__(self) -> Engine:
@@ -177,7 +187,7 @@ class Engine:
         Raises:
             NotAllowed: the engine is in another mode.
         """
-        if self.control != "explicit":
+        if self._control.mode != "explicit":
             raise NotAllowed("explicit model load / unload is not allowed if polling is enabled")
 
     def statuses(self) -> list[ModelStatus]:

@@ -38,6 +38,8 @@ class BatchTotals:
 class VersionTotals:
     """One version. Stage totals count each request of a batch with the whole stage, as Triton's statistics do."""
 
+    pushed: int = 0
+    """Requests that entered the queue; each ends in one of `outcomes`, and so do those that were turned away before."""
     inference_count: int = 0
     execution_count: int = 0
     last_inference_ms: int = 0
@@ -58,6 +60,12 @@ class Statistics:
         self.versions: dict[int, VersionTotals] = defaultdict(VersionTotals)
         self._wall_ahead_ns = time.time_ns() - time.monotonic_ns()
 
+    def summary(self) -> dict[str, int]:
+        """Over all versions: how many requests were pushed, and how all of them ended, by name of the outcome."""
+        versions = list(self.versions.values())
+        ended = {outcome.name.lower(): sum(v.outcomes[outcome] for v in versions) for outcome in Outcome}
+        return {"pushed": sum(v.pushed for v in versions), **ended}
+
     def fold(self, requests: Records, batches: Records) -> None:
         """Add these records."""
         for number in np.unique(requests["model"]).tolist():
@@ -70,6 +78,7 @@ class Statistics:
     def _fold_requests(self, totals: VersionTotals, records: Records) -> None:
         for outcome, count in zip(*np.unique(records["outcome"], return_counts=True), strict=True):
             totals.outcomes[Outcome(outcome)] += int(count)
+        totals.pushed += int((records["queued"] > 0).sum())
         good = records[records["outcome"] == Outcome.ANSWERED]
         # What never passed validation has not reached the model: Triton does not count it as failed either.
         bad = records[(records["outcome"] != Outcome.ANSWERED) & (records["outcome"] != Outcome.INVALID)]

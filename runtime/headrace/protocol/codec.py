@@ -183,7 +183,7 @@ def _region(parameters: Mapping[str, InferParameter], tensor: str) -> str | None
 
 
 def _region_parameter(parameters: Mapping[str, InferParameter], key: str, kind: str, tensor: str) -> Any:
-    parameter = parameters[f"shared_memory_{key}"] if f"shared_memory_{key}" in parameters else None
+    parameter = parameters.get(f"shared_memory_{key}")
     if parameter is None:
         return None
     if parameter.WhichOneof("parameter_choice") != kind:

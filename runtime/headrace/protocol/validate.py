@@ -24,6 +24,8 @@ _BATCH_NOTE = (
     "max_batch_size to zero. See the model configuration docs for more info on max_batch_size."
 )
 _LENGTH = struct.Struct("<I")
+_ADDRESSABLE = 1 << 47
+"""Bytes that a process can address on the machines there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,22 +152,19 @@ class Validator:
         return given.reshape(shape) if shape != given.shape else given
 
     def _decode(self, request: Request, spec: TensorSpec, raw: RawTensor, shape: tuple[int, ...]) -> Tensor:
-        count = math.prod(shape)
+        what = f"input '{spec.name}' for model '{self._spec.name}'"
+        if 0 in shape and math.prod(size or 1 for size in shape) > _ADDRESSABLE:
+            # No data, so no size gives it away; but backends multiply the other dimensions all the same.
+            raise InvalidRequest(f"{request_prefix(request.id)}{what} has the impossible shape {format_shape(shape)}")
         if raw.datatype == "BYTES":
-            return decode_bytes(raw.data, shape, f"inference input '{spec.name}' for model '{self._spec.name}'", request.id)
+            return decode_bytes(raw.data, shape, f"inference {what}", request.id)
         dtype = DTYPES[raw.datatype]
-        if len(raw.data) != count * dtype.itemsize:
+        expected = math.prod(shape) * dtype.itemsize
+        if len(raw.data) != expected:
             raise InvalidRequest(
-                f"{request_prefix(request.id)}input byte size mismatch for input '{spec.name}' for model '{self._spec.name}'. "
-                f"Expected {count * dtype.itemsize}, got {len(raw.data)}"
+                f"{request_prefix(request.id)}input byte size mismatch for {what}. Expected {expected}, got {len(raw.data)}"
             )
-        try:
-            return np.frombuffer(raw.data, dtype).reshape(shape)
-        except ValueError as error:  # a zero beside dimensions whose product no machine can address
-            raise InvalidRequest(
-                f"{request_prefix(request.id)}input '{spec.name}' for model '{self._spec.name}' has the impossible shape "
-                f"{format_shape(shape)}: {error}"
-            ) from None
+        return np.frombuffer(raw.data, dtype).reshape(shape)
 
 
 def resolve_reshape(actual: Sequence[int], dims: Sequence[int], reshape: Sequence[int]) -> tuple[int, ...]:
@@ -193,7 +192,8 @@ def decode_bytes(data: bytes | memoryview, shape: tuple[int, ...], what: str, re
             )
         if len(starts) == expected:
             raise InvalidRequest(
-                f"{request_prefix(request_id)}unexpected number of string elements {expected + 1} for {what}, expecting {expected}"
+                f"{request_prefix(request_id)}unexpected number of string elements {expected + 1} for {what}, "
+                f"expecting {expected}"
             )
         (length,) = _LENGTH.unpack_from(data, at)
         at += 4

@@ -105,13 +105,16 @@ class PortableBatch:
     def send(self, index: int, outputs: Mapping[str, Tensor], final: bool) -> None:
         """Answer the request at `index` with `outputs` of its own; it may get several answers, the last of which is `final`.
 
+        Each answer of a decoupled model has as many rows as it likes; any other has those of the request.
+
         Raises:
             BackendFailed: as `reply`; an empty `outputs` is allowed with `final`.
         """
         entry = self._open.get(index)
         if entry is None:
             raise Broken(f"request {index} of batch {self.number} was answered after its final answer")
-        checked = self._checked(outputs, entry.admitted.outputs, None) if outputs or not final else {}
+        rows = None if self._owner.spec.decoupled else entry.admitted.rows
+        checked = self._checked(outputs, entry.admitted.outputs, rows) if outputs or not final else {}
         self._stamp_executed([entry])
         self._deliver([self._answer(index, self._response(entry, checked, final=final))])
 

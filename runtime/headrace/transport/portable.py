@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -17,7 +20,7 @@ import grpc.aio
 
 from headrace.clock import SECOND, Clock, MonotonicClock
 from headrace.engine.routes import Routes
-from headrace.errors import AddressInUse, Broken, Draining, HeadraceError, Unsupported
+from headrace.errors import Broken, CannotListen, Draining, HeadraceError, Unsupported
 from headrace.protocol.codec import MAX_MESSAGE_BYTES, decode_request, encode_response
 from headrace.request import Response
 from headrace.scheduling.entry import Answer
@@ -52,6 +55,7 @@ class PortableTransport:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="headrace-grpc", daemon=True)
         self._is_accepting = True
+        self._refused_at = 0
 
     def start(self, routes: Routes, control: ControlCalls) -> None:
         """Listen. See `Transport.start`."""
@@ -61,11 +65,12 @@ class PortableTransport:
     def stop_accepting(self) -> None:
         """Refuse new calls; those that run go on."""
         self._is_accepting = False
+        self._refused_at = self._clock.now()
 
     def close(self, deadline: int) -> None:
-        """Say goodbye to every connection, wait for the calls that run until `deadline` (ns), then end the rest."""
+        """Wait for the calls that were accepted until `deadline` (ns), then end every connection."""
         self._is_accepting = False
-        self._do(self._server.stop(max(0.0, (deadline - self._clock.now()) / SECOND)))
+        self._do(self._stop(deadline))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -93,18 +98,37 @@ class PortableTransport:
         for method in control.dialogues:
             handlers[method] = grpc.stream_stream_rpc_method_handler(self._dialogue(method))
         self._server.add_generic_rpc_handlers((_Handlers(handlers),))
+        _check_free(self.address)
         try:
             port = self._server.add_insecure_port(self.address)
         except RuntimeError as error:
-            raise AddressInUse(self.address, _cause(error)) from None
+            raise CannotListen(self.address, str(error)) from None
         host = self.address.rpartition(":")[0]
         self.address = f"{host}:{port}"
         await self._server.start()
+
+    async def _stop(self, deadline: int) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), max(0.0, (deadline - self._clock.now()) / SECOND))
+        _hang_up(int(self.address.rpartition(":")[2]))
+        await self._server.stop(None)
+
+    def _accept(self, context: _Context) -> None:
+        """Count a call as running, until its answer has been sent."""
+        self._running += 1
+        self._idle.clear()
+        context.add_done_callback(self._ended)
+
+    def _ended(self, context: _Context) -> None:
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
 
     async def _infer(self, payload: bytes, context: _Context) -> bytes:
         received = self._clock.now()
         try:
             if not self._is_accepting:
+                self._refused_at = received
                 raise Draining()
             request = decode_request(payload)
             if (route := self._routes.find(request.model, request.version)) is not None and route.spec.decoupled:
@@ -145,6 +169,8 @@ class PortableTransport:
         control, blocks = self._control, method in self._control.blocking
 
         async def call(payload: bytes, context: _Context) -> bytes:
+            if self._is_accepting:
+                self._accept(context)
             try:
                 return await asyncio.to_thread(control.handle, method, payload) if blocks else control.handle(method, payload)
             except HeadraceError as error:
@@ -180,6 +206,38 @@ async def _abort(context: _Context, error: HeadraceError) -> bytes:
     raise Broken("gRPC went on after an abort")
 
 
-def _cause(error: RuntimeError) -> str:
-    text = str(error)
-    return "the address is already in use" if "in use" in text.lower() or "bind" in text.lower() else text
+def _hang_up(port: int) -> None:
+    """End every connection that came in by `port`.
+
+    gRPC's own way to stop answers with CANCELLED whatever clients send before they have understood, and they take that for
+    something they did themselves. On a connection that is gone, the same calls end as UNAVAILABLE.
+    """
+    for name in os.listdir("/dev/fd"):
+        try:
+            end = socket.socket(fileno=int(name))
+        except OSError:  # no socket, or closed meanwhile
+            continue
+        try:
+            is_connection = end.type == socket.SOCK_STREAM and not end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if is_connection and end.family in (socket.AF_INET, socket.AF_INET6) and end.getsockname()[1] == port:
+                end.shutdown(socket.SHUT_RDWR)
+        except OSError:  # the client was faster
+            pass
+        finally:
+            end.detach()
+
+
+def _check_free(address: str) -> None:
+    """Ask the operating system, which says why not; gRPC says only that it failed.
+
+    Raises:
+        CannotListen: the address is none, or taken.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except (OSError, ValueError) as error:
+        raise CannotListen(address, getattr(error, "strerror", None) or str(error)) from None
