@@ -65,7 +65,7 @@ def sums() -> onnx.ModelProto:
 
 
 def optional_bias() -> onnx.ModelProto:
-    """y = x + bias, where the file has a default for `bias`: (1, 2, 3). Does not batch."""
+    """Y = x + bias, where the file has a default for `bias`: (1, 2, 3). Does not batch."""
     return _model(
         [helper.make_node("Add", ["x", "bias"], ["y"])],
         [_tensor("x", TensorProto.FLOAT, [3]), _tensor("bias", TensorProto.FLOAT, [3])],
@@ -75,7 +75,7 @@ def optional_bias() -> onnx.ModelProto:
 
 
 def lookup() -> onnx.ModelProto:
-    """y = table[i], i = 0 … 9; ONNX Runtime raises for any other i, and so fails a whole batch."""
+    """Y = table[i], i = 0 … 9; ONNX Runtime raises for any other i, and so fails a whole batch."""
     return _model(
         [helper.make_node("Gather", ["table", "i"], ["y"])],
         [_tensor("i", TensorProto.INT64, ["n", 1])],

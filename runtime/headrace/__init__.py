@@ -13,16 +13,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headrace.engine.engine import Engine
+    from headrace.engine.engine import Engine, ModelControl
 
-__all__ = ["Engine", "__version__"]
+__all__ = ["Engine", "ModelControl", "__version__"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # Importing the package costs nothing that a use of it does not need.
-    if name == "Engine":
-        from headrace.engine.engine import Engine
+    if name in ("Engine", "ModelControl"):
+        from headrace.engine import engine
 
-        return Engine
+        return getattr(engine, name)
     raise AttributeError(f"module 'headrace' has no attribute '{name}'")

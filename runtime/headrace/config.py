@@ -68,10 +68,13 @@ def server_config(file: Path | None, options: Mapping[str, object]) -> ServerCon
     if file is not None and isinstance(stated.get("repository"), str):
         stated["repository"] = file.parent / str(stated["repository"])
     try:
-        return ServerConfig.model_validate({**stated, **given})
+        config = ServerConfig.model_validate({**stated, **given})
     except ValidationError as error:
         problems = (_problem(dict(detail), given, file) for detail in error.errors())
         raise InvalidRepository("; ".join(problems)) from None
+    if config.load_model and config.model_control != "explicit":
+        raise InvalidRepository(f"load_model has a meaning with model_control explicit only, and it is {config.model_control}")
+    return config
 
 
 def read_yaml(file: Path) -> dict[str, object]:

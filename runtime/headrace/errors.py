@@ -39,6 +39,22 @@ class Code(Enum):
     UNAVAILABLE = 14
 
 
+_LONGEST_SENTENCE = 4096
+"""Characters of a message. A gRPC status travels in a header, and one that is too long takes the status with it."""
+_KEPT = 4000
+
+
+def sentence(error: BaseException) -> str:
+    """What an exception says: valid Unicode, not too long, and never another exception."""
+    try:
+        text = str(error) if isinstance(error, HeadraceError) else str(error) or type(error).__name__
+    except Exception:
+        text = type(error).__name__
+    if len(text) > _LONGEST_SENTENCE:
+        text = f"{text[:_KEPT]} … ({len(text)} characters)"
+    return text.encode("utf-8", "replace").decode()
+
+
 class HeadraceError(Exception):
     """Anything Headrace says no with."""
 
@@ -46,8 +62,8 @@ class HeadraceError(Exception):
 
     @property
     def message(self) -> str:
-        """The sentence for the client."""
-        return str(self)
+        """The sentence for the client, as every protocol can carry it."""
+        return sentence(self)
 
 
 class InvalidRequest(HeadraceError):
@@ -213,6 +229,11 @@ class BackendFailed(HeadraceError):
     """The model raised, or answered with something it had not declared."""
 
     code = Code.INTERNAL
+
+    @staticmethod
+    def of(error: BaseException) -> HeadraceError:
+        """What clients are told when a session raises: the error itself if it is one of these, else its words."""
+        return error if isinstance(error, HeadraceError) else BackendFailed(sentence(error))
 
 
 class Broken(BackendFailed):

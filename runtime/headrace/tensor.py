@@ -145,12 +145,20 @@ def datatype_of(tensor: Tensor) -> str:
 
 
 def as_tensor(value: object) -> Tensor:
-    """What `Engine.infer` accepts as one input: a tensor, or anything numpy makes an array of; text and objects become BYTES."""
+    """What `Engine.infer` accepts as one input: a tensor, or anything numpy makes an array of; text and bytes become BYTES.
+
+    Raises:
+        InvalidRequest: an object array holds something that is neither text nor bytes.
+    """
     if isinstance(value, BytesTensor):
         return value
     array = np.asarray(value)
     if array.dtype.kind in "OSU":
-        return BytesTensor.of(array.reshape(-1).tolist(), array.shape)
+        elements: list[Any] = array.reshape(-1).tolist()
+        wrong = next((e for e in elements if not isinstance(e, (str, bytes))), None)
+        if array.dtype.kind == "O" and (wrong is not None or None in elements):
+            raise InvalidRequest(f"an element of a BYTES tensor is {wrong!r}; elements must be text or bytes")
+        return BytesTensor.of(elements, array.shape)
     return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from headrace import Engine
 from headrace.backends.fake import FakeBackend, Gate, Script
 from headrace.clock import SECOND
+from headrace.engine.engine import ModelControl
 from headrace.errors import (
     BackendFailed,
     DeadlineExpired,
@@ -19,6 +21,8 @@ from headrace.errors import (
     InvalidRepository,
     InvalidRequest,
     ModelNotFound,
+    NotAllowed,
+    QueueClosed,
     Unsupported,
 )
 from headrace.ledger.ledger import Outcome
@@ -60,6 +64,9 @@ def test_infer_raises_what_a_remote_client_would_get(store: Store) -> None:
             engine.infer("m", {"x": ROW[0, :1]})
         with pytest.raises(InvalidRequest, match="numpy dtype 'complex128' is no V2 datatype"):
             engine.infer("m", {"x": np.ones((1, 2), complex)})
+        for timeout in (0, -1, float("nan"), float("inf")):
+            with pytest.raises(InvalidRequest, match="give seconds above 0"):
+                engine.infer("m", {"x": ROW}, timeout=timeout)
         assert np.array_equal(engine.infer("m", {"x": ROW})["y"], ROW), "and goes on"
 
 
@@ -271,7 +278,7 @@ def test_past_the_deadline_of_closing_what_waits_is_refused(store: Store) -> Non
         queued = pool.submit(engine.infer, "m", {"x": ROW})
         until(lambda: engine.routes.resolve("m").queue.depth().requests == 1)
         engine.close(engine.clock.now())
-        with pytest.raises(Draining):
+        with pytest.raises(QueueClosed, match="stopped accepting new inference requests"):
             queued.result()
         gate.open()
         running.result()
@@ -296,3 +303,92 @@ def test_the_ledger_knows_those_that_were_turned_away(store: Store) -> None:
         with pytest.raises(InvalidRequest):
             engine.infer("m", {})
         assert outcomes(engine) == {Outcome.INVALID: 1}
+
+
+def test_an_exception_that_cannot_even_be_told_fails_only_its_own(store: Store) -> None:
+    store.add("m")
+
+    class Bad(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    def fail(batch) -> None:
+        raise Bad
+
+    with start(store, Script(fail=fail)) as engine:
+        for _ in range(2):
+            with pytest.raises(BackendFailed, match="Bad"):
+                engine.infer("m", {"x": ROW})
+
+
+def test_an_idle_instance_holds_no_tensors(store: Store) -> None:
+    store.add("m")
+    with start(store) as engine:
+        mine = np.ones((1, 5), np.float32)
+        gone = weakref.ref(mine)
+        engine.infer("m", {"x": mine})
+        del mine
+        until(lambda: gone() is None)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "keywords"),
+    [
+        ([ROW], {}),
+        (None, {}),
+        ({"x": None}, {}),
+        ({"x": ROW}, {"outputs": "y"}),
+        ({"x": ROW}, {"version": "1"}),
+        ({"x": ROW}, {"timeout": "1"}),
+        ({"x": np.array([[5]], object)}, {}),
+    ],
+)
+def test_beginners_mistakes_are_told(store: Store, inputs, keywords) -> None:
+    store.add("m")
+    with start(store) as engine, pytest.raises(InvalidRequest):
+        engine.infer("m", inputs, **keywords)
+
+
+def test_an_engine_that_is_not_started_says_so(store: Store) -> None:
+    store.add("m")
+    with pytest.raises(NotAllowed, match="not started"):
+        Engine(store.root, backends={"fake": FakeBackend()}).infer("m", {"x": ROW})
+
+
+def test_a_closed_queue_does_not_wait_for_company(store: Store) -> None:
+    config = (store.add("m") / "config.pbtxt").read_text()
+    store.add("m", config=config.replace("dynamic_batching {}", "dynamic_batching { max_queue_delay_microseconds: 60000000 }"))
+    with start(store) as engine, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(engine.infer, "m", {"x": ROW})
+        until(lambda: engine.routes.resolve("m").queue.depth().requests == 1)
+        engine.close()
+        assert np.array_equal(waiting.result()["y"], ROW)
+
+
+def test_a_session_that_cannot_be_closed_holds_nothing_up(store: Store) -> None:
+    store.add("m")
+    store.add("n")
+
+    class Stubborn(FakeBackend):
+        def load(self, path, config, device):
+            session = super().load(path, config, device)
+
+            def close() -> None:
+                raise RuntimeError("stuck")
+
+            session.close = close
+            return session
+
+    engine = Engine(store.root, backends={"fake": Stubborn()})
+    engine.start()
+    engine.close()
+    assert engine.is_closed
+    assert not [t for t in threading.enumerate() if t.name.startswith(("m/", "n/", "headrace-expiry"))]
+
+
+def test_nothing_is_loaded_after_closing(store: Store) -> None:
+    store.add("m")
+    engine = start(store, control=ModelControl("explicit"))
+    engine.close()
+    with pytest.raises(Draining):
+        engine.load("m")

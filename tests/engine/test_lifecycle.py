@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -243,3 +244,104 @@ def test_a_failed_warm_up_is_no_failed_load(store: Store) -> None:
 
     with engine_on(store, scripts={"m": Script(fail=fail)}) as engine:
         assert engine.infer("m", {"x": ROW})["y"].shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["", "../m", "m/1", "."])
+def test_a_name_that_is_none_leaves_no_trace(store: Store, name: str) -> None:
+    store.add("m")
+    with engine_on(store, control=EXPLICIT) as engine:
+        with pytest.raises(InvalidRepository):
+            engine.load(name)
+        assert list(states(engine)) == [("m", 1)]
+        assert engine.ready
+
+
+def test_the_index_says_why_an_old_version_still_serves(store: Store) -> None:
+    store.add("m")
+    with engine_on(store, control=EXPLICIT) as engine:
+        store.add("m", content="new", config="name: }")
+        with pytest.raises(InvalidRepository):
+            engine.load("m")
+        (status,) = engine.statuses()
+        assert (status.state, "serving what was loaded before: " in status.reason) == (State.READY, True)
+        store.add("m")
+        engine.load("m")
+        assert engine.statuses()[0].reason == ""
+
+
+def test_routes_lose_no_update(store: Store) -> None:
+    with engine_on(store) as engine:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda n: engine.routes.publish(f"m{n}", {1: None}), range(800)))
+        assert all(raises_not_ready(engine, f"m{n}") for n in range(800))
+
+
+def raises_not_ready(engine: Engine, name: str) -> bool:
+    try:
+        engine.routes.resolve(name, 1)
+    except ModelNotReady:
+        return True
+    except ModelNotFound:
+        return False
+    raise AssertionError("nothing was ever ready")
+
+
+def test_loading_and_forgetting_at_once_leaves_nothing_behind(store: Store) -> None:
+    store.add("m")
+    with engine_on(store, control=EXPLICIT) as engine:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(50):
+                pool.submit(engine.load, "m")
+                pool.submit(engine.catalog.forget, "m")
+        engine.load("m")
+        assert engine.infer("m", {"x": ROW})["y"].shape == (1, 2)
+        engine.unload("m")
+        with pytest.raises(ModelNotFound):
+            engine.infer("m", {"x": ROW})
+
+
+def test_a_model_whose_load_exits_is_broken_and_nothing_else(store: Store) -> None:
+    store.add("m")
+    store.add("good")
+
+    class Exits(FakeBackend):
+        def load(self, path, config, device):
+            if config.name == "m":
+                raise SystemExit(1)
+            return super().load(path, config, device)
+
+    with Engine(store.root, backends={"fake": Exits()}) as engine:
+        assert states(engine) == {("good", 1): State.READY, ("m", 1): State.UNAVAILABLE}
+
+
+def test_new_labels_are_a_change(store: Store) -> None:
+    place = store.add("m")
+    config = (place / "config.pbtxt").read_text().replace('name: "y"', 'name: "y" label_filename: "labels.txt"')
+    (place / "labels.txt").write_text("cat\n")
+    store.add("m", config=config)
+    with engine_on(store, control=EXPLICIT) as engine:
+        before = engine.routes.resolve("m")
+        (place / "labels.txt").write_text("dog\n")
+        engine.load("m")
+        assert (before.spec.outputs[0].labels, engine.routes.resolve("m").spec.outputs[0].labels) == (("cat",), ("dog",))
+
+
+def test_sequence_control_inputs_are_refused_not_ignored(store: Store) -> None:
+    config = (
+        (store.add("m") / "config.pbtxt")
+        .read_text()
+        .replace(
+            "dynamic_batching {}",
+            'sequence_batching { control_input { name: "S" control { kind: CONTROL_SEQUENCE_START int32_false_true: [0, 1] } } }',
+        )
+    )
+    store.add("m", config=config)
+    with engine_on(store) as engine:
+        assert "does not feed yet" in engine.statuses()[0].reason
+
+
+def test_a_name_that_is_no_text_is_no_model(store: Store) -> None:
+    store.add("m")
+    (store.root / os.fsdecode(b"bad\xff")).mkdir()
+    with engine_on(store) as engine:
+        assert engine.repository.names() == ["m"]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from headrace.backends.base import Batch, Device, Outputs, Session
 from headrace.backends.fake import Gate
 from headrace.backends.onnx import OnnxBackend
 from headrace.engine.engine import Engine
 from headrace.model import GraphIO
 from headrace.protocol.headrace_pb2 import ModelConfig
-
 from tests.build_models import add_model
 
 

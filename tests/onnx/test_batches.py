@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from headrace.backends.fake import Gate
 from headrace.errors import BackendFailed, InvalidRequest
-
 from tests.build_models import DATATYPES, drops_rows, lookup, mlp, twice
 from tests.onnx.conftest import Start, Started
 from tests.oracle import Array, bits, plain, plain_bfloat16, sample
@@ -121,7 +121,10 @@ async def test_rows_that_get_lost_fail_their_request_alone(start: Start) -> None
 async def test_bytes_that_are_no_text_fail_their_request_alone(start: Start) -> None:
     """ONNX strings are UTF-8; the neighbours' are."""
     started = start(twice("BYTES"), "max_batch_size: 8")
-    answers = await together(started, [{"x": np.array([[word]], np.object_)} for word in (b"good", b"\xff\xfe", "gut".encode())])
-    assert [answer["same"].tolist() for answer in (answers[0], answers[2]) if isinstance(answer, dict)] == [[[b"good"]], [[b"gut"]]]
+    answers = await together(started, [{"x": np.array([[word]], np.object_)} for word in (b"good", b"\xff\xfe", b"gut")])
+    assert [answer["same"].tolist() for answer in (answers[0], answers[2]) if isinstance(answer, dict)] == [
+        [[b"good"]],
+        [[b"gut"]],
+    ]
     assert isinstance(answers[1], InvalidRequest)
     assert answers[1].message.startswith("input 'x' holds bytes that are no UTF-8 text")

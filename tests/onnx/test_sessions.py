@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime import ExecutionMode, GraphOptimizationLevel
+
 from headrace.backends.base import Device
 from headrace.backends.onnx import OnnxBackend, session_options
 from headrace.engine.engine import Engine
@@ -13,8 +15,6 @@ from headrace.errors import BackendFailed, InvalidRepository, InvalidRequest
 from headrace.model import State
 from headrace.models.pbtxt import parse_json
 from headrace.protocol.headrace_pb2 import ModelConfig
-from onnxruntime import ExecutionMode, GraphOptimizationLevel
-
 from tests.build_models import add_model, drops_rows, fixed, mlp, nonzero, optional_bias, scalar, sums
 from tests.onnx.conftest import Start
 from tests.oracle import bits, plain
@@ -101,7 +101,9 @@ def test_inputs_that_only_the_model_finds_unfit(start: Start) -> None:
 
 def test_only_what_is_wanted_is_computed(start: Start) -> None:
     one = np.float32([[1, 2]])
-    assert list(start(sums(), "max_batch_size: 4").engine.infer("m", {"a": one, "b": one}, outputs=["difference"])) == ["difference"]
+    assert list(start(sums(), "max_batch_size: 4").engine.infer("m", {"a": one, "b": one}, outputs=["difference"])) == [
+        "difference"
+    ]
 
 
 def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
@@ -128,10 +130,10 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     content = path.read_bytes()
     for broken in (b"", b"not a model", content[: len(content) // 2]):
         path.write_bytes(broken)
-        with pytest.raises(InvalidRepository, match="model.onnx cannot be loaded: "):
+        with pytest.raises(InvalidRepository, match=r"model\.onnx cannot be loaded: "):
             OnnxBackend().load(path.parent, config(), Device())
     path.unlink()
-    with pytest.raises(InvalidRepository, match="no file .*model.onnx: put the model there, or name it in default_model_filename"):
+    with pytest.raises(InvalidRepository, match=r"no file .*model\.onnx: put the model there, or name it in default_"):
         OnnxBackend().load(path.parent, config(), Device())
 
 

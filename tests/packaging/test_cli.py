@@ -84,6 +84,7 @@ def one_line(text: str) -> str:
         (["serve", "README.md"], "README.md is no .onnx file"),
         (["serve"], "--repository DIR"),
         (["serve", "--repository", "configs", "model.onnx"], "not both"),
+        (["serve", "--repository", "configs", "--load-model", "m"], "model_control explicit only"),
         (["serve", "--repository", "configs", "--bogus"], "No such option: --bogus"),
         (["serve", "--repository", "configs", "--transport", "quic"], "option --transport is 'quic'"),
         (["serve", "--repository", "configs", "--transport", "native"], "native transport is not built"),
@@ -134,8 +135,16 @@ def test_serving_one_file(identity: Path, number: signal.Signals) -> None:
         out, err = stop(server, number)
     assert out == ""
     lines = [json.loads(line) for line in err.splitlines()]
-    assert lines[-1]["message"] == "stopped"
+    assert lines[-1]["message"] == "drained"
     assert all({"time", "level", "logger"} <= line.keys() for line in lines)
+
+
+def test_a_server_with_nothing_to_serve_is_none(tmp_path: Path) -> None:
+    junk = tmp_path / "junk.onnx"
+    junk.write_bytes(b"no model")
+    ended = run("serve", junk, "--grpc", "127.0.0.1:0")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "no model came up; junk: " in ended.stderr.splitlines()[-1]
 
 
 def test_broken_models_are_counted_and_the_rest_is_served(repository: Path) -> None:

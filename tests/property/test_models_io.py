@@ -6,6 +6,9 @@ import math
 from itertools import product
 from pathlib import Path
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from headrace.errors import InvalidRepository
 from headrace.model import GraphIO, GraphTensor
 from headrace.models.autocomplete import complete
@@ -14,8 +17,6 @@ from headrace.models.fill import fill
 from headrace.models.spec import spec_of
 from headrace.protocol.headrace_pb2 import DataType, ModelConfig, ModelInput, ModelOutput
 from headrace.tensor import DTYPES
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 DATATYPES = st.sampled_from([*DTYPES, "BYTES"])
 SIZES = st.sampled_from([-1, -1, 1, 2, 3])

@@ -7,11 +7,12 @@ from typing import Any
 
 from google.protobuf import json_format, text_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
 from headrace.errors import InvalidRepository
 from headrace.models.pbtxt import parse, parse_json
 from headrace.protocol.headrace_pb2 import ModelConfig
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 _RANGES = {
     FieldDescriptor.CPPTYPE_INT32: (-(1 << 31), (1 << 31) - 1),

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from headrace.errors import HeadraceError, InvalidRequest
 from headrace.model import ModelSpec
 from headrace.protocol.codec import decode_request, decode_version, encode_response
@@ -15,9 +18,6 @@ from headrace.protocol.headrace_pb2 import InferParameter, ModelInferRequest, Mo
 from headrace.protocol.validate import Validator, decode_bytes, encode_bytes
 from headrace.request import Request, Response
 from headrace.tensor import DTYPES, BytesTensor, RawTensor, TensorSpec
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.oracle import bits
 
 QUICK = settings(max_examples=150, deadline=None)
@@ -92,7 +92,8 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     names = draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True))
     batch = draw(st.sampled_from([0, 1, 3]))
     inputs = tuple(
-        TensorSpec(name, draw(st.sampled_from(DATATYPES)), draw(DIMS), optional=not batch and draw(st.booleans())) for name in names
+        TensorSpec(name, draw(st.sampled_from(DATATYPES)), draw(DIMS), optional=not batch and draw(st.booleans()))
+        for name in names
     )
     return ModelSpec("m", 1, "", "fake", "", batch, inputs, (TensorSpec("y", "FP32", (1,)),))
 
@@ -149,7 +150,7 @@ def fits(spec: ModelSpec, request: Request) -> bool:
     return True
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(requests())
 def test_the_validator_admits_what_fits_and_nothing_else(case: tuple[ModelSpec, Request]) -> None:
     spec, request = case

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.clock import SECOND, VirtualClock
+from headrace.clock import VirtualClock
 from headrace.errors import HeadraceError
 from headrace.ledger.ledger import Ledger, Outcome, Records
 from headrace.model import Batching, ModelSpec
@@ -77,7 +77,8 @@ class House:
         self.spec = model or spec()
         self.queue: PortableQueue = self.queues(self.spec, limits or Limits())
         self.sink = Collector(self.clock)
-        self.points = SetPoints(self.spec.max_batch_size, self.spec.batching.delay_ns, self.spec.batching.preferred)
+        batching = self.spec.batching
+        self.points = SetPoints(self.spec.max_batch_size, batching.delay_ns, batching.preferred, batching.preserve_ordering)
 
     def _fold(self, requests: Records, batches: Records) -> None:
         self.records.append(requests)
@@ -133,6 +134,3 @@ class House:
 
     def close(self) -> None:
         self.queues.close()
-
-
-SECONDS = SECOND

@@ -9,7 +9,7 @@ from headrace.clock import SECOND
 from headrace.errors import CannotMeetDeadline, QueueFull
 from headrace.model import Batching, QueuePolicy
 from headrace.request import Request
-from headrace.scheduling.admission import LEVEL_OFFSET, Depth, Estimate, Limits, due, refusal
+from headrace.scheduling.admission import BEHIND_EVERYONE, LEVEL_OFFSET, Depth, Estimate, Limits, due, refusal
 from headrace.scheduling.plan import NEVER
 
 NOW = 100 * SECOND
@@ -49,6 +49,13 @@ def test_priorities_out_of_range_are_the_default_level(asked: int, level: int) -
     times = due(request(priority=asked), Batching(priority_levels=3, default_priority=2), NOW)
     assert times.level == level
     assert times.key == times.target + level * LEVEL_OFFSET
+
+
+def test_no_time_and_no_level_leaves_the_range_of_an_int64() -> None:
+    far = due(request(deadline=1 << 70, timeout_ns=(1 << 63) - 1), Batching(), NOW)
+    low = due(request(), Batching(priority_levels=1 << 63, default_priority=1 << 62), NOW)
+    assert far.deadline == NEVER
+    assert max(far.key, low.key) + BEHIND_EVERYONE <= NEVER
 
 
 def test_priorities_count_only_where_levels_are_configured() -> None:

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from headrace.clock import SECOND
-from headrace.errors import DeadlineExpired, Draining, InvalidRequest, QueueClosed, QueueFull, QueueTimeout
+from headrace.errors import DeadlineExpired, InvalidRequest, QueueClosed, QueueFull, QueueTimeout
 from headrace.ledger.ledger import Outcome
 from headrace.model import QueuePolicy
 from headrace.scheduling.admission import Depth, Limits
@@ -266,8 +266,8 @@ def test_an_abandoned_queue_answers_what_waits() -> None:
     house = House(spec(sequences=True))
     for lane in (0, 1, 1):
         house.push(lane=lane)
-    house.queue.abandon(Draining())
-    assert [type(e) for e in house.sink.errors] == [Draining] * 3
+    house.queue.abandon()
+    assert [type(e) for e in house.sink.errors] == [QueueClosed] * 3
     assert house.queue.turn(None) is None
     assert house.outcomes() == [Outcome.REFUSED] * 3
     house.close()
@@ -288,3 +288,65 @@ def test_a_sink_that_raises_has_lost_its_client(house: House) -> None:
 def test_the_state_can_be_read(house: House) -> None:
     house.push("a")
     assert repr(house.queue) == "<PortableQueue m/1 open, 1 waiting, 1 unsettled>"
+
+
+def test_preserved_order_is_that_of_arrival_whatever_shape_or_deadline() -> None:
+    house = House(spec(preserve_ordering=True))
+    for name, width, deadline in (("a", 2, None), ("b", 3, None), ("c", 2, 50), ("d", 2, 40)):
+        house.push(name, width=width, deadline=deadline)
+        house.clock.advance(1)
+    assert [house.run(), house.run(), house.run()] == [["a"], ["b"], ["c", "d"]]
+    house.close()
+
+
+def test_what_came_between_a_look_and_the_wait_is_news(house: House) -> None:
+    house.push("a")
+    turn = house.queue.turn(None)
+    assert turn is not None
+    with turn:
+        house.push("b")
+        turn.take(Plan((), (), house.clock.now() + 50, Reason.WAIT), 0)
+    again = house.queue.turn(house.clock.now() + 50)
+    assert again is not None
+    assert len(again.view) == 2
+
+
+def test_a_closed_queue_says_that_nobody_else_comes(house: House) -> None:
+    house.push("a")
+    house.queue.close()
+    turn = house.queue.turn(None)
+    assert turn is not None
+    assert turn.is_last_call
+
+
+def test_a_level_is_full_by_its_own_count() -> None:
+    policies = {1: QueuePolicy(max_requests=1)}
+    house = House(spec(priority_levels=2, default_priority=2, level_policies=policies))
+    for _ in range(3):
+        house.push(priority=2)
+    house.push(priority=1)
+    with pytest.raises(QueueFull):
+        house.push(priority=1)
+    house.close()
+
+
+def test_many_levels_fit_into_the_ledger() -> None:
+    house = House(spec(priority_levels=1 << 40, default_priority=1 << 39))
+    house.push("a")
+    assert house.run() == ["a"]
+    assert house.outcomes() == [Outcome.ANSWERED]
+    house.close()
+
+
+def test_a_lost_sink_of_several_answers_settles_once(house: House) -> None:
+    class Gone:
+        def deliver(self, answers) -> None:
+            raise RuntimeError("closed")
+
+    house.queue.push(house.request("a"), Gone())
+    with house.take() as batch:
+        for final in (False, False, True):
+            batch.send(0, {"y": batch.tensors()["x"]}, final)
+    assert house.outcomes() == [Outcome.CANCELLED]
+    assert house.queue.wait_settled(0)
+    assert repr(house.queue).endswith("0 waiting, 0 unsettled>")

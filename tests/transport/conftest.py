@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace.backends.fake import Script
 
+from headrace.backends.fake import Script
+from tests.build_models import add_model, optional_bias
+from tests.transport.asking import BROKEN, FAKES, OPTIONAL
 from tests.transport.serving import TRANSPORTS, Serve, Server, fill, serving
 
 
@@ -32,3 +34,14 @@ def serve(transport: str, tmp_path: Path) -> Iterator[Serve]:
             return server
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def server(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the models in `asking`; `broken` cannot be loaded."""
+    repository = tmp_path_factory.mktemp("repository")
+    fake = fill(repository, {name: (config, Script()) for name, config in FAKES.items()})
+    fill(repository, {"broken": (BROKEN, Script())})
+    add_model(repository, "optional", optional_bias(), OPTIONAL)
+    with serving(transport, repository, {"fake": fake}) as started:
+        yield started

@@ -14,6 +14,10 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
 from headrace.backends.base import Backend
 from headrace.backends.fake import FakeBackend, Script
 from headrace.clock import SECOND
@@ -22,10 +26,6 @@ from headrace.ledger.ledger import Outcome
 from headrace.transport.base import Transport
 from headrace.transport.control import Control
 from headrace.transport.portable import PortableTransport
-from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
-from tritonclient.utils import InferenceServerException
-
 from tests.build_models import add_model
 
 TRANSPORTS: Mapping[str, Callable[[str], Transport]] = {"portable": PortableTransport}
@@ -167,5 +167,3 @@ class Asked:
 
     def result(self) -> triton.InferResult:
         return self._done.result(PATIENCE)
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,17 +13,16 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
-from headrace.clock import MILLISECOND
 from headrace.ledger.ledger import Outcome
-
 from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, tensor, wait_until
 
 CLIENTS, ROUNDS = 64, 4
 INTERNAL = grpc.StatusCode.INTERNAL
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
-SLOW = ECHO.replace("max_batch_size: 8", "max_batch_size: 16")
+WIDE = ECHO.replace("max_batch_size: 8", "max_batch_size: 16")
 
 
 def triple(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,6 +34,25 @@ def question(client: int, turn: int) -> np.ndarray[Any, Any]:
     number = client * ROUNDS + turn
     shape = (1 + number % 2, (3, 5, 8)[number % 3])
     return np.arange(np.prod(shape), dtype=np.int32).reshape(shape) + 1000 * number
+
+
+class Company:
+    """Called with each batch: lets it run when half of the clients wait behind it, or all that have not finished do."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.unfinished = CLIENTS
+
+    def __call__(self, batch: Batch) -> None:
+        others = len(batch.requests)
+        wait_until(lambda: self._server.waiting("m") >= min(CLIENTS // 2, self.unfinished - others))
+
+
+def crowd(serve: Serve) -> tuple[Server, Company]:
+    script = Script(compute=triple)
+    server = serve({"m": (WIDE, script)})
+    script.fail = company = Company(server)
+    return server, company
 
 
 def is_right(result: triton.InferResult, client: int, turn: int) -> bool:
@@ -51,15 +70,19 @@ def assert_batches_formed(server: Server) -> None:
 
 
 def test_64_clients_with_a_connection_each(serve: Serve) -> None:
-    server = serve({"m": (SLOW, Script(execute_ns=2 * MILLISECOND, compute=triple))})
+    server, company = crowd(serve)
     own = [("grpc.use_local_subchannel_pool", 1)]
+    finishing = threading.Lock()
 
     def ask(client: int) -> list[bool]:
+        right: list[bool] = []
         with triton.InferenceServerClient(server.address, channel_args=own) as connection:
-            return [
-                is_right(connection.infer("m", [tensor("x", question(client, turn))], request_id=f"{client}/{turn}"), client, turn)
-                for turn in range(ROUNDS)
-            ]
+            for turn in range(ROUNDS):
+                result = connection.infer("m", [tensor("x", question(client, turn))], request_id=f"{client}/{turn}")
+                right.append(is_right(result, client, turn))
+        with finishing:
+            company.unfinished -= 1
+        return right
 
     with ThreadPoolExecutor(CLIENTS) as clients:
         assert list(clients.map(ask, range(CLIENTS))) == [[True] * ROUNDS] * CLIENTS
@@ -68,16 +91,16 @@ def test_64_clients_with_a_connection_each(serve: Serve) -> None:
 
 @pytest.mark.asyncio
 async def test_64_coroutines_over_one_connection(serve: Serve) -> None:
-    server = serve({"m": (SLOW, Script(execute_ns=2 * MILLISECOND, compute=triple))})
+    server, company = crowd(serve)
     async with triton_aio.InferenceServerClient(server.address) as connection:
 
         async def ask(client: int) -> list[bool]:
-            return [
-                is_right(
-                    await connection.infer("m", [tensor("x", question(client, turn))], request_id=f"{client}/{turn}"), client, turn
-                )
-                for turn in range(ROUNDS)
-            ]
+            right: list[bool] = []
+            for turn in range(ROUNDS):
+                result = await connection.infer("m", [tensor("x", question(client, turn))], request_id=f"{client}/{turn}")
+                right.append(is_right(result, client, turn))
+            company.unfinished -= 1
+            return right
 
         assert await asyncio.gather(*map(ask, range(CLIENTS))) == [[True] * ROUNDS] * CLIENTS
     assert_batches_formed(server)

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 import tritonclient.grpc as triton
-from headrace.backends.fake import Gate, Script
 
+from headrace.backends.fake import Gate, Script
 from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, message, tensor, wait_until
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

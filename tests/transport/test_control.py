@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from headrace import __version__
-from headrace.engine.engine import ModelControl
-from headrace.backends.base import Batch
-from headrace.backends.fake import Gate, Script
-from headrace.clock import SECOND
-from headrace.engine.engine import Engine
-from headrace.protocol.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from headrace.transport.control import EXTENSIONS, Control
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from headrace import __version__
+from headrace.backends.base import Batch
+from headrace.backends.fake import Gate, Script
+from headrace.clock import SECOND
+from headrace.engine.engine import Engine, ModelControl
+from headrace.protocol.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from headrace.transport.control import EXTENSIONS, Control
 from tests.build_models import add_model, lookup, optional_bias, sums
 from tests.transport.serving import (
     ECHO,

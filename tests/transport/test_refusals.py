@@ -1,126 +1,25 @@
-"""Every way to ask wrongly: the code and the message, letter by letter, and a server that goes on."""
+"""Every way to ask for inference wrongly: the code and the message, letter by letter, and a server that goes on."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import grpc
-import numpy as np
 import pytest
-from headrace.backends.fake import Script
-from tritonclient.grpc import service_pb2 as pb
 
-from tests.build_models import add_model, optional_bias
-from tests.transport.serving import ECHO, Server, fails, fill, message, serving
+from tests.transport.asking import INPUTS, A, S, ask, is_well, mixed, outputs, parameter, region, shaped, text, typed, whole
+from tests.transport.serving import PATIENCE, Server, fails
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
-INTERNAL = grpc.StatusCode.INTERNAL
-
-M = """
-backend: "fake"
-max_batch_size: 4
-input { name: "a" data_type: TYPE_INT32 dims: 3 }
-input { name: "s" data_type: TYPE_STRING dims: -1 }
-output { name: "y" data_type: TYPE_INT32 dims: 3 }
-output { name: "t" data_type: TYPE_STRING dims: -1 }
-dynamic_batching {}
-"""
-WHOLE = """
-backend: "fake"
-input { name: "x" data_type: TYPE_INT32 dims: [2, -1] }
-output { name: "y" data_type: TYPE_INT32 dims: [2, -1] }
-"""
-OPTIONAL = """
-input { name: "x" data_type: TYPE_FP32 dims: 3 }
-input { name: "bias" data_type: TYPE_FP32 dims: 3 optional: true }
-output { name: "y" data_type: TYPE_FP32 dims: 3 }
-"""
-DECOUPLED = ECHO + "model_transaction_policy { decoupled: true }"
-BROKEN = ECHO + 'parameters { key: "answers" value { string_value: "many" } }'
-
-
-@pytest.fixture(scope="module")
-def server(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    repository: Path = tmp_path_factory.mktemp("repository")
-    models = {name: (config, Script()) for name, config in (("m", M), ("whole", WHOLE), ("decoupled", DECOUPLED))}
-    add_model(repository, "optional", optional_bias(), OPTIONAL)
-    fake = fill(repository, models)
-    fill(repository, {"broken": (BROKEN, Script())})
-    with serving(transport, repository, {"fake": fake}) as started:
-        yield started
-
-
-A, S = np.arange(3, dtype=np.int32).tobytes(), b"\x02\x00\x00\x00hi"
-INPUTS = (("a", "INT32", (1, 3)), ("s", "BYTES", (1, 1)))
-
-
-def ask(inputs: Any = INPUTS, raw: Any = (A, S), model: str = "m", **fields: Any) -> pb.ModelInferRequest:
-    fields.setdefault("id", "r1")
-    return message(model, inputs, raw, **fields)
-
-
-def shaped(*shape: int, raw: bytes = A, **fields: Any) -> pb.ModelInferRequest:
-    """A request whose `a` has this shape."""
-    return ask((("a", "INT32", shape), INPUTS[1]), (raw, S), **fields)
-
-
-def text(raw: bytes, *shape: int, **fields: Any) -> pb.ModelInferRequest:
-    """A request whose `s` has this content and shape."""
-    return ask((INPUTS[0], ("s", "BYTES", shape)), (A, raw), **fields)
-
-
-def whole(*shape: int, raw: bytes = b"") -> pb.ModelInferRequest:
-    return ask((("x", "INT32", shape),), (raw,), "whole")
-
-
-def typed(datatype: str, **contents: Any) -> pb.ModelInferRequest:
-    request = ask((), ())
-    request.inputs.add(name="a", datatype=datatype, shape=(1, 3), contents=pb.InferTensorContents(**contents))
-    request.inputs.add(name="s", datatype="BYTES", shape=(1, 1), contents=pb.InferTensorContents(bytes_contents=[b"hi"]))
-    return request
-
-
-def mixed() -> pb.ModelInferRequest:
-    request = ask(raw=(A,))
-    request.inputs[1].contents.bytes_contents.append(b"hi")
-    return request
-
-
-def value(**choice: Any) -> pb.InferParameter:
-    return pb.InferParameter(**choice)
-
-
-def parameter(key: str, **choice: Any) -> pb.ModelInferRequest:
-    return ask(parameters={key: value(**choice)})
-
-
-def region(where: str = "input", contents: bool = False, **parameters: dict[str, Any]) -> pb.ModelInferRequest:
-    request = ask(raw=(S,))
-    target = request.inputs[0] if where == "input" else request.outputs.add(name="y")
-    for key, choice in parameters.items():
-        target.parameters[f"shared_memory_{key}"].CopyFrom(value(**choice))
-    if where != "input":
-        request.raw_input_contents[:] = (A, S)
-    if contents:
-        request.inputs[0].contents.int_contents.extend([1, 2, 3])
-    return request
-
-
-def outputs(*names: str, **fields: Any) -> pb.ModelInferRequest:
-    return ask(outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in names], **fields)
-
 
 RID = "[request id: r1] "
 NOTE = (
     "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each input shape. "
-    "If you want to specify the full shape including the batch dim in your input dims config, try setting max_batch_size to zero. "
-    "See the model configuration docs for more info on max_batch_size."
+    "If you want to specify the full shape including the batch dim in your input dims config, try setting max_batch_size to "
+    "zero. See the model configuration docs for more info on max_batch_size."
 )
 ALL = "Please provide all required input(s)."
 IN_ONE_BUFFER = "Please make sure the string length indicator is in one buffer."
@@ -204,7 +103,11 @@ INFER = {
         INVALID,
         "invalid value type for 'k' parameter, expected int64_param, bool_param, or string_param.",
     ),
-    "unset": (parameter("k"), INVALID, "invalid value type for 'k' parameter, expected int64_param, bool_param, or string_param."),
+    "unset": (
+        parameter("k"),
+        INVALID,
+        "invalid value type for 'k' parameter, expected int64_param, bool_param, or string_param.",
+    ),
     # What the request says twice, or from where.
     "input twice": (ask((INPUTS[0], INPUTS[0]), (A, A)), INVALID, f"{RID}input 'a' already exists in request"),
     "output twice": (outputs("y", "t", "y"), INVALID, f"{RID}output 'y' already exists in request"),
@@ -306,7 +209,8 @@ INFER = {
     "one input too many": (
         ask((*INPUTS, ("z", "INT32", (1, 1))), (A, S, A)),
         INVALID,
-        f"{RID}expected 2 inputs but got 3 inputs for model 'm'. Got input(s) ['a','s','z'], but missing required input(s) ]. {ALL}",
+        f"{RID}expected 2 inputs but got 3 inputs for model 'm'. "
+        f"Got input(s) ['a','s','z'], but missing required input(s) ]. {ALL}",
     ),
     "unknown input": (
         ask((INPUTS[0], ("z", "BYTES", (1, 1)))),
@@ -322,8 +226,8 @@ INFER = {
     "nothing where some are optional": (
         ask((), (), "optional", id=""),
         INVALID,
-        "[request id: <id_unknown>] expected number of inputs between 1 and 2 but got 0 inputs for model 'optional'. Got input(s) [], "
-        f"but missing required input(s) ['x']. {ALL}",
+        "[request id: <id_unknown>] expected number of inputs between 1 and 2 but got 0 inputs for model 'optional'. "
+        f"Got input(s) [], but missing required input(s) ['x']. {ALL}",
     ),
     # Shapes.
     "no batch dimension": (
@@ -432,8 +336,8 @@ INFER = {
     "a length that lies": (
         text(struct.pack("<I", 0xFFFFFFFF) + b"hi", 1, 1),
         INVALID,
-        f"{RID}incomplete string data for inference input 's' for model 'm', expecting string of length 4294967295 but only 2 bytes "
-        "available.",
+        f"{RID}incomplete string data for inference input 's' for model 'm', expecting string of length 4294967295 but only 2 "
+        "bytes available.",
     ),
     "strings without number": (
         text(b"", 1, (1 << 63) - 1),
@@ -443,140 +347,14 @@ INFER = {
 }
 
 
-def is_well(server: Server) -> bool:
-    """Whether the server answers a good request rightly."""
-    answer = server.stub.ModelInfer(ask(id="well"), timeout=20)
-    return answer.id == "well" and list(answer.raw_output_contents) == [A, S]
-
-
 @pytest.mark.parametrize("case", INFER)
 def test_inference_refused(server: Server, case: str) -> None:
     request, code, told = INFER[case]
     with fails(code, told):
-        server.stub.ModelInfer(request, timeout=20)
+        server.stub.ModelInfer(request, timeout=PATIENCE)
     assert is_well(server)
 
 
 def test_surplus_raw_entries_are_ignored(server: Server) -> None:
-    answer = server.stub.ModelInfer(ask(raw=(A, S, b"surplus", b"")), timeout=20)
+    answer = server.stub.ModelInfer(ask(raw=(A, S, b"surplus", b"")), timeout=PATIENCE)
     assert list(answer.raw_output_contents) == [A, S]
-
-
-REQUESTS: dict[str, tuple[str, Any, grpc.StatusCode, str]] = {
-    "metadata": ("ModelMetadata", pb.ModelMetadataRequest(name="z"), NOT_FOUND, "Request for unknown model: 'z' is not found"),
-    "metadata, version": (
-        "ModelMetadata",
-        pb.ModelMetadataRequest(name="m", version="7"),
-        NOT_FOUND,
-        "Request for unknown model: 'm' version 7 is not found",
-    ),
-    "metadata, broken": (
-        "ModelMetadata",
-        pb.ModelMetadataRequest(name="broken"),
-        NOT_FOUND,
-        "Request for unknown model: 'broken' has no available versions",
-    ),
-    "config": ("ModelConfig", pb.ModelConfigRequest(name="z"), NOT_FOUND, "Request for unknown model: 'z' is not found"),
-    "config, version": (
-        "ModelConfig",
-        pb.ModelConfigRequest(name="m", version="0x1 "),
-        INVALID,
-        "invalid model version specified '0x1 ' , version should be an integral value > 0",
-    ),
-    "ready": ("ModelReady", pb.ModelReadyRequest(name="z"), NOT_FOUND, "Request for unknown model: 'z' is not found"),
-    "ready, version": (
-        "ModelReady",
-        pb.ModelReadyRequest(name="broken", version="1"),
-        UNAVAILABLE,
-        "Request for unknown model: 'broken' version 1 is not at ready state",
-    ),
-    "statistics": (
-        "ModelStatistics",
-        pb.ModelStatisticsRequest(name="z"),
-        INVALID,
-        "requested model 'z' is not available",
-    ),
-    "statistics, version": (
-        "ModelStatistics",
-        pb.ModelStatisticsRequest(name="m", version="7"),
-        INVALID,
-        "requested model version is not available for model 'm'",
-    ),
-    "index": (
-        "RepositoryIndex",
-        pb.RepositoryIndexRequest(repository_name="r"),
-        UNIMPLEMENTED,
-        "'repository_name' specification is not supported",
-    ),
-    "load": (
-        "RepositoryModelLoad",
-        pb.RepositoryModelLoadRequest(model_name="m"),
-        UNAVAILABLE,
-        "explicit model load / unload is not allowed if polling is enabled",
-    ),
-    "unload": (
-        "RepositoryModelUnload",
-        pb.RepositoryModelUnloadRequest(model_name="m"),
-        UNAVAILABLE,
-        "explicit model load / unload is not allowed if polling is enabled",
-    ),
-    "load, repository": (
-        "RepositoryModelLoad",
-        pb.RepositoryModelLoadRequest(repository_name="r", model_name="m"),
-        UNIMPLEMENTED,
-        "'repository_name' specification is not supported",
-    ),
-    **{
-        f"not yet: {method}": (method, getattr(pb, f"{method}Request")(), UNIMPLEMENTED, f"{method} is not implemented by this server yet")
-        for shared in ("System", "Cuda")
-        for method in [f"{shared}SharedMemory{verb}" for verb in ("Status", "Register", "Unregister")]
-    },
-    "not yet: trace": ("TraceSetting", pb.TraceSettingRequest(), UNIMPLEMENTED, "TraceSetting is not implemented by this server yet"),
-    "not yet: log": ("LogSettings", pb.LogSettingsRequest(), UNIMPLEMENTED, "LogSettings is not implemented by this server yet"),
-}
-
-
-@pytest.mark.parametrize("case", REQUESTS)
-def test_control_refused(server: Server, case: str) -> None:
-    method, request, code, told = REQUESTS[case]
-    with fails(code, told):
-        getattr(server.stub, method)(request, timeout=20)
-    assert is_well(server)
-
-
-def test_streams_are_not_implemented_yet(server: Server) -> None:
-    with fails(UNIMPLEMENTED, "ModelStreamInfer is not implemented by this server yet; use ModelInfer"):
-        next(server.stub.ModelStreamInfer(iter([ask()]), timeout=20))
-    assert is_well(server)
-
-
-@pytest.mark.parametrize("path", ["/inference.GRPCInferenceService/Nothing", "/no.Service/ModelInfer", "/grpc.health.v1.Health/Watch"])
-def test_an_unknown_method(server: Server, path: str) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        server.call(path, b"")
-    assert caught.value.code() is UNIMPLEMENTED
-    assert is_well(server)
-
-
-JUNK = {
-    "noise": b"\xff\xfe\xfd" * 7,
-    "cut short": ask().SerializeToString()[:-1],
-    "text that is no UTF-8": b"\x0a\x02\xff\xfe",
-    "endless varint": b"\x08" + b"\x80" * 20,
-    "too deep": b"\x0b" * 300,
-}
-
-
-@pytest.mark.parametrize("junk", JUNK)
-@pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex", "ModelReady"])
-def test_junk_instead_of_a_message(server: Server, method: str, junk: str) -> None:
-    payload = JUNK[junk]
-    with fails(INVALID, f"the {len(payload)} bytes received are not a {method}Request message"):
-        server.call(method, payload)
-    assert is_well(server)
-
-
-def test_an_unknown_field_is_no_junk(server: Server) -> None:
-    payload = ask(id="well").SerializeToString() + b"\xc2\x3e\x03new"
-    answer = pb.ModelInferResponse.FromString(server.call("ModelInfer", payload))
-    assert answer.id == "well"

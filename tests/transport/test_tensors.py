@@ -193,6 +193,7 @@ async def test_the_asyncio_client(server: Server, paths: dict[str, Path]) -> Non
         assert caught.value.status() == str(grpc.StatusCode.NOT_FOUND)
 
 
+@pytest.mark.part("unit")
 def test_the_datatypes_are_all() -> None:
     assert set(DTYPES) == set(DATATYPES) == {*TYPED, "FP16", "BF16"}
     assert DTYPES["BF16"] is ml_dtypes.bfloat16
@@ -200,7 +201,9 @@ def test_the_datatypes_are_all() -> None:
 
 @pytest.mark.parametrize("datatype", ["BOOL", "INT32", "BYTES"])
 @pytest.mark.parametrize("shape", [(0, 1 << 62), (0, (1 << 63) - 1)], ids=str)
-def test_no_elements_beside_a_dimension_that_no_machine_can_address(server: Server, datatype: str, shape: tuple[int, int]) -> None:
+def test_no_elements_beside_a_dimension_that_no_machine_can_address(
+    server: Server, datatype: str, shape: tuple[int, int]
+) -> None:
     told = f"[request id: r] input 'x' for model 'twice_{datatype}' has the impossible shape [0,{shape[1]}]"
     with fails(grpc.StatusCode.INVALID_ARGUMENT, told):
         server.stub.ModelInfer(message(f"twice_{datatype}", [("x", datatype, shape)], [b""], id="r"), timeout=PATIENCE)

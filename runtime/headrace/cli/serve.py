@@ -106,6 +106,7 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
         transport.start(engine.routes, Control(engine, config.server_name))
         log.debug("listening, loading models", extra={"grpc": transport.address})
         engine.start()
+        _check_serves(engine, config)
         signals.listen()
         _announce(engine, transport, name)
         signals.wait(None)
@@ -143,6 +144,18 @@ def _source(config: ServerConfig, model: Path | None) -> Repository | ModelFile:
     repository = Repository(config.repository)
     repository.names()  # raises where there is none
     return repository
+
+
+def _check_serves(engine: Engine, config: ServerConfig) -> None:
+    """A broken model takes no other down; but where nothing came up and nothing can change that, there is no server.
+
+    Raises:
+        InvalidRepository: with the first reason.
+    """
+    statuses = engine.statuses()
+    if config.model_control == "none" and statuses and not any(status.state is State.READY for status in statuses):
+        rest = f" (and {len(statuses) - 1} more; see headrace models)" if len(statuses) > 1 else ""
+        raise InvalidRepository(f"no model came up; {statuses[0].model}: {statuses[0].reason}{rest}")
 
 
 def _announce(engine: Engine, transport: PortableTransport, name: str) -> None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock
 from headrace.engine.lifecycle import Opened, Running, open_version, reason_of, warm_up
 from headrace.engine.routes import Routes
-from headrace.errors import HeadraceError, LoadFailed, NotInRepository
+from headrace.errors import Draining, HeadraceError, LoadFailed
 from headrace.model import ModelSpec, State
 from headrace.models.files import ModelFiles
 from headrace.protocol.headrace_pb2 import ModelConfig
@@ -47,7 +49,6 @@ class _Model:
     lock: threading.Lock = field(default_factory=threading.Lock)
     versions: dict[int, tuple[ModelStatus, Running | None]] = field(default_factory=dict)
     broken: ModelStatus | None = None
-    config_text: str | None = None
     unloaded: bool = False
 
 
@@ -83,6 +84,7 @@ class Catalog:
         self._routes, self._clock = routes, clock
         self._lock = threading.Lock()
         self._models: dict[str, _Model] = {}
+        self._is_closed = False
         self._retiring: set[Running] = set()
 
     def load(self, name: str, override: ModelConfig | None = None) -> None:
@@ -93,19 +95,24 @@ class Catalog:
             LoadFailed: at least one version did not come up.
             InvalidRepository: the model cannot be read.
         """
-        model = self._model(name)
-        with model.lock:
+        with self._locked(name) as model:
             try:
                 files = self._repository.read(name, override)
-            except NotInRepository:
-                if not model.versions:
-                    self._forget(name)
-                raise
             except HeadraceError as error:
-                if not any(running for _, running in model.versions.values()):
+                if name not in self._repository.names():
+                    # There is no such model, or none of that name can be: nothing to keep in mind.
+                    if not model.versions:
+                        self._drop(name)
+                    raise
+                if any(running for _, running in model.versions.values()):
+                    model.versions = {
+                        number: (replace(status, reason=f"serving what was loaded before: {error.message}"), running)
+                        for number, (status, running) in model.versions.items()
+                    }
+                else:
                     model.broken = ModelStatus(name, None, State.UNAVAILABLE, error.message)
                     self._publish(name, model)
-                log.error("model cannot be read", extra={"model": name, "reason": error.message})
+                log.error("model cannot be read: %s", error.message, extra={"model": name})
                 raise
             model.broken, model.unloaded = None, False
             self._load_versions(name, model, files)
@@ -113,17 +120,15 @@ class Catalog:
     def unload(self, name: str) -> None:
         """Stop serving a model, once what is queued has been answered in the background. Unknown names are fine."""
         with self._lock:
-            model = self._models.get(name)
-        if model is None:
-            return
-        with model.lock:
+            if name not in self._models:
+                return
+        with self._locked(name) as model:
             old = [running for _, running in model.versions.values() if running]
-            versions = model.versions or {}
             model.versions = {
                 number: (ModelStatus(name, number, State.UNAVAILABLE, "unloaded", status.spec), None)
-                for number, (status, _) in versions.items()
+                for number, (status, _) in model.versions.items()
             }
-            model.broken, model.config_text, model.unloaded = None, None, True
+            model.broken, model.unloaded = None, True
             self._publish(name, model)
             self._retire(old)
             log.info("model unloaded", extra={"model": name})
@@ -140,7 +145,14 @@ class Catalog:
     def forget(self, name: str) -> None:
         """Unload a model that is gone from the repository, and everything that was known of it."""
         self.unload(name)
-        self._forget(name)
+        with self._locked(name) as model:
+            if model.unloaded:
+                self._drop(name)
+
+    def close(self) -> None:
+        """Load nothing more."""
+        with self._lock:
+            self._is_closed = True
 
     def names(self) -> set[str]:
         """The models that were loaded, or tried, and not unloaded since."""
@@ -150,7 +162,6 @@ class Catalog:
     def _load_versions(self, name: str, model: _Model, files: ModelFiles) -> None:
         """Bring up what is new, publish it in one step, then let go of what it replaces."""
         old = dict(model.versions)
-        same_config = model.config_text == files.config_text
         new: dict[int, tuple[ModelStatus, Running | None]] = {
             number: (ModelStatus(name, number, State.UNAVAILABLE, reason), None) for number, reason in files.missing.items()
         }
@@ -158,9 +169,8 @@ class Catalog:
         for version in files.versions:
             status, running = old.get(version.number, (None, None))
             try:
-                if running is not None and same_config and running.opened.spec.digest == version.digest():
-                    assert status is not None
-                    new[version.number] = (status, running)
+                if running is not None and status is not None and running.opened.is_still(files, version):
+                    new[version.number] = (replace(status, reason=""), running)
                     continue
                 if running is None:
                     model.versions = {**model.versions, version.number: (ModelStatus(name, version.number, State.LOADING), None)}
@@ -168,15 +178,14 @@ class Catalog:
                 opened = open_version(files, version, self._backends)
                 warm_up(opened)
                 new[version.number] = self._run(opened)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 reason = failed[version.number] = reason_of(error, version.path)
                 log.error("version did not load", extra={"model": name, "version": version.number, "reason": reason})
                 if running is not None and status is not None:
-                    new[version.number] = (status, running)
+                    new[version.number] = (replace(status, reason=f"serving what was loaded before: {reason}"), running)
                 else:
                     new[version.number] = (ModelStatus(name, version.number, State.UNAVAILABLE, reason), None)
         model.versions = new
-        model.config_text = None if failed else files.config_text
         self._publish(name, model)
         kept = {id(running) for _, running in new.values()}
         self._retire([running for _, running in old.values() if running is not None and id(running) not in kept])
@@ -188,7 +197,8 @@ class Catalog:
         running = Running(opened, self._open_queue, self._clock)
         running.start()
         log.info(
-            "version ready", extra={"model": spec.name, "version": spec.version, "digest": spec.digest, "filled": opened.filled}
+            "version ready",
+            extra={"model": spec.name, "version": spec.version, "digest": spec.digest[:12], "filled": opened.filled},
         )
         for line in opened.warnings:
             log.warning("%s", line, extra={"model": spec.name})
@@ -207,9 +217,11 @@ class Catalog:
             threading.Thread(target=self._finish_retiring, args=(running,), name="headrace-retire", daemon=True).start()
 
     def _finish_retiring(self, running: Running) -> None:
-        running.retire(self._clock.now() + _RETIRE_NS, self._clock)
-        with self._lock:
-            self._retiring.discard(running)
+        try:
+            running.retire(self._clock.now() + _RETIRE_NS, self._clock)
+        finally:
+            with self._lock:
+                self._retiring.discard(running)
 
     def running(self) -> list[Running]:
         """Everything that runs, what is being replaced included."""
@@ -229,11 +241,23 @@ class Catalog:
             found += [model.broken] if model.broken else []
         return found
 
-    def _model(self, name: str) -> _Model:
-        with self._lock:
-            return self._models.setdefault(name, _Model())
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[_Model]:
+        """The model of a name, which nobody else loads or unloads meanwhile."""
+        while True:
+            with self._lock:
+                if self._is_closed:
+                    raise Draining()
+                model = self._models.setdefault(name, _Model())
+            with model.lock:
+                with self._lock:
+                    is_current = self._models.get(name) is model
+                # Whoever had the lock before may have dropped the model: then there is a new one.
+                if is_current:
+                    yield model
+                    return
 
-    def _forget(self, name: str) -> None:
+    def _drop(self, name: str) -> None:
         with self._lock:
             self._models.pop(name, None)
         self._routes.publish(name, None)

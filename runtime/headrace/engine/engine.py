@@ -23,7 +23,7 @@ from headrace.clock import SECOND, Clock, MonotonicClock
 from headrace.engine.catalog import Catalog, ModelSource, ModelStatus
 from headrace.engine.routes import Routes
 from headrace.engine.watch import Watcher
-from headrace.errors import HeadraceError, NotAllowed, NotInRepository, Unsupported
+from headrace.errors import HeadraceError, InvalidRequest, NotAllowed, NotInRepository, Unsupported
 from headrace.ledger.ledger import Ledger
 from headrace.ledger.views import Statistics
 from headrace.model import State
@@ -38,6 +38,7 @@ from headrace.tensor import BytesTensor, Tensor, as_tensor
 
 _LOAD_THREADS = 4
 _CLOSE_NS = 30 * SECOND
+_LONGEST_SECONDS = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,7 @@ class Engine:
         self.routes.close()
         until = self.clock.now() + _CLOSE_NS if deadline is None else deadline
         self.watcher.stop()
+        self.catalog.close()
         for running in self.catalog.running():
             running.retire(until, self.clock)
         self._queues.close()
@@ -268,10 +270,16 @@ class Engine:
         request_id: str,
     ) -> Request:
         now = self.clock.now()
+        if not self._is_started:
+            raise NotAllowed("the engine is not started: use it in a `with` statement, or call start()")
+        if not isinstance(inputs, Mapping) or isinstance(outputs, str) or not isinstance(version, int):
+            raise InvalidRequest("infer takes arrays by input name, a list of names as outputs, and a number as version")
         route = self.routes.resolve(model, version)
         if route.spec.decoupled:
             raise Unsupported(f"model '{model}' answers a request several times; infer returns one answer")
         tensors: dict[str, Tensor] = {name: as_tensor(value) for name, value in inputs.items()}
+        if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < _LONGEST_SECONDS):
+            raise InvalidRequest(f"timeout is {timeout!r}; give seconds above 0, or None to wait for as long as it takes")
         deadline = None if timeout is None else now + int(timeout * SECOND)
         return Request(
             model, tensors, version, tuple(outputs), request_id, deadline=deadline, received=now, decoded=self.clock.now()

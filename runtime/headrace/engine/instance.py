@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 
 from headrace.backends.base import Session
 from headrace.clock import Clock
-from headrace.errors import BackendFailed, HeadraceError
+from headrace.errors import BackendFailed, sentence
 from headrace.scheduling.base import Batch, Queue, Turn
 from headrace.scheduling.plan import Plan, Predictor, Reason, SetPoints, plan
 
@@ -38,29 +39,41 @@ class Instance:
     def _loop(self) -> None:
         until: int | None = None
         while (turn := self._queue.turn(until)) is not None:
-            with turn:
-                decided = self._plan(turn)
-                batch = turn.take(decided, self._number)
-            until = decided.until
-            if batch is not None:
-                with batch:
-                    self._run(batch)
+            try:
+                until = self._step(turn)
+            except BaseException:
+                # Whatever it was, the next request needs this thread.
+                log.exception("an instance stumbled; this is a bug in Headrace")
+                until = None
+            del turn
+
+    def _step(self, turn: Turn) -> int | None:
+        """One turn and its batch. Returns when to come back at the latest. A method, so that an idle thread holds no tensors."""
+        with turn:
+            decided = self._plan(turn)
+            batch = turn.take(decided, self._number)
+        if batch is not None:
+            with batch:
+                self._run(batch)
+        return decided.until
 
     def _plan(self, turn: Turn) -> Plan:
+        # Nobody else comes to a closed queue: there is nothing to wait for.
+        points = replace(self._set_points, delay_ns=0) if turn.is_last_call else self._set_points
         try:
-            return plan(turn.view, self._predictor, self._set_points, self._clock.now())
+            return plan(turn.view, self._predictor, points, self._clock.now())
         except Exception:
             log.exception("planning failed; this is a bug in Headrace. The most urgent request runs alone")
             return Plan((int(turn.view["number"][0]),), (), None, Reason.ALONE)
 
     def _run(self, batch: Batch) -> None:
-        batch.tensors()
         try:
+            batch.tensors()
             self._answer(batch)
         except Exception as error:
             if not self._session.replayable or len(batch) == 1:
                 raise
-            log.info("a batch of %d requests failed, each runs alone now: %s", len(batch), error)
+            log.info("a batch of %d requests failed, each runs alone now: %s", len(batch), sentence(error))
             self._run_each(batch)
 
     def _answer(self, batch: Batch) -> None:
@@ -80,6 +93,4 @@ class Instance:
                     raise BackendFailed("a decoupled session must not call itself replayable")
                 batch.send(index, outputs, final=True)
             except Exception as error:
-                batch.fail(
-                    error if isinstance(error, HeadraceError) else BackendFailed(str(error) or type(error).__name__), index
-                )
+                batch.fail(BackendFailed.of(error), index)

@@ -6,7 +6,8 @@ Open, warm, start, retire – in that order, each once. The engine decides when;
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock
 from headrace.engine.instance import Instance
 from headrace.engine.routes import Route
-from headrace.errors import Draining, HeadraceError, InvalidRepository
+from headrace.errors import HeadraceError, InvalidRepository, sentence
 from headrace.model import ModelSpec
 from headrace.models.autocomplete import complete
 from headrace.models.check import check_graph, check_tensors
@@ -44,11 +45,29 @@ class Opened:
     """Sessions, one a device, and how many instances each gets."""
     filled: tuple[str, ...]
     warnings: tuple[str, ...]
+    config_text: str
 
     def close(self) -> None:
         """Close the sessions."""
-        for session, _ in self.sessions:
+        _close([session for session, _ in self.sessions])
+
+    def is_still(self, files: ModelFiles, version: VersionFiles) -> bool:
+        """Whether opening `version` again would give the same: configuration, contents, labels.
+
+        Raises:
+            InvalidRepository: the files cannot be read.
+        """
+        if self.config_text != files.config_text or self.spec.digest != version.digest():
+            return False
+        return spec_of(self.config, version.number, self.spec.digest, files.path) == self.spec
+
+
+def _close(sessions: Sequence[Session]) -> None:
+    for session in sessions:
+        try:
             session.close()
+        except Exception:
+            log.exception("a session could not be closed")
 
 
 def open_version(files: ModelFiles, version: VersionFiles, backends: Backends) -> Opened:
@@ -59,16 +78,17 @@ def open_version(files: ModelFiles, version: VersionFiles, backends: Backends) -
     """
     config = ModelConfig()
     config.CopyFrom(files.config)
-    if config.HasField("ensemble_scheduling"):
-        raise InvalidRepository(f"model '{config.name}' is an ensemble, which this server does not run yet")
+    _check_can_serve(config)
     backend = backends.get(config.backend, config.name)
     digest = version.digest()
     placed = _placements(config)
-    sessions = tuple((backend.load(version.path, config, device), count) for device, count in placed.items())
+    sessions: list[Session] = []
     try:
-        filled = complete(config, sessions[0][0].io)
+        for device in placed:
+            sessions.append(backend.load(version.path, config, device))
+        filled = complete(config, sessions[0].io)
         check_tensors(config)
-        check_graph(config, sessions[0][0].io)
+        check_graph(config, sessions[0].io)
         spec = spec_of(config, version.number, digest, files.path)
         if not version.is_unchanged():
             raise InvalidRepository(
@@ -76,10 +96,21 @@ def open_version(files: ModelFiles, version: VersionFiles, backends: Backends) -
                 "load it again when it is complete"
             )
     except BaseException:
-        for session, _ in sessions:
-            session.close()
+        _close(sessions)
         raise
-    return Opened(spec, config, sessions, tuple(filled), (*files.warnings, *warnings(config)))
+    counted = tuple(zip(sessions, placed.values(), strict=True))
+    return Opened(spec, config, counted, tuple(filled), (*files.warnings, *warnings(config)), files.config_text)
+
+
+def _check_can_serve(config: ModelConfig) -> None:
+    if config.HasField("ensemble_scheduling"):
+        raise InvalidRepository(f"model '{config.name}' is an ensemble, which this server does not run yet")
+    if config.sequence_batching.control_input or config.sequence_batching.state:
+        # Without them it would answer, and wrongly.
+        raise InvalidRepository(
+            f"model '{config.name}' needs the control inputs or the state of sequence_batching, "
+            "which this server does not feed yet"
+        )
 
 
 def _placements(config: ModelConfig) -> dict[Device, int]:
@@ -102,33 +133,47 @@ class Running:
         self.route = Route(open_queue(spec, Limits()), spec, opened.config)
         points = SetPoints()
         if spec.batching.enabled:
-            points = SetPoints(spec.max_batch_size, spec.batching.delay_ns, spec.batching.preferred)
+            batching = spec.batching
+            points = SetPoints(spec.max_batch_size, batching.delay_ns, batching.preferred, batching.preserve_ordering)
         sessions = [session for session, count in opened.sessions for _ in range(count)]
         self._instances = [
             Instance(number, session, self.route.queue, Unlearned(), points, clock) for number, session in enumerate(sessions)
         ]
+        self._retiring = threading.Lock()
+        self._is_retired = False
 
     def start(self) -> None:
-        """Let the instances take turns."""
-        for instance in self._instances:
-            instance.start()
+        """Let the instances take turns.
 
-    def retire(self, until: int, clock: Clock) -> bool:
+        Raises:
+            RuntimeError: the machine has no more threads; those that were started are ended.
+        """
+        try:
+            for instance in self._instances:
+                instance.start()
+        except RuntimeError:
+            self.route.queue.close()
+            raise
+
+    def retire(self, until: int, clock: Clock) -> None:
         """Take no more, serve what is queued until the instant `until` (ns), refuse the rest, then close the sessions.
 
-        Returns False if a session is still running then; it is left to its thread.
+        A session that still runs then is left to its thread. A second call waits for the first.
         """
         queue = self.route.queue
         queue.close()
         queue.wait_settled(until)
-        queue.abandon(Draining())
-        grace = max(0.2, (until - clock.now()) / SECOND)
-        ended = [instance.join(grace) for instance in self._instances]
-        if not all(ended):
-            log.warning("%s still runs; its session is not closed", self.opened.spec)
-            return False
-        self.opened.close()
-        return True
+        with self._retiring:
+            if self._is_retired:
+                return
+            self._is_retired = True
+            queue.abandon()
+            grace = max(0.2, (until - clock.now()) / SECOND)
+            ended = [instance.join(grace) for instance in self._instances]
+            if all(ended):
+                self.opened.close()
+            else:
+                log.warning("%s still runs; its session is not closed", self.opened.spec)
 
 
 def warm_up(opened: Opened) -> None:
@@ -178,4 +223,4 @@ def reason_of(error: BaseException, path: Path) -> str:
     """Why a version did not come up, in a line for people."""
     if isinstance(error, HeadraceError):
         return error.message
-    return f"{path}: {type(error).__name__}: {error}"
+    return f"{path}: {type(error).__name__}: {sentence(error)}"

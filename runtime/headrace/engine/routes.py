@@ -5,6 +5,7 @@ Owner: the engine, which publishes a model's versions in one step. Transports re
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -32,12 +33,14 @@ class Routes:
     def __init__(self, ledger: Ledger, now: Callable[[], int]) -> None:
         self._ledger, self._now = ledger, now
         self._models: Mapping[str, Mapping[int, Route | None]] = {}
+        self._publishing = threading.Lock()
         self._is_open = True
 
     def publish(self, model: str, versions: Mapping[int, Route | None] | None) -> None:
         """Replace what is known of a model. None for a version: it exists and is not ready; None for all: forget the model."""
-        others = {name: known for name, known in self._models.items() if name != model}
-        self._models = others if versions is None else {**others, model: versions}
+        with self._publishing:
+            others = {name: known for name, known in self._models.items() if name != model}
+            self._models = others if versions is None else {**others, model: versions}
 
     def close(self) -> None:
         """Refuse every request from now on."""

@@ -83,4 +83,9 @@ class Watcher:
         seconds = self._seconds
         while not self._stop.wait(seconds):
             # A change is looked at again soon.
-            seconds = min(_LOOK_AGAIN_SECONDS, self._seconds) if self.look() else self._seconds
+            try:
+                is_unsettled = self.look()
+            except Exception:
+                log.exception("a look at the repository failed; this is a bug in Headrace")
+                is_unsettled = False
+            seconds = min(_LOOK_AGAIN_SECONDS, self._seconds) if is_unsettled else self._seconds

@@ -54,9 +54,9 @@ class RequestRecord(NamedTuple):
     model: int = 0
     rows: int = 0
     place: int = 0
+    level: int = 0
     outcome: int = 0
     code: int = 0
-    level: int = 0
     spare: int = 0
 
 
@@ -84,7 +84,7 @@ def _layout(record: type[Any], formats: str) -> tuple[struct.Struct, np.dtype[An
     return struct.Struct("<" + formats), dtype
 
 
-_REQUEST, REQUEST = _layout(RequestRecord, "QQqqqqqqqqqQQIIIBBBB")
+_REQUEST, REQUEST = _layout(RequestRecord, "QQqqqqqqqqqQQIIIIBBH")
 _BATCH, BATCH = _layout(BatchRecord, "QqqqqIIIIIHH")
 
 Records = NDArray[np.void]
@@ -126,19 +126,18 @@ class Ledger:
         self._requests = _Ring(_REQUEST, REQUEST, capacity)
         self._batches = _Ring(_BATCH, BATCH, capacity)
         self._lock = threading.Lock()
-        self._models: list[tuple[str, int, str]] = [("", 0, "")]
+        self._models: dict[tuple[str, int, str], int] = {("", 0, ""): 0}
 
     def register(self, spec: ModelSpec) -> int:
         """The number under which records name this model, version and digest. A reload of the same gets the same number."""
         key = (spec.name, spec.version, spec.digest)
         with self._lock:
-            if key not in self._models:
-                self._models.append(key)
-            return self._models.index(key)
+            return self._models.setdefault(key, len(self._models))
 
     def model(self, number: int) -> tuple[str, int, str]:
         """(model, version, digest) of a number."""
-        return self._models[number]
+        with self._lock:
+            return list(self._models)[number]
 
     def write(self, record: RequestRecord) -> None:
         """One request has been settled."""

@@ -54,7 +54,7 @@ class Repository:
         for root in self.roots:
             try:
                 # Hidden directories are not models: volumes mounted from Kubernetes keep their own there.
-                names.update(name for name in os.listdir(root) if not name.startswith(".") and os.path.isdir(root / name))
+                names.update(name for name in os.listdir(root) if _can_be_asked_for(name) and os.path.isdir(root / name))
             except OSError as error:
                 raise InvalidRepository(
                     f"cannot read model repository {root}: {error.strerror}; give a directory that holds one directory per model"
@@ -138,6 +138,11 @@ class ModelFile:
         directory = self.path.parent.resolve()
         found = [fingerprint_of(found) for found in walk(directory, deep=False) if belongs_to(found.path, self.path.name)]
         return (directory, tuple(sorted(found)))
+
+
+def _can_be_asked_for(name: str) -> bool:
+    """Not hidden, and text: a file name need not be, a name in a request must."""
+    return not name.startswith(".") and name.isprintable()
 
 
 def _is_name(name: str) -> bool:

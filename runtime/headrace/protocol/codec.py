@@ -80,7 +80,7 @@ def decode_version(text: str) -> int:
     """
     if not text:
         return 0
-    found = re.match(r"\s*([+-]?\d+)", text)
+    found = re.match(r"\s*([+-]?\d{1,20})(?!\d)", text)
     if found is None or abs(int(found[1])) > _MAX_INT64:
         raise InvalidRequest(
             f"failed to get model version from specified version string '{text}' (details: stol), "

@@ -13,6 +13,12 @@ from headrace.scheduling.plan import NEVER
 LEVEL_OFFSET = 3600 * SECOND
 """What one priority level is worth in the order of the queue: strict in practice, and nobody waits for ever."""
 
+BEHIND_EVERYONE = 1 << 62
+"""By how much an entry falls back whose queue policy says DELAY."""
+
+_LAST_LEVEL = (1 << 32) - 1
+_LAST_KEY = NEVER - BEHIND_EVERYONE
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -82,13 +88,15 @@ def due(request: Request, batching: Batching, now: int) -> Due:
     """When a request that arrives now is due, and where it stands in the order.
 
     The hard deadline is the earlier of the client's and the V2 `timeout`, unless the model's queue policy takes that
-    parameter for its own, as Triton does: then it can only shorten the policy's timeout.
+    parameter for its own, as Triton does: then it can only shorten the policy's timeout. Where order is to be preserved, it is
+    that of arrival.
     """
     level = 0
     if batching.priority_levels:
         level = request.priority if 1 <= request.priority <= batching.priority_levels else batching.default_priority
+        level = min(level, _LAST_LEVEL)
     policy = policy_of(batching, level)
-    deadline = NEVER if request.deadline is None else request.deadline
+    deadline = NEVER if request.deadline is None else min(request.deadline, NEVER)
     wait_ns = policy.timeout_ns
     if policy.timeout_ns and policy.allow_override:
         if 0 < request.timeout_ns < wait_ns:
@@ -96,7 +104,9 @@ def due(request: Request, batching: Batching, now: int) -> Due:
     elif request.timeout_ns:
         deadline = min(deadline, request.received + request.timeout_ns)
     target = min(deadline, request.received + batching.objective_ns)
-    return Due(deadline, target, now + wait_ns if wait_ns else NEVER, target + level * LEVEL_OFFSET, level)
+    key = now if batching.preserve_ordering else target + level * LEVEL_OFFSET
+    queue_until = min(now + wait_ns, NEVER) if wait_ns else NEVER
+    return Due(deadline, target, queue_until, min(key, _LAST_KEY), level)
 
 
 def refusal(

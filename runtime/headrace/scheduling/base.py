@@ -70,6 +70,11 @@ class Turn(Protocol):
         """The most urgent entries, an array of `plan.VIEW`: at most 4 x `max_batch_size`."""
         ...
 
+    @property
+    def is_last_call(self) -> bool:
+        """Whether the queue is closed: nobody else will come."""
+        ...
+
     def take(self, plan: Plan, instance: int) -> Batch | None:
         """Carry out a plan; None when nothing of it was left to take."""
         ...
@@ -119,8 +124,8 @@ class Queue(Protocol):
         """Take no more. What is queued is still served."""
         ...
 
-    def abandon(self, error: HeadraceError) -> None:
-        """Take no more, and answer what waits with `error`."""
+    def abandon(self) -> None:
+        """Take no more, and refuse what waits."""
         ...
 
 

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Protocol
 
 from headrace.clock import Clock
-from headrace.errors import BackendFailed, Broken, HeadraceError
-from headrace.ledger.ledger import BatchRecord
+from headrace.errors import BackendFailed, Broken, Code, HeadraceError, InvalidRequest, sentence
+from headrace.ledger.ledger import BatchRecord, Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.validate import resolve_reshape
 from headrace.request import Request, Response
@@ -96,11 +96,11 @@ class PortableBatch:
         """
         checked = self._checked(outputs, self.wanted(), self.rows)
         self._stamp_executed(self._open.values())
-        answers: list[Answer] = []
-        for index, entry in list(self._open.items()):
-            mine = {name: self._slice(checked[name], index) for name in entry.admitted.outputs}
-            answers.append(self._answer(index, self._response(entry, mine, final=True)))
-        self._deliver(answers)
+        responses = {
+            index: self._response(entry, {name: self._slice(checked[name], index) for name in entry.admitted.outputs}, final=True)
+            for index, entry in self._open.items()
+        }
+        self._deliver([self._answer(index, response) for index, response in responses.items()])
 
     def send(self, index: int, outputs: Mapping[str, Tensor], final: bool) -> None:
         """Answer the request at `index` with `outputs` of its own; it may get several answers, the last of which is `final`.
@@ -130,25 +130,32 @@ class PortableBatch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         """Fail what was not answered. Whatever was raised ends here: it is for the clients to know, and for the log."""
-        if self._open:
-            self.fail(_told(error) if error is not None else Broken(f"batch {self.number} was left without an answer"))
-        if error is not None:
-            log.error("batch failed", extra={"model": self._owner.spec.name, "version": self._owner.spec.version}, exc_info=error)
-        self._owner.finished(
-            BatchRecord(
-                number=self.number,
-                taken=self._taken,
-                gathered=self._gathered,
-                executed=self._executed,
-                scattered=self._scattered,
-                model=self._owner.model_number,
-                rows=max(1, self.rows),
-                requests=len(self),
-                failed=self._failed,
-                instance=self._instance,
-                reason=self._reason,
+        try:
+            if self._open:
+                self.fail(
+                    BackendFailed.of(error) if error is not None else Broken(f"batch {self.number} was left without an answer")
+                )
+            if error is not None:
+                # What clients did is for them to know; a trace is for what the model or the server did.
+                level, shown = (logging.INFO, None) if isinstance(error, InvalidRequest) else (logging.ERROR, error)
+                where = {"model": self._owner.spec.name, "version": self._owner.spec.version}
+                log.log(level, "batch failed: %s", sentence(error), extra=where, exc_info=shown)
+        finally:
+            self._owner.finished(
+                BatchRecord(
+                    number=self.number,
+                    taken=self._taken,
+                    gathered=self._gathered,
+                    executed=self._executed,
+                    scattered=self._scattered,
+                    model=self._owner.model_number,
+                    rows=max(1, self.rows),
+                    requests=len(self),
+                    failed=self._failed,
+                    instance=self._instance,
+                    reason=self._reason,
+                )
             )
-        )
         return True
 
     def _stamp_executed(self, entries: Iterable[Entry]) -> None:
@@ -217,11 +224,4 @@ def deliver(answers: Sequence[Answer], now: int) -> None:
             log.exception("a sink did not take its answers")
             for answer in mine:
                 answer.entry.cancelled = True
-                answer.settle(now)
-
-
-def _told(error: BaseException) -> HeadraceError:
-    """The error for the clients of a batch whose session raised `error`."""
-    if isinstance(error, HeadraceError):
-        return error
-    return BackendFailed(str(error) or type(error).__name__)
+                answer.entry.settle(Outcome.CANCELLED, Code.CANCELLED, now)

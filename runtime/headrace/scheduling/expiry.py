@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from weakref import WeakKeyDictionary
 
-from headrace.clock import Clock
+from headrace.clock import SECOND, Clock
 from headrace.ledger.ledger import Ledger
 from headrace.model import ModelSpec
 from headrace.scheduling.admission import Limits
 from headrace.scheduling.plan import NEVER
 from headrace.scheduling.queue import PortableQueue
+
+log = logging.getLogger(__name__)
 
 
 class PortableQueues:
@@ -21,13 +25,16 @@ class PortableQueues:
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self._ledger, self._clock = ledger, clock
         self._wakeup = threading.Condition()
-        self._due: dict[PortableQueue, int] = {}
+        # Weakly: a queue that is unloaded should not stay for its furthest deadline.
+        self._due: WeakKeyDictionary[PortableQueue, int] = WeakKeyDictionary()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="headrace-expiry", daemon=True)
-        self._thread.start()
 
     def __call__(self, spec: ModelSpec, limits: Limits) -> PortableQueue:
         """A queue for one loaded version."""
+        with self._wakeup:
+            if not self._thread.is_alive() and not self._closed:
+                self._thread.start()
         return PortableQueue(spec, limits, self._ledger, self._clock, self._expires)
 
     def close(self) -> None:
@@ -35,7 +42,8 @@ class PortableQueues:
         with self._wakeup:
             self._closed = True
             self._wakeup.notify_all()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _expires(self, queue: PortableQueue, at: int) -> None:
         with self._wakeup:
@@ -54,6 +62,14 @@ class PortableQueues:
                 for queue in ripe:
                     del self._due[queue]
             for queue in ripe:
-                again = queue.expire(now)
-                if again is not None:
-                    self._expires(queue, again)
+                self._expire(queue, now)
+            ripe.clear()
+
+    def _expire(self, queue: PortableQueue, now: int) -> None:
+        try:
+            again = queue.expire(now)
+        except Exception:
+            log.exception("expiry stumbled; this is a bug in Headrace")
+            again = now + SECOND
+        if again is not None:
+            self._expires(queue, again)

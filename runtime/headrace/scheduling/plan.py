@@ -50,11 +50,16 @@ class Reason(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SetPoints:
-    """What steers the plan. `delay_ns` is how long the oldest entry may wait for company; `preferred` ascends."""
+    """What steers the plan.
+
+    `delay_ns` is how long the oldest entry may wait for company; `preferred` ascends; with `in_order` nobody is taken before
+    somebody who stands in front.
+    """
 
     max_rows: int = 1
     delay_ns: int = 0
     preferred: tuple[int, ...] = ()
+    in_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,8 @@ def plan(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, no
     live = view[~expired] if drop else view
     if not len(live):
         return Plan((), drop, None, Reason.WAIT)
-    mates = live[live["bucket"] == live["bucket"][0]]
+    is_mate = live["bucket"] == live["bucket"][0]
+    mates = live[np.logical_and.accumulate(is_mate)] if set_points.in_order else live[is_mate]
     sums = np.cumsum(mates["rows"].astype(np.int64))
     fitting = max(1, int(np.searchsorted(sums, set_points.max_rows, side="right")))
     count, reason, until = _size(mates, sums, fitting, predictor, set_points, now)

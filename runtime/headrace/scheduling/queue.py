@@ -12,7 +12,7 @@ import itertools
 import struct
 import threading
 from bisect import bisect_left, insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from types import TracebackType
 
@@ -20,19 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.clock import Clock
-from headrace.errors import Cancelled, Code, DeadlineExpired, HeadraceError, QueueClosed, QueueTimeout
+from headrace.errors import Cancelled, Code, DeadlineExpired, HeadraceError, QueueClosed, QueueFull, QueueTimeout
 from headrace.ledger.ledger import BatchRecord, Ledger, Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.validate import Validator
 from headrace.request import Request
-from headrace.scheduling.admission import LEVEL_OFFSET, Depth, Limits, due, policy_of, refusal
+from headrace.scheduling.admission import BEHIND_EVERYONE, Depth, Limits, due, policy_of, refusal
 from headrace.scheduling.batch import PortableBatch, deliver
 from headrace.scheduling.entry import Answer, Entry, EntryState, Sink
 from headrace.scheduling.plan import NEVER, VIEW, VIEW_FORMAT, Plan
 
 _VIEW = struct.Struct(VIEW_FORMAT)
-_BEHIND_EVERYONE = 1 << 20
-"""Levels by which an entry falls back whose queue policy says DELAY."""
 
 
 class PortableQueue:
@@ -54,8 +52,9 @@ class PortableQueue:
         self._overdue: list[tuple[int, int]] = []
         self._lanes: dict[Hashable, deque[Entry]] = {}
         self._depth = Depth()
-        self._unsettled = self._running = self._news = 0
-        self._turn_open = self._closed = False
+        self._in_level: Counter[int] = Counter()
+        self._unsettled = self._running = 0
+        self._turn_open = self._has_news = self._closed = False
 
     def push(self, request: Request, sink: Sink) -> Entry:
         """Admit a request. See `scheduling.base.Queue.push`."""
@@ -66,7 +65,10 @@ class PortableQueue:
         with self._lock:
             if self._closed:
                 raise QueueClosed(request.id)
-            error = refusal(request, times, entry.size, self._depth, self._rows_ahead(times.key), self._bounds(times.level), now)
+            own_limit = policy_of(self.spec.batching, times.level).max_requests
+            if own_limit and self._in_level[times.level] >= own_limit:
+                raise QueueFull(request.id)
+            error = refusal(request, times, entry.size, self._depth, self._rows_ahead(times.key), self._limits, now)
             if error is not None:
                 raise error
             entry.number = next(self._numbers)
@@ -99,27 +101,28 @@ class PortableQueue:
             entry.state = EntryState.SETTLED
             if entry.cancelled:
                 outcome, code = Outcome.CANCELLED, Code.CANCELLED
-        # The record first: whoever waits for the last entry to be settled finds it in the ledger.
-        self._ledger.write(entry.record(self.model_number, outcome, code, sent))
-        with self._lock:
-            self._unsettled -= 1
-            if entry.lane is not None:
-                self._free_lane(entry.lane)
-            if not self._unsettled:
-                self._all_settled.notify_all()
+        try:
+            # The record first: whoever waits for the last entry to be settled finds it in the ledger.
+            self._ledger.write(entry.record(self.model_number, outcome, code, sent))
+        finally:
+            with self._lock:
+                self._unsettled -= 1
+                if entry.lane is not None:
+                    self._free_lane(entry.lane)
+                if not self._unsettled:
+                    self._all_settled.notify_all()
         return True
 
     def turn(self, until: int | None) -> PortableTurn | None:
         """Wait for something to plan. See `scheduling.base.Queue.turn`."""
         with self._lock:
-            news = self._news
             while True:
                 if self._closed and not self._order and not self._lanes:
                     return None
-                fresh = until is None or self._news != news or until <= self.clock.now()
+                fresh = until is None or self._has_news or until <= self.clock.now()
                 if self._order and fresh and not self._turn_open and not self._is_held():
-                    self._turn_open = True
-                    return PortableTurn(self, self._view())
+                    self._turn_open, self._has_news = True, False
+                    return PortableTurn(self, self._view(), self._closed)
                 self.clock.wait(self._changed, None if not self._order else until)
 
     def set_limits(self, limits: Limits) -> None:
@@ -145,15 +148,15 @@ class PortableQueue:
             self._closed = True
             self._changed.notify_all()
 
-    def abandon(self, error: HeadraceError) -> None:
-        """Take no more, and answer what waits with `error`."""
+    def abandon(self) -> None:
+        """Take no more, and refuse what waits."""
         self.close()
         with self._lock:
             left = list(self._waiting.values())
             for entry in left:
                 self._leave(entry, EntryState.ANSWERED)
             self._changed.notify_all()
-        deliver([Answer(entry, error) for entry in left], self.clock.now())
+        deliver([Answer(entry, QueueClosed(entry.request.id)) for entry in left], self.clock.now())
 
     def expire(self, now: int) -> int | None:
         """Answer what is overdue at `now` and still waits. Returns the instant to come back at, if any."""
@@ -206,8 +209,10 @@ class PortableQueue:
             self._changed.notify_all()
 
     def answering(self, entry: Entry) -> bool:
-        """Mark an entry answered; False when it was cancelled, and nobody wants the answer."""
+        """Mark an entry answered; False when it was cancelled or its sink is lost, and nobody wants the answer."""
         with self._lock:
+            if entry.state is EntryState.SETTLED:
+                return False
             entry.state = EntryState.ANSWERED
             wanted = not entry.cancelled
         if not wanted:
@@ -230,12 +235,6 @@ class PortableQueue:
         """With `preserve_ordering`, one batch at a time: the next could overtake it."""
         return self.spec.batching.preserve_ordering and self._running > 0
 
-    def _bounds(self, level: int) -> Limits:
-        own = policy_of(self.spec.batching, level).max_requests
-        if not own or own >= self._limits.requests:
-            return self._limits
-        return Limits(own, self._limits.rows, self._limits.nbytes, self._limits.estimate)
-
     def _rows_ahead(self, key: int) -> int:
         if self._limits.estimate is None:
             return 0
@@ -243,6 +242,7 @@ class PortableQueue:
 
     def _count(self, entry: Entry, sign: int) -> None:
         size, depth = entry.size, self._depth
+        self._in_level[entry.due.level] += sign
         self._depth = Depth(depth.requests + sign, depth.rows + sign * size.rows, depth.nbytes + sign * size.nbytes)
 
     def _line_up(self, entry: Entry) -> None:
@@ -283,7 +283,7 @@ class PortableQueue:
             times.level,
         )
         insort(self._order, (entry.key, entry.number, entry, seen))
-        self._news += 1
+        self._has_news = True
         self._changed.notify()
 
     def _hide(self, entry: Entry) -> None:
@@ -294,7 +294,7 @@ class PortableQueue:
         shown = entry.state is EntryState.WAITING
         if shown:
             self._hide(entry)
-        entry.key += _BEHIND_EVERYONE * LEVEL_OFFSET
+        entry.key += BEHIND_EVERYONE
         if shown:
             self._show(entry)
         self._note_overdue(entry, entry.due.deadline)
@@ -333,8 +333,8 @@ class PortableQueue:
 class PortableTurn:
     """See `scheduling.base.Turn`. As a context manager, it gives itself back if no plan was carried out."""
 
-    def __init__(self, queue: PortableQueue, view: NDArray[np.void]) -> None:
-        self._queue, self.view, self._open = queue, view, True
+    def __init__(self, queue: PortableQueue, view: NDArray[np.void], is_last_call: bool) -> None:
+        self._queue, self.view, self.is_last_call, self._open = queue, view, is_last_call, True
 
     def take(self, plan: Plan, instance: int) -> PortableBatch | None:
         """Carry out a plan; None when nothing of it was left to take."""

@@ -12,6 +12,7 @@ from headrace.errors import HeadraceError
 from headrace.request import Request, Response
 from headrace.scheduling.entry import Answer, Entry, Sink
 
+_LARGE_BYTES = 1 << 20
 Push = Callable[[Request, Sink], Entry]
 """How a request gets into a queue: `Routes.push`."""
 
@@ -45,18 +46,18 @@ class ThreadSink:
         now = self._clock.now()
         for answer in answers:
             future = self._pop(answer.entry.request)
-            answer.entry.cancelled |= not future.set_running_or_notify_cancel()
-            answer.settle(now)
-            if answer.entry.cancelled:
+            if future is None or not future.set_running_or_notify_cancel():
+                answer.entry.cancel()
                 continue
+            answer.settle(now)
             if isinstance(answer.result, HeadraceError):
                 future.set_exception(answer.result)
             else:
                 future.set_result(answer.result)
 
-    def _pop(self, request: Request) -> Future[Response]:
+    def _pop(self, request: Request) -> Future[Response] | None:
         with self._lock:
-            return self._calls.pop(id(request))
+            return self._calls.pop(id(request), None)
 
 
 class LoopSink:
@@ -75,7 +76,9 @@ class LoopSink:
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._calls[id(request)] = future
         try:
-            entry = self._push(request, self)
+            # Decoding as many elements as fit into a large request takes long; others shall not wait for that.
+            is_large = sum(tensor.nbytes for tensor in request.inputs.values()) > _LARGE_BYTES
+            entry = await asyncio.to_thread(self._push, request, self) if is_large else self._push(request, self)
             try:
                 return await future
             except asyncio.CancelledError:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -38,6 +36,8 @@ _OPTIONS = (
     # Clients that turn keep-alive on ping more often than gRPC's five minutes, and would be cut off.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
+_QUIET_NS = SECOND // 10
+_LINGER_NS = 2 * SECOND
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -68,7 +68,7 @@ class PortableTransport:
         self._refused_at = self._clock.now()
 
     def close(self, deadline: int) -> None:
-        """Wait for the calls that were accepted until `deadline` (ns), then end every connection."""
+        """Say goodbye to every connection, wait for the calls that run until `deadline` (ns), then end the rest."""
         self._is_accepting = False
         self._do(self._stop(deadline))
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -108,21 +108,15 @@ class PortableTransport:
         await self._server.start()
 
     async def _stop(self, deadline: int) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), max(0.0, (deadline - self._clock.now()) / SECOND))
-        _hang_up(int(self.address.rpartition(":")[2]))
-        await self._server.stop(None)
+        """Stop the server once nobody asks any more.
 
-    def _accept(self, context: _Context) -> None:
-        """Count a call as running, until its answer has been sent."""
-        self._running += 1
-        self._idle.clear()
-        context.add_done_callback(self._ended)
-
-    def _ended(self, context: _Context) -> None:
-        self._running -= 1
-        if not self._running:
-            self._idle.set()
+        grpc.aio cancels calls that have arrived and have no handler yet when it stops; those clients should have been told
+        UNAVAILABLE. So calls are refused until a moment passes without one.
+        """
+        last = min(deadline, self._clock.now() + _LINGER_NS)
+        while (quiet_at := self._refused_at + _QUIET_NS) > self._clock.now() < last:
+            await asyncio.sleep((min(quiet_at, last) - self._clock.now()) / SECOND)
+        await self._server.stop(max(0.0, (deadline - self._clock.now()) / SECOND))
 
     async def _infer(self, payload: bytes, context: _Context) -> bytes:
         received = self._clock.now()
@@ -169,8 +163,6 @@ class PortableTransport:
         control, blocks = self._control, method in self._control.blocking
 
         async def call(payload: bytes, context: _Context) -> bytes:
-            if self._is_accepting:
-                self._accept(context)
             try:
                 return await asyncio.to_thread(control.handle, method, payload) if blocks else control.handle(method, payload)
             except HeadraceError as error:
@@ -204,27 +196,6 @@ class _Handlers(grpc.GenericRpcHandler):
 async def _abort(context: _Context, error: HeadraceError) -> bytes:
     await context.abort(grpc.StatusCode[error.code.name], error.message)
     raise Broken("gRPC went on after an abort")
-
-
-def _hang_up(port: int) -> None:
-    """End every connection that came in by `port`.
-
-    gRPC's own way to stop answers with CANCELLED whatever clients send before they have understood, and they take that for
-    something they did themselves. On a connection that is gone, the same calls end as UNAVAILABLE.
-    """
-    for name in os.listdir("/dev/fd"):
-        try:
-            end = socket.socket(fileno=int(name))
-        except OSError:  # no socket, or closed meanwhile
-            continue
-        try:
-            is_connection = end.type == socket.SOCK_STREAM and not end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            if is_connection and end.family in (socket.AF_INET, socket.AF_INET6) and end.getsockname()[1] == port:
-                end.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the client was faster
-            pass
-        finally:
-            end.detach()
 
 
 def _check_free(address: str) -> None:
