@@ -108,7 +108,9 @@ def test_only_what_is_wanted_is_computed(start: Start) -> None:
 
 def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     add_model(tmp_path, "m", mlp())
-    with pytest.raises(InvalidRepository, match="model 'm' asks for gpu:0, and this server runs ONNX models on the CPU only"):
+    with pytest.raises(
+        InvalidRepository, match="model 'm' is to run on CUDAExecutionProvider, which this ONNX Runtime could not load"
+    ):
         OnnxBackend().load(tmp_path / "m/1", config(), Device("GPU", 0))
 
 

@@ -6,8 +6,10 @@ overwritten files of the other, and it imports, or half works; so this is asked 
 
 from __future__ import annotations
 
+import os
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
 from headrace.errors import InvalidRepository
 
@@ -41,3 +43,17 @@ def check_onnxruntime() -> None:
     # Vendors build it under other distribution names; those count as long as the module is there.
     if not builds and find_spec("onnxruntime") is None:
         raise InvalidRepository("ONNX Runtime is not installed: pip install 'headrace[cpu]', or 'headrace[gpu]' for NVIDIA GPUs")
+
+
+def usable_gpus(driver: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+    """How many NVIDIA GPUs this process can use: none without the GPU build of ONNX Runtime.
+
+    `CUDA_VISIBLE_DEVICES` counts, as it does for everything that uses CUDA.
+    """
+    if "onnxruntime-gpu" not in onnxruntime_builds() or not driver.is_dir():
+        return 0
+    present = len(list(driver.iterdir()))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    return min(present, len([index for index in visible.split(",") if index.strip() not in ("", "-1")]))

@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from headrace.backends.base import Batch, Device, Outputs
+from headrace.backends.providers import check_got, providers_of
 from headrace.errors import BackendFailed, InvalidRepository, InvalidRequest
 from headrace.machine import usable_cpus
 from headrace.model import GraphIO, GraphTensor
@@ -50,22 +51,23 @@ class OnnxBackend:
 
     def load(self, path: Path, config: ModelConfig, device: Device) -> OnnxSession:
         """Load the version in directory `path`. See `Backend.load`."""
-        if device.kind == "GPU":
-            raise InvalidRepository(
-                f"model '{config.name}' asks for {device}, and this server runs ONNX models on the CPU only: "
-                "use KIND_CPU in its instance_group"
-            )
         file = path / config.default_model_filename
         if file.is_dir():
             file /= "model.onnx"
         if not file.is_file():
             raise InvalidRepository(f"no file {file}: put the model there, or name it in default_model_filename")
         options = session_options(config)
+        providers = providers_of(config, device)
+        check_got(providers, execution_providers(), config)
+        for _, settings in providers:
+            if "trt_engine_cache_path" in settings:
+                Path(settings["trt_engine_cache_path"]).mkdir(parents=True, exist_ok=True)
         try:
-            session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(file), options, providers=providers)
         except Exception as error:
             raise InvalidRepository(f"{file} cannot be loaded: {error}") from error
-        return OnnxSession(session, config)
+        check_got(providers, session.get_providers(), config)
+        return OnnxSession(session, config, device)
 
 
 class OnnxSession:
@@ -73,10 +75,12 @@ class OnnxSession:
 
     replayable = True
 
-    def __init__(self, session: ort.InferenceSession, config: ModelConfig) -> None:
+    def __init__(self, session: ort.InferenceSession, config: ModelConfig, device: Device) -> None:
         self.io = _io_of(session)
         self._session: ort.InferenceSession | None = session
+        self._device = device
         self._scalars = {tensor.name for tensor in self.io.inputs if not tensor.shape}
+        self._has_text = any(tensor.datatype == "BYTES" for tensor in (*self.io.inputs, *self.io.outputs))
         self._has_bfloat16 = any(t.datatype == "BF16" for t in (*self.io.inputs, *self.io.outputs))
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = 4
@@ -92,21 +96,28 @@ class OnnxSession:
             name: _to_ort(name, tensor.reshape(()) if name in self._scalars else tensor)
             for name, tensor in batch.tensors().items()
         }
+        if self._device.kind == "GPU" and not self._has_text:  # strings cannot be bound
+            return self.run_bound(names, feed, "cuda")
         if self._has_bfloat16:
-            return self._run_values(names, feed)
+            # ONNX Runtime's numpy interface knows no BF16: such tensors go in and out as OrtValues.
+            values = {name: _value(array, "cpu", 0) for name, array in feed.items()}
+            answers = self._session.run_with_ort_values(names, values, self._run_options)
+            return {name: _copied(value) for name, value in zip(names, answers, strict=True)}
         return dict(zip(names, map(_from_ort, self._session.run(names, feed, self._run_options)), strict=True))
 
-    def _run_values(self, names: list[str], feed: dict[str, np.ndarray[Any, Any]]) -> Outputs:
-        """ONNX Runtime's numpy interface knows no BF16: such tensors go in and out as OrtValues."""
+    def run_bound(self, names: list[str], feed: dict[str, np.ndarray[Any, Any]], place: str) -> Outputs:
+        """Run with inputs and outputs bound to memory of the device `place`: one copy each way, and none between nodes."""
         assert self._session is not None
-        values = {
-            name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16)
-            if array.dtype == ml_dtypes.bfloat16
-            else ort.OrtValue.ortvalue_from_numpy(array)
-            for name, array in feed.items()
-        }
-        answers = self._session.run_with_ort_values(names, values, self._run_options)
-        return {name: _copied(value) for name, value in zip(names, answers, strict=True)}
+        binding = self._session.io_binding()
+        for name, array in feed.items():
+            binding.bind_ortvalue_input(name, _value(array, place, self._device.index))
+        kinds = {output.name: output.datatype for output in self.io.outputs}
+        for name in names:
+            # Numpy cannot fetch BF16 from a device: ONNX Runtime copies that itself.
+            stays = kinds[name] == "BF16"
+            binding.bind_output(name, *(("cpu", 0) if stays else (place, self._device.index)))
+        self._session.run_with_iobinding(binding, self._run_options)
+        return {name: _copied(value) for name, value in zip(names, binding.get_outputs(), strict=True)}
 
     def close(self) -> None:
         """Give the weights back."""
@@ -205,6 +216,12 @@ def _from_ort(value: Any) -> Tensor:
     if array.dtype.kind == "O":
         return BytesTensor.of(array.reshape(-1).tolist(), array.shape)
     return array
+
+
+def _value(array: np.ndarray[Any, Any], place: str, index: int) -> ort.OrtValue:
+    if array.dtype == ml_dtypes.bfloat16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array, place, index)
 
 
 def _copied(value: ort.OrtValue) -> Tensor:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from headrace.backends.installed import usable_gpus
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock
 from headrace.engine.lifecycle import Opened, Running, open_version, reason_of, warm_up
@@ -97,7 +98,7 @@ class Catalog:
         """
         with self._locked(name) as model:
             try:
-                files = self._repository.read(name, override)
+                files = self._repository.read(name, override, usable_gpus())
             except HeadraceError as error:
                 if name not in self._repository.names():
                     # There is no such model, or none of that name can be: nothing to keep in mind.
@@ -189,6 +190,9 @@ class Catalog:
         self._publish(name, model)
         kept = {id(running) for _, running in new.values()}
         self._retire([running for _, running in old.values() if running is not None and id(running) not in kept])
+        if self._is_closed:
+            # Closed while this was loading: `close` did not see the new ones.
+            self._retire([running for _, running in new.values() if running is not None])
         if failed:
             raise LoadFailed(name, failed)
 
