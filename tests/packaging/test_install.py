@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.build_models import add_model, mlp
+
 ROOT = Path(__file__).parent.parent.parent
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -48,3 +50,36 @@ def test_the_wheel_is_light_and_serves_with_its_extra(tmp_path: Path) -> None:
 
     check(*install, f"{wheel}[cpu]")
     assert "ok      onnxruntime" in check(tools / "headrace", "doctor", cwd=tmp_path)
+
+
+LOAD_ON_GPU = """
+from pathlib import Path
+from headrace.backends.base import Device
+from headrace.backends.onnx import OnnxBackend, execution_providers
+from headrace.errors import InvalidRepository
+from headrace.models.pbtxt import parse
+assert execution_providers()[:2] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"], execution_providers()
+config = parse('name: "m" default_model_filename: "model.onnx"', "config.pbtxt")
+try:
+    OnnxBackend().load(Path("m/1"), config, Device("GPU"))
+except InvalidRepository as error:
+    print(error.message)
+"""
+
+
+def test_the_gpu_build_without_a_gpu_says_no_and_beside_the_cpu_build_too(tmp_path: Path) -> None:
+    add_model(tmp_path, "m", mlp(), "instance_group [ { kind: KIND_GPU } ]")
+    check(sys.executable, "-m", "venv", tmp_path / "venv")
+    tools = tmp_path / "venv/bin"
+    install = (tools / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt")
+
+    check(*install, f"{ROOT}[gpu]")
+    told = check(tools / "headrace", "models", "--repository", tmp_path, "--json", status=1)
+    assert "has kind KIND_GPU but server does not support GPUs" in told
+    # The provider is in the wheel and its library does not load: ONNX Runtime would go on with the CPU.
+    assert "CUDAExecutionProvider, which this ONNX Runtime could not load" in check(
+        tools / "python", "-c", LOAD_ON_GPU, cwd=tmp_path
+    )
+
+    check(*install, f"{ROOT}[cpu]")
+    assert "exclude each other" in check(tools / "headrace", "doctor", status=1)
