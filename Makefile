@@ -53,6 +53,8 @@ protocol: $(VENV)/.dev-installed
 constraints: $(VENV)/.dev-installed
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --no-annotate --custom-compile-command 'make constraints' \
 		--extra cpu --extra triton --extra dev pyproject.toml --output-file constraints.txt
+	@$(BIN)/uv pip compile --quiet --upgrade --no-annotate --no-header --extra gpu pyproject.toml \
+		| grep '^onnxruntime-gpu==' >> constraints.txt
 
 fix: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .
