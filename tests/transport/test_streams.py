@@ -12,8 +12,11 @@ from tritonclient.utils import InferenceServerException
 
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
+from headrace.clock import SECOND
+from headrace.engine.routes import Routes
 from headrace.errors import InvalidRequest
 from headrace.ledger.ledger import Outcome
+from headrace.request import Request
 from headrace.tensor import BytesTensor
 from tests.transport.asking import JUNK
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, fill, serving, wait_until
@@ -399,6 +402,28 @@ def test_the_deadline_of_the_stream_is_that_of_its_requests(serve: Serve) -> Non
     assert script.batches == [1]
     # The client hangs up at the same instant: whichever comes first ends the request.
     assert (ends[Outcome.ANSWERED], ends[Outcome.EXPIRED] + ends[Outcome.CANCELLED]) == (0, 2)
+
+
+@pytest.mark.parametrize("timeout", [PATIENCE, None])
+def test_each_request_gets_the_deadline_of_the_stream(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, timeout: float | None
+) -> None:
+    pushed: list[Request] = []
+    push = Routes.push
+    monkeypatch.setattr(Routes, "push", lambda self, request, sink: pushed.append(request) or push(self, request, sink))
+    server = serve({"m": (ECHO, Script())})
+    start = server.engine.clock.now()
+    with Raw(server, timeout=timeout) as raw:
+        raw.ask(one(1), one(2))
+        assert raw.rest() == answers(range(1, 3))
+    first, second = (request.deadline for request in pushed)
+    assert first == second
+    if timeout is None:
+        assert first is None
+    else:
+        # gRPC counts the time that is left in milliseconds.
+        assert first is not None
+        assert 0 <= first - start - timeout * SECOND + SECOND / 100 < PATIENCE * SECOND / 2
 
 
 def test_the_timeout_parameter_of_one_request(serve: Serve) -> None:

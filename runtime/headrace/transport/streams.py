@@ -275,7 +275,11 @@ class Stream:
 
     async def _write_one(self, piece: _Piece) -> None:
         if piece.payload and piece.closes is None:
-            await self._send(piece.payload)
+            try:
+                await self._send(piece.payload)
+            except Exception as error:
+                # The client is gone, and gRPC has not come to cancel the call yet.
+                raise asyncio.CancelledError from error
         self._settle(piece)
         if piece.closes is not None:
             raise piece.closes
