@@ -12,7 +12,7 @@ because clients match on them.
     ├── Unsupported, NotAllowed, CannotListen
     ├── Overloaded            refused: try again later, or elsewhere
     │   ├── QueueFull, QueueTimeout, QueueClosed, Draining, ServerExiting
-    │   └── CannotMeetDeadline
+    │   └── CannotMeetDeadline, ReaderTooSlow
     ├── DeadlineExpired, Cancelled
     └── BackendFailed         the model raised, or answered with something it had not declared
         └── Broken            a broken invariant of Headrace itself
@@ -195,6 +195,18 @@ class CannotMeetDeadline(Overloaded):
         super().__init__(
             f"the request would finish about {late_by_ns / 1e6:.1f} ms after its deadline; "
             "send it with a later deadline, or when the server is less busy"
+        )
+
+
+class ReaderTooSlow(Overloaded):
+    """More answers of a stream wait to be read than are kept."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__(
+            f"{nbytes / 2**20:.0f} MiB of answers wait on this stream for their reader; read while the model answers, "
+            "or ask for fewer answers at a time"
         )
 
 

@@ -26,6 +26,7 @@ class Request:
 
     `version` 0 means the model's default. `deadline` is the hard one, an absolute instant in ns; `timeout_ns` is the V2
     `timeout` parameter, counted from `received`. `priority` 0 means the model's default, 1 is the highest.
+    `wants_empty_final`: of a stream, the last answer of a decoupled model is sent even if it has no outputs.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Request:
     sequence: Sequence | None = None
     received: int = 0
     decoded: int = 0
+    wants_empty_final: bool = False
 
 
 @dataclass(slots=True)

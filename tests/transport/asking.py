@@ -92,6 +92,15 @@ def outputs(*names: str, **fields: Any) -> pb.ModelInferRequest:
     return ask(outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in names], **fields)
 
 
+JUNK = {
+    "noise": b"\xff\xfe\xfd" * 7,
+    "cut short": ask().SerializeToString()[:-1],
+    "text that is no UTF-8": b"\x0a\x02\xff\xfe",
+    "endless varint": b"\x08" + b"\x80" * 20,
+    "too deep": b"\x0b" * 300,
+}
+
+
 def is_well(server: Server) -> bool:
     """Whether the server answers a good request rightly."""
     answer = server.stub.ModelInfer(ask(id="well"), timeout=PATIENCE)

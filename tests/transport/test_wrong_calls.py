@@ -8,7 +8,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from tests.transport.asking import ask, is_well
+from tests.transport.asking import JUNK, ask, is_well
 from tests.transport.serving import PATIENCE, Server, fails
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -99,12 +99,6 @@ def test_control_refused(server: Server, case: str) -> None:
     assert is_well(server)
 
 
-def test_streams_are_not_implemented_yet(server: Server) -> None:
-    with fails(UNIMPLEMENTED, "ModelStreamInfer is not implemented by this server yet; use ModelInfer"):
-        next(server.stub.ModelStreamInfer(iter([ask()]), timeout=PATIENCE))
-    assert is_well(server)
-
-
 @pytest.mark.parametrize(
     "path", ["/inference.GRPCInferenceService/Nothing", "/no.Service/ModelInfer", "/grpc.health.v1.Health/Watch"]
 )
@@ -113,15 +107,6 @@ def test_an_unknown_method(server: Server, path: str) -> None:
         server.call(path, b"")
     assert caught.value.code() is UNIMPLEMENTED
     assert is_well(server)
-
-
-JUNK = {
-    "noise": b"\xff\xfe\xfd" * 7,
-    "cut short": ask().SerializeToString()[:-1],
-    "text that is no UTF-8": b"\x0a\x02\xff\xfe",
-    "endless varint": b"\x08" + b"\x80" * 20,
-    "too deep": b"\x0b" * 300,
-}
 
 
 @pytest.mark.parametrize("junk", JUNK)

@@ -70,6 +70,8 @@ class Script:
         execute_ns: how long a batch takes.
         row_ns: how much longer for each row.
         answers: of a decoupled model, how many answers each request gets.
+        closes_empty: of a decoupled model, whether an answer without outputs follows, and is the last.
+        before_answer: of a decoupled model, called with the number of the answer, from 0; what it raises is the failure.
         fail: called with the batch; what it raises is the failure.
         compute: inputs to outputs, instead of the echo.
         gate: what every batch passes first.
@@ -79,6 +81,8 @@ class Script:
     execute_ns: int = 0
     row_ns: int = 0
     answers: int = 1
+    closes_empty: bool = False
+    before_answer: Callable[[int], None] | None = None
     fail: Callable[[Batch], None] | None = None
     compute: Callable[[Mapping[str, Tensor]], Outputs] | None = None
     gate: Gate | None = None
@@ -149,14 +153,16 @@ class FakeSession:
         }
 
     def _in_pieces(self, batch: Batch, outputs: Outputs) -> Iterator[Piece]:
-        at = 0
+        at, script = 0, self._script
         for index, request in enumerate(batch.requests):
             rows = next(iter(request.inputs.values())).shape[0] if self._batches and request.inputs else 1
             mine = {name: rows_of(tensor, at, at + rows) if self._batches else tensor for name, tensor in outputs.items()}
             at += rows
-            for count in range(self._script.answers):
-                yield index, mine, count == self._script.answers - 1
-            if not self._script.answers:
+            for count in range(script.answers):
+                if script.before_answer is not None:
+                    script.before_answer(count)
+                yield index, mine, count == script.answers - 1 and not script.closes_empty
+            if script.closes_empty or not script.answers:
                 yield index, {}, True
 
 

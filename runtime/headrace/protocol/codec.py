@@ -69,6 +69,7 @@ def decode_request(payload: bytes) -> Request:
         timeout_ns=special.get("timeout", 0) * 1000,
         priority=special.get("priority", 0),
         sequence=_sequence(special),
+        wants_empty_final=special.get(_EMPTY_FINAL, False),
     )
 
 

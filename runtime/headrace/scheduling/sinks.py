@@ -15,6 +15,8 @@ from headrace.scheduling.entry import Answer, Entry, Sink
 _LARGE_BYTES = 1 << 20
 Push = Callable[[Request, Sink], Entry]
 """How a request gets into a queue: `Routes.push`."""
+Receive = Callable[[Answer], None]
+"""What takes the answers to one request, on the event loop. Must not raise."""
 
 
 class ThreadSink:
@@ -65,7 +67,7 @@ class LoopSink:
 
     def __init__(self, push: Push, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
         self._push, self._clock, self._loop = push, clock, loop
-        self._calls: dict[int, asyncio.Future[Answer]] = {}
+        self._calls: dict[int, Receive] = {}
 
     async def ask(self, request: Request) -> Answer:
         """Push a request and wait for its one answer, which the caller settles. Being cancelled cancels the entry.
@@ -74,27 +76,54 @@ class LoopSink:
             HeadraceError: it was not admitted.
         """
         future: asyncio.Future[Answer] = self._loop.create_future()
-        self._calls[id(request)] = future
+        entry = await self.push(request, lambda answer: answer.entry.cancel() if future.done() else future.set_result(answer))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.forget(entry)
+            raise
+
+    async def push(self, request: Request, receive: Receive) -> Entry:
+        """Push a request; `receive` is called on the loop with each of its answers, the last of which the caller settles.
+
+        The first may come before this returns. Being cancelled cancels the entry.
+
+        Raises:
+            HeadraceError: it was not admitted.
+        """
+        self._calls[id(request)] = receive
         try:
             # Decoding as many elements as fit into a large request takes long; others shall not wait for that.
-            is_large = sum(tensor.nbytes for tensor in request.inputs.values()) > _LARGE_BYTES
-            entry = await asyncio.to_thread(self._push, request, self) if is_large else self._push(request, self)
-            try:
-                return await future
-            except asyncio.CancelledError:
-                entry.cancel()
-                raise
-        finally:
-            del self._calls[id(request)]
+            if sum(tensor.nbytes for tensor in request.inputs.values()) > _LARGE_BYTES:
+                return await self._push_aside(request)
+            return self._push(request, self)
+        except BaseException:
+            self._calls.pop(id(request), None)
+            raise
+
+    def forget(self, entry: Entry) -> None:
+        """Nobody waits for this entry any more: cancel it, and drop the answers it still gets."""
+        self._calls.pop(id(entry.request), None)
+        entry.cancel()
 
     def deliver(self, answers: Sequence[Answer]) -> None:
         """See `Sink.deliver`: one wake of the loop."""
         self._loop.call_soon_threadsafe(self._resolve, answers)
 
+    async def _push_aside(self, request: Request) -> Entry:
+        """Push from another thread. It cannot be called back: cancelled meanwhile, the entry is cancelled when it is there."""
+        pushing = asyncio.ensure_future(asyncio.to_thread(self._push, request, self))
+        try:
+            return await asyncio.shield(pushing)
+        except asyncio.CancelledError:
+            pushing.add_done_callback(lambda done: None if done.exception() else done.result().cancel())
+            raise
+
     def _resolve(self, answers: Sequence[Answer]) -> None:
         for answer in answers:
-            future = self._calls.get(id(answer.entry.request))
-            if future is None or future.done():
+            key = id(answer.entry.request)
+            receive = self._calls.pop(key, None) if answer.is_final else self._calls.get(key)
+            if receive is None:
                 answer.entry.cancel()
             else:
-                future.set_result(answer)
+                receive(answer)

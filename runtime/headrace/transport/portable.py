@@ -24,6 +24,7 @@ from headrace.request import Response
 from headrace.scheduling.entry import Answer
 from headrace.scheduling.sinks import LoopSink
 from headrace.transport.base import ControlCalls
+from headrace.transport.streams import Streams
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class PortableTransport:
     async def _start(self, routes: Routes, control: ControlCalls) -> None:
         self._routes, self._control = routes, control
         self._sink = LoopSink(routes.push, self._clock, self._loop)
+        self._streams = Streams(routes, self._sink, self._clock, self._check_accepting)
         self._server = grpc.aio.server(options=_OPTIONS)
         handlers = {
             _SERVICE + "ModelInfer": grpc.unary_unary_rpc_method_handler(self._infer),
@@ -116,14 +118,13 @@ class PortableTransport:
         last = min(deadline, self._clock.now() + _LINGER_NS)
         while (quiet_at := self._refused_at + _QUIET_NS) > self._clock.now() < last:
             await asyncio.sleep((min(quiet_at, last) - self._clock.now()) / SECOND)
+        self._streams.finish()
         await self._server.stop(max(0.0, (deadline - self._clock.now()) / SECOND))
 
     async def _infer(self, payload: bytes, context: _Context) -> bytes:
         received = self._clock.now()
         try:
-            if not self._is_accepting:
-                self._refused_at = received
-                raise Draining()
+            self._check_accepting(received)
             request = decode_request(payload)
             if (route := self._routes.find(request.model, request.version)) is not None and route.spec.decoupled:
                 raise Unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy")
@@ -131,9 +132,7 @@ class PortableTransport:
             self._routes.turned_away(error, received)
             return await _abort(context, error)
         request.received, request.decoded = received, self._clock.now()
-        remaining = context.time_remaining()
-        if remaining is not None:
-            request.deadline = received + int(remaining * SECOND)
+        request.deadline = _deadline(context, received)
         try:
             answer = await self._sink.ask(request)
         except HeadraceError as error:
@@ -155,9 +154,19 @@ class PortableTransport:
         answer.settle(self._clock.now())
         return await _abort(context, error)
 
-    async def _stream_infer(self, requests: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
-        await _abort(context, Unsupported("ModelStreamInfer is not implemented by this server yet; use ModelInfer"))
-        yield b""
+    async def _stream_infer(self, requests: AsyncIterator[bytes], context: _Context) -> None:
+        now = self._clock.now()
+        closes_on_error = ("triton_grpc_error", "true") in (context.invocation_metadata() or ())
+        try:
+            self._check_accepting(now)
+            await self._streams.serve(requests, context.write, _deadline(context, now), closes_on_error)
+        except HeadraceError as error:
+            await _abort(context, error)
+
+    def _check_accepting(self, now: int) -> None:
+        if not self._is_accepting:
+            self._refused_at = now
+            raise Draining()
 
     def _control_call(self, method: str) -> Callable[[bytes, _Context], Awaitable[bytes]]:
         control, blocks = self._control, method in self._control.blocking
@@ -191,6 +200,11 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         return self._handlers.get(handler_call_details.method)
+
+
+def _deadline(context: _Context, now: int) -> int | None:
+    remaining = context.time_remaining()
+    return None if remaining is None else now + int(remaining * SECOND)
 
 
 async def _abort(context: _Context, error: HeadraceError) -> bytes:
