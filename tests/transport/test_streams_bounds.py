@@ -323,8 +323,12 @@ def test_sigterm_under_a_stream_loses_nothing(transport: str, tmp_path: Path) ->
                 while True:
                     told.append(raw.next())
         code, logged = server.end()
-    assert told == answers(range(1, 40))
-    assert (code, logged["drained"]["answered"], logged["drained"]["cancelled"]) == (0, 40, 0)
+    # How many the server had read when the signal came is a race; those are answered, and those it read later refused.
+    read = sum(not t.error for t in told)
+    assert told[:read] == answers(range(1, 1 + read))
+    assert {t.error for t in told[read:]} <= {DRAINING}
+    counted = logged["drained"]
+    assert (code, counted["pushed"], counted["answered"], counted["cancelled"]) == (0, 1 + read, 1 + read, 0)
 
 
 def test_unary_and_streamed_requests_share_a_batch(serve: Serve) -> None:
