@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
@@ -28,6 +28,7 @@ from headrace.scheduling.admission import Depth
 from headrace.telemetry import names
 from headrace.telemetry.names import Name
 
+_PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 _TRITONS_BUCKETS_MS = (100, 500, 2000, 5000)
 _NOT_FOUND = ("", 0)
 """The (model, version) of requests that never got to one."""
@@ -84,7 +85,7 @@ class Metrics(Collector):
         if "application/openmetrics-text" in accept:
             return openmetrics.generate_latest(self), openmetrics.CONTENT_TYPE_LATEST
         # OpenMetrics has no counter without `_total`; the text format has, and Triton's are such.
-        return re.sub(rb"(?m)^(# TYPE nv_\w+) untyped$", rb"\1 counter", generate_latest(self)), CONTENT_TYPE_PLAIN_0_0_4
+        return re.sub(rb"(?m)^(# TYPE nv_\w+) untyped$", rb"\1 counter", generate_latest(self)), _PLAIN
 
     def collect(self) -> Iterator[Metric]:
         """All metrics, as one moment saw them. For prometheus_client."""
