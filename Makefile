@@ -30,7 +30,7 @@ help:
 run: $(VENV)/.run-installed
 	@$(BIN)/python -m demo
 
-test: $(VENV)/.dev-installed
+test: $(VENV)/.dev-installed $(VENV)/.prometheus
 	$(call step,ruff)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check . || { echo 'not formatted: make fix'; exit 1; }
@@ -86,6 +86,18 @@ $(VENV)/.run-installed: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.dev-installed: $(VENV)/.run-installed pyproject.toml constraints.txt
 	$(call step,packages to test)
 	$(call install,cpu$(comma)triton$(comma)dev)
+	@touch $@
+
+# Tests let a real Prometheus scrape the server, and promtool judge what it scrapes.
+$(VENV)/.prometheus: $(VENV)/.made
+	@if ! { command -v prometheus && command -v promtool; } >/dev/null 2>&1; then \
+	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then \
+	    echo 'the tests need prometheus and promtool; on Debian and Ubuntu: sudo apt-get install prometheus' >&2; exit 1; fi; \
+	  printf '\033[1m== %s\033[0m\n' 'prometheus (apt-get)'; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  { apt-get -qq update && apt-get -qq install -y --no-install-recommends prometheus; } >$@.log 2>&1 || { cat $@.log >&2; \
+	    echo 'prometheus, which the tests need, could not be installed; see above' >&2; exit 1; }; \
+	fi
 	@touch $@
 
 comma := ,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-HEAVY = ("onnxruntime", "grpc", "ray", "torch", "tritonclient", "rich", "yaml", "pydantic")
+HEAVY = ("onnxruntime", "grpc", "ray", "torch", "tritonclient", "prometheus_client", "rich", "yaml", "pydantic")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,7 @@ VIOLATIONS = {
     "nobody imports ray": ("engine.engine", "ray"),
     "no server code imports the client": ("transport.portable", "tritonclient"),
     "onnxruntime only in its backend": ("engine.routes", "onnxruntime"),
+    "prometheus_client only in telemetry": ("transport.metrics", "prometheus_client"),
     "grpc only in the portable transport and in control": ("cli.serve", "grpc"),
 }
 

@@ -176,9 +176,10 @@ class Catalog:
                 if running is None:
                     model.versions = {**model.versions, version.number: (ModelStatus(name, version.number, State.LOADING), None)}
                     self._publish(name, model)
+                begun = self._clock.now()
                 opened = open_version(files, version, self._backends)
                 warm_up(opened)
-                new[version.number] = self._run(opened)
+                new[version.number] = self._run(opened, self._clock.now() - begun)
             except (Exception, SystemExit) as error:
                 reason = failed[version.number] = reason_of(error, version.path)
                 log.error("version did not load", extra={"model": name, "version": version.number, "reason": reason})
@@ -196,9 +197,9 @@ class Catalog:
         if failed:
             raise LoadFailed(name, failed)
 
-    def _run(self, opened: Opened) -> tuple[ModelStatus, Running]:
+    def _run(self, opened: Opened, load_ns: int) -> tuple[ModelStatus, Running]:
         spec = opened.spec
-        running = Running(opened, self._open_queue, self._clock)
+        running = Running(opened, self._open_queue, self._clock, load_ns)
         running.start()
         log.info(
             "version ready",

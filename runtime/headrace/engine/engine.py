@@ -24,7 +24,8 @@ from headrace.engine.catalog import Catalog, ModelSource, ModelStatus
 from headrace.engine.routes import Routes
 from headrace.engine.watch import Watcher
 from headrace.errors import HeadraceError, InvalidRequest, NotAllowed, NotInRepository, Unsupported
-from headrace.ledger.ledger import Ledger
+from headrace.ledger.histograms import Histograms
+from headrace.ledger.ledger import Ledger, in_turn
 from headrace.ledger.views import Statistics
 from headrace.model import State
 from headrace.models.repository import ModelFile, Repository
@@ -84,7 +85,8 @@ class Engine:
         self._control = control
         self.clock = clock or MonotonicClock()
         self.statistics = Statistics()
-        self.ledger = Ledger(self.statistics.fold)
+        self.histograms = Histograms()
+        self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold))
         self.routes = Routes(self.ledger, self.clock.now)
         self._strict = strict_readiness
         self._queues = PortableQueues(self.ledger, self.clock)

@@ -125,10 +125,10 @@ def _placements(config: ModelConfig) -> dict[Device, int]:
 
 
 class Running:
-    """An opened version with its queue and its instances."""
+    """An opened version with its queue and its instances. `load_ns` is how long it took to open and warm it."""
 
-    def __init__(self, opened: Opened, open_queue: OpenQueue, clock: Clock) -> None:
-        self.opened = opened
+    def __init__(self, opened: Opened, open_queue: OpenQueue, clock: Clock, load_ns: int = 0) -> None:
+        self.opened, self.load_ns = opened, load_ns
         spec = opened.spec
         self.route = Route(open_queue(spec, Limits()), spec, opened.config)
         points = SetPoints()
@@ -141,6 +141,11 @@ class Running:
         ]
         self._retiring = threading.Lock()
         self._is_retired = False
+
+    @property
+    def instances(self) -> int:
+        """How many instances take turns at its queue."""
+        return len(self._instances)
 
     def start(self) -> None:
         """Let the instances take turns.

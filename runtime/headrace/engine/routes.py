@@ -15,7 +15,7 @@ from headrace.model import ModelSpec
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.request import Request
 from headrace.scheduling.base import Queue
-from headrace.scheduling.entry import Entry, Sink, outcome_of
+from headrace.scheduling.entry import Entry, Sink, outcome_of, refusal_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,5 +105,12 @@ class Routes:
     def turned_away(self, error: HeadraceError, received: int, model: int = 0) -> None:
         """Write the record of a request that got no entry. `model` is the ledger's number, 0 if none was found."""
         self._ledger.write(
-            RequestRecord(received=received, sent=self._now(), model=model, outcome=outcome_of(error), code=error.code.value)
+            RequestRecord(
+                received=received,
+                sent=self._now(),
+                model=model,
+                outcome=outcome_of(error),
+                code=error.code.value,
+                refusal=refusal_of(error),
+            )
         )

@@ -12,7 +12,7 @@ import struct
 import threading
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,22 @@ class Outcome(IntEnum):
     CANCELLED = 5
 
 
+class Refusal(IntEnum):
+    """Why a refused request was refused."""
+
+    NONE = 0
+    QUEUE_FULL = 1
+    QUEUE_CLOSED = 2
+    DRAINING = 3
+    CANNOT_MEET_DEADLINE = 4
+    OTHER = 5
+
+
 class RequestRecord(NamedTuple):
     """One request.
 
     `model` is the ledger's number of the version (0: none was found); `batch` 0 means it never ran, `place` is which of its
-    requests this is.
+    requests this is. `first` is when its first answer was scattered, `scattered` when the last one was. `refusal` is a `Refusal`.
     """
 
     number: int = 0
@@ -46,6 +57,7 @@ class RequestRecord(NamedTuple):
     taken: int = 0
     gathered: int = 0
     executed: int = 0
+    first: int = 0
     scattered: int = 0
     sent: int = 0
     deadline: int = 0
@@ -57,7 +69,7 @@ class RequestRecord(NamedTuple):
     level: int = 0
     outcome: int = 0
     code: int = 0
-    spare: int = 0
+    refusal: int = 0
 
 
 class BatchRecord(NamedTuple):
@@ -84,10 +96,24 @@ def _layout(record: type[Any], formats: str) -> tuple[struct.Struct, np.dtype[An
     return struct.Struct("<" + formats), dtype
 
 
-_REQUEST, REQUEST = _layout(RequestRecord, "QQqqqqqqqqqQQIIIIBBH")
+_REQUEST, REQUEST = _layout(RequestRecord, "QQqqqqqqqqqqQQIIIIBBH")
 _BATCH, BATCH = _layout(BatchRecord, "QqqqqIIIIIHH")
 
 Records = NDArray[np.void]
+Fold = Callable[[Records, Records], None]
+"""What takes (request records, batch records) and adds them to whatever it keeps."""
+
+_T = TypeVar("_T")
+
+
+def in_turn(*folds: Fold) -> Fold:
+    """One fold out of several."""
+
+    def fold(requests: Records, batches: Records) -> None:
+        for each in folds:
+            each(requests, batches)
+
+    return fold
 
 
 class _Ring:
@@ -97,19 +123,19 @@ class _Ring:
         self._pack, self._capacity = pack, capacity
         self._memory = mmap.mmap(-1, capacity * pack.size)
         self._records = np.frombuffer(self._memory, dtype)
-        self._written = self._read = 0
+        self.written = self._read = 0
 
     @property
     def is_full(self) -> bool:
-        return self._written - self._read == self._capacity
+        return self.written - self._read == self._capacity
 
     def write(self, record: tuple[int, ...]) -> None:
-        self._pack.pack_into(self._memory, self._written % self._capacity * self._pack.size, *record)
-        self._written += 1
+        self._pack.pack_into(self._memory, self.written % self._capacity * self._pack.size, *record)
+        self.written += 1
 
     def take_unread(self) -> Records:
-        slots = np.arange(self._read, self._written) % self._capacity
-        self._read = self._written
+        slots = np.arange(self._read, self.written) % self._capacity
+        self._read = self.written
         return self._records[slots]
 
 
@@ -117,11 +143,11 @@ class Ledger:
     """The rings, the numbers of the versions, and where the records go when they are read.
 
     Args:
-        fold: takes (request records, batch records) and adds them to whatever it keeps; called under the ledger's lock.
+        fold: where records go; called under the ledger's lock.
         capacity: records a ring holds before the writer has to fold.
     """
 
-    def __init__(self, fold: Callable[[Records, Records], None], capacity: int = 1 << 14) -> None:
+    def __init__(self, fold: Fold, capacity: int = 1 << 14) -> None:
         self._fold = fold
         self._requests = _Ring(_REQUEST, REQUEST, capacity)
         self._batches = _Ring(_BATCH, BATCH, capacity)
@@ -139,6 +165,15 @@ class Ledger:
         with self._lock:
             return list(self._models)[number]
 
+    def numbers(self) -> dict[tuple[str, int], list[int]]:
+        """The numbers that each (model, version) has had, one a digest."""
+        with self._lock:
+            known = list(self._models)
+        found: dict[tuple[str, int], list[int]] = {}
+        for number, (model, version, _) in enumerate(known):
+            found.setdefault((model, version), []).append(number)
+        return found
+
     def write(self, record: RequestRecord) -> None:
         """One request has been settled."""
         self._write(self._requests, record)
@@ -151,6 +186,20 @@ class Ledger:
         """Fold everything that is unread."""
         with self._lock:
             self._drain()
+
+    def read(self, look: Callable[[], _T]) -> _T:
+        """Fold everything that is unread, then `look` at what it adds up to before anything else is folded.
+
+        Every writer waits meanwhile: `look` copies what it wants and comes back.
+        """
+        with self._lock:
+            self._drain()
+            return look()
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """How many records there have been: of requests, of batches."""
+        return self._requests.written, self._batches.written
 
     def _write(self, ring: _Ring, record: tuple[int, ...]) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.ledger.ledger import Outcome, Records
+from headrace.ledger.ledger import Outcome, Records, Refusal
 
 
 @dataclass(slots=True)
@@ -50,6 +50,9 @@ class VersionTotals:
     execute: Total = field(default_factory=Total)
     scatter: Total = field(default_factory=Total)
     outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    refusals: dict[Refusal, int] = field(default_factory=lambda: dict.fromkeys(Refusal, 0))
+    failed_unrun: int = 0
+    """Of those that failed: how many no batch had taken."""
     batches: dict[int, BatchTotals] = field(default_factory=lambda: defaultdict(BatchTotals))
 
 
@@ -78,6 +81,9 @@ class Statistics:
     def _fold_requests(self, totals: VersionTotals, records: Records) -> None:
         for outcome, count in zip(*np.unique(records["outcome"], return_counts=True), strict=True):
             totals.outcomes[Outcome(outcome)] += int(count)
+        for refusal, count in zip(*np.unique(records["refusal"], return_counts=True), strict=True):
+            totals.refusals[Refusal(refusal)] += int(count)
+        totals.failed_unrun += int(((records["outcome"] == Outcome.FAILED) & (records["taken"] == 0)).sum())
         totals.pushed += int((records["queued"] > 0).sum())
         good = records[records["outcome"] == Outcome.ANSWERED]
         # What never passed validation has not reached the model: Triton does not count it as failed either.

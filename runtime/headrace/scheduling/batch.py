@@ -204,8 +204,10 @@ class PortableBatch:
     def _deliver(self, answers: Sequence[Answer]) -> None:
         scattered = self._scattered = self._owner.clock.now()
         for answer in answers:
-            if answer.entry.stamps.executed:
-                answer.entry.stamps.scattered = scattered
+            stamps = answer.entry.stamps
+            if stamps.executed:
+                stamps.first = stamps.first or scattered
+                stamps.scattered = scattered
         deliver(
             [a for a in answers if (self._owner.answering(a.entry) if a.is_final else a.entry.state is EntryState.TAKEN)],
             scattered,

@@ -11,8 +11,20 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from headrace.errors import Cancelled, Code, DeadlineExpired, HeadraceError, InvalidRequest, Overloaded, QueueTimeout
-from headrace.ledger.ledger import Outcome, RequestRecord
+from headrace.errors import (
+    Cancelled,
+    CannotMeetDeadline,
+    Code,
+    DeadlineExpired,
+    Draining,
+    HeadraceError,
+    InvalidRequest,
+    Overloaded,
+    QueueClosed,
+    QueueFull,
+    QueueTimeout,
+)
+from headrace.ledger.ledger import Outcome, Refusal, RequestRecord
 from headrace.protocol.validate import Admitted
 from headrace.request import Request, Response
 from headrace.scheduling.admission import Depth, Due
@@ -41,6 +53,7 @@ class Stamps:
     taken: int = 0
     gathered: int = 0
     executed: int = 0
+    first: int = 0
     scattered: int = 0
 
 
@@ -97,6 +110,7 @@ class Entry:
             taken=stamps.taken,
             gathered=stamps.gathered,
             executed=stamps.executed,
+            first=stamps.first,
             scattered=stamps.scattered,
             sent=sent,
             deadline=0 if self.due.deadline == NEVER else self.due.deadline,
@@ -108,6 +122,8 @@ class Entry:
             outcome=outcome,
             code=code.value,
             level=self.due.level,
+            # Whoever was admitted is refused for one reason only: the queue was abandoned.
+            refusal=Refusal.QUEUE_CLOSED if outcome is Outcome.REFUSED else Refusal.NONE,
         )
 
     def __repr__(self) -> str:
@@ -157,3 +173,18 @@ def outcome_of(error: HeadraceError) -> Outcome:
     if isinstance(error, InvalidRequest) or error.code in (Code.NOT_FOUND, Code.UNIMPLEMENTED):
         return Outcome.INVALID
     return Outcome.FAILED
+
+
+_REFUSALS = {
+    QueueFull: Refusal.QUEUE_FULL,
+    QueueClosed: Refusal.QUEUE_CLOSED,
+    Draining: Refusal.DRAINING,
+    CannotMeetDeadline: Refusal.CANNOT_MEET_DEADLINE,
+}
+
+
+def refusal_of(error: HeadraceError) -> Refusal:
+    """Why a request was refused that got this error; NONE if it ended otherwise."""
+    if outcome_of(error) is not Outcome.REFUSED:
+        return Refusal.NONE
+    return _REFUSALS.get(type(error), Refusal.OTHER)

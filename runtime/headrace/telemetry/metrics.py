@@ -1,0 +1,210 @@
+"""What Prometheus scrapes, made from the ledger when it is asked for: nothing here runs for a request.
+
+Series are those of versions that run, versions being replaced or emptied included, and whatever digests a version has had are one
+series. So the number of series is bounded by what is loaded, an unloaded version disappears (Prometheus keeps its past), a reload
+does not look like a restart, and a version that comes back goes on where it was.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from headrace.clock import MICROSECOND, MILLISECOND, SECOND
+from headrace.ledger.histograms import FIRST_RESPONSE, STAGES, WHOLE, Histogram, Histograms, VersionHistograms
+from headrace.ledger.ledger import Ledger, Outcome, Refusal
+from headrace.ledger.views import Statistics, VersionTotals
+from headrace.model import State
+from headrace.scheduling.admission import Depth
+from headrace.telemetry import names
+from headrace.telemetry.names import Name
+
+_PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+_TRITONS_BUCKETS_MS = (100, 500, 2000, 5000)
+_NOT_FOUND = ("", 0)
+"""The (model, version) of requests that never got to one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningVersion:
+    """A version with a queue and instances. The same one may be there twice, while it is replaced."""
+
+    model: str
+    version: int
+    depth: Depth
+    instances: int
+    load_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """How things stand now, which the ledger does not say. `states` counts versions."""
+
+    release: str
+    is_ready: bool
+    transport: str
+    states: Mapping[State, int]
+    versions: Sequence[RunningVersion]
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """What the ledger knows of one (model, version), all digests together."""
+
+    outcomes: Mapping[Outcome, int]
+    refusals: Mapping[Refusal, int]
+    failures: Mapping[str, int]
+    tritons: Mapping[Name, int]
+    histograms: VersionHistograms
+
+
+class Metrics(Collector):
+    """The metrics of a server.
+
+    Args:
+        ledger: the ledger, which feeds the two views.
+        statistics: what it adds up to.
+        histograms: how it is distributed.
+        look: says how things stand now.
+    """
+
+    def __init__(self, ledger: Ledger, statistics: Statistics, histograms: Histograms, look: Callable[[], Present]) -> None:
+        self._ledger, self._statistics, self._histograms, self._look = ledger, statistics, histograms, look
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The page in the best format that an HTTP `Accept` header allows, and its content type."""
+        if "application/openmetrics-text" in accept:
+            return openmetrics.generate_latest(self), openmetrics.CONTENT_TYPE_LATEST
+        # OpenMetrics has no counter without `_total`; the text format has, and Triton's are such.
+        return re.sub(rb"(?m)^(# TYPE nv_\w+) untyped$", rb"\1 counter", generate_latest(self)), _PLAIN
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, as one moment saw them. For prometheus_client."""
+        now = self._look()
+        running: dict[tuple[str, int], list[RunningVersion]] = {}
+        for version in now.versions:
+            running.setdefault((version.model, version.version), []).append(version)
+        numbers = self._ledger.numbers()
+        wanted = {key: numbers.get(key, []) for key in (_NOT_FOUND, *sorted(running))}
+        pasts = self._ledger.read(lambda: {key: self._past(of) for key, of in wanted.items()})
+        page = _Page()
+        self._add_server(page, now)
+        for key, past in pasts.items():
+            labels = (key[0], str(key[1]) if key != _NOT_FOUND else "")
+            for outcome in Outcome:
+                page.add(names.REQUESTS, (*labels, outcome.name.lower()), past.outcomes[outcome])
+            for refusal in Refusal:
+                if refusal is not Refusal.NONE:
+                    page.add(names.REFUSALS, (*labels, refusal.name.lower()), past.refusals[refusal])
+            if key in running:
+                _add_distributions(page, labels, past.histograms)
+                _add_present(page, labels, running[key])
+                _add_tritons(page, labels, past, running[key])
+        yield from page.families.values()
+
+    def _add_server(self, page: _Page, now: Present) -> None:
+        page.add(names.BUILD, (now.release, platform.python_version()), 1)
+        page.add(names.TRANSPORT, (now.transport,), 1)
+        page.add(names.READY, (), now.is_ready)
+        for state in State:
+            page.add(names.MODEL_VERSIONS, (state.value.lower(),), now.states.get(state, 0))
+        for kind, written in zip(("request", "batch"), self._ledger.written, strict=True):
+            page.add(names.LEDGER_RECORDS, (kind,), written)
+
+    def _past(self, numbers: Sequence[int]) -> _Past:
+        """Called under the ledger's lock: sums and copies, no more."""
+        # Not `[]`: the views make an entry for whatever number they are asked for.
+        parts = [self._statistics.versions.get(number) or VersionTotals() for number in numbers]
+        histograms = [found for number in numbers if (found := self._histograms.versions.get(number))]
+        outcomes = {outcome: sum(part.outcomes[outcome] for part in parts) for outcome in Outcome}
+        unrun = sum(part.failed_unrun for part in parts)
+        return _Past(
+            outcomes,
+            {refusal: sum(part.refusals[refusal] for part in parts) for refusal in Refusal},
+            {
+                "REJECTED": outcomes[Outcome.REFUSED] + outcomes[Outcome.EXPIRED],
+                "CANCELED": outcomes[Outcome.CANCELLED],
+                "BACKEND": outcomes[Outcome.FAILED] - unrun,
+                "OTHER": unrun,
+            },
+            {name: sum(map(total, parts)) for name, total in _TRITONS.items()},
+            VersionHistograms.sum_of(histograms),
+        )
+
+
+_TRITONS: Mapping[Name, Callable[[VersionTotals], int]] = {
+    names.NV_SUCCESS: lambda totals: totals.success.count,
+    names.NV_COUNT: lambda totals: totals.inference_count,
+    names.NV_EXECUTIONS: lambda totals: totals.execution_count,
+    names.NV_REQUEST: lambda totals: totals.success.ns // MICROSECOND,
+    names.NV_QUEUE: lambda totals: totals.queue.ns // MICROSECOND,
+    names.NV_INPUT: lambda totals: totals.gather.ns // MICROSECOND,
+    names.NV_INFER: lambda totals: totals.execute.ns // MICROSECOND,
+    names.NV_OUTPUT: lambda totals: totals.scatter.ns // MICROSECOND,
+}
+
+
+class _Page:
+    """Families in the order in which their names first came up."""
+
+    def __init__(self) -> None:
+        self.families: dict[Name, Metric] = {}
+
+    def add(self, name: Name, values: Sequence[str], value: float) -> None:
+        """One sample; `values` are those of the name's labels."""
+        suffix = "_info" if name.kind == "info" else ""
+        self._family(name).add_sample(name.name + suffix, dict(zip(name.labels, values, strict=True)), value)
+
+    def add_histogram(
+        self, name: Name, values: Sequence[str], histogram: Histogram, unit: int, edges: Sequence[int] = ()
+    ) -> None:
+        """A histogram whose values are divided by `unit`. `edges`, some of its own, make it coarser."""
+        family, labels = self._family(name), dict(zip(name.labels, values, strict=True))
+        upto = np.cumsum(histogram.counts).tolist()
+        for edge, count in zip(histogram.edges.tolist(), upto[:-1], strict=True):
+            if not edges or edge in edges:
+                family.add_sample(f"{name.name}_bucket", {**labels, "le": floatToGoString(edge / unit)}, count)
+        family.add_sample(f"{name.name}_bucket", {**labels, "le": "+Inf"}, upto[-1])
+        family.add_sample(f"{name.name}_count", labels, upto[-1])
+        family.add_sample(f"{name.name}_sum", labels, histogram.total / unit)
+
+    def _family(self, name: Name) -> Metric:
+        if name not in self.families:
+            bare = name.name.removesuffix("_total") if name.kind == "counter" else name.name
+            self.families[name] = Metric(bare, name.help, name.kind)
+        return self.families[name]
+
+
+def _add_distributions(page: _Page, labels: tuple[str, str], histograms: VersionHistograms) -> None:
+    page.add_histogram(names.REQUEST_DURATION, labels, histograms.spans[WHOLE], SECOND)
+    for stage in STAGES:
+        page.add_histogram(names.STAGE_DURATION, (*labels, stage), histograms.spans[stage], SECOND)
+    page.add_histogram(names.BATCH_ROWS, labels, histograms.rows, 1)
+
+
+def _add_present(page: _Page, labels: tuple[str, str], running: Sequence[RunningVersion]) -> None:
+    page.add(names.QUEUE_REQUESTS, labels, sum(each.depth.requests for each in running))
+    page.add(names.QUEUE_ROWS, labels, sum(each.depth.rows for each in running))
+    page.add(names.QUEUE_BYTES, labels, sum(each.depth.nbytes for each in running))
+    page.add(names.INSTANCES, labels, sum(each.instances for each in running))
+    page.add(names.LOAD, labels, running[0].load_ns / SECOND)
+
+
+def _add_tritons(page: _Page, labels: tuple[str, str], past: _Past, running: Sequence[RunningVersion]) -> None:
+    for name, value in past.tritons.items():
+        page.add(name, labels, value)
+    for reason, count in past.failures.items():
+        page.add(names.NV_FAILURE, (*labels, reason), count)
+    page.add(names.NV_PENDING, labels, sum(each.depth.requests for each in running))
+    edges = [edge * MILLISECOND for edge in _TRITONS_BUCKETS_MS]
+    page.add_histogram(names.NV_FIRST_RESPONSE, labels, past.histograms.spans[FIRST_RESPONSE], MILLISECOND, edges)
+    page.add(names.NV_LOAD, labels, running[0].load_ns / SECOND)

@@ -1,0 +1,96 @@
+"""Every metric that Headrace emits: its name, what it is, and what it says. Nothing else is emitted; a test checks it.
+
+Units are in the names. Label values come from fixed enumerations and from versions that are loaded, never from clients.
+
+The `nv_` metrics are Triton's, with Triton's names, labels and units, so that its dashboards go on working. Where they come from:
+
+    nv_inference_request_success       requests answered
+    nv_inference_request_failure       requests not answered, by Triton's reasons:
+                                       REJECTED  refused or expired
+                                       CANCELED  cancelled by the client
+                                       BACKEND   failed after a batch had taken them
+                                       OTHER     failed before
+                                       What did not pass validation is not counted, as in Triton.
+    nv_inference_count                 rows of answered requests; 1 for a model that does not batch
+    nv_inference_exec_count            batches in which at least one request was answered
+    nv_inference_request_duration_us   received to sent, of answered requests
+    nv_inference_queue_duration_us     stage queue
+    nv_inference_compute_input_duration_us, _infer_, _output_    stages gather, execute, scatter
+    nv_inference_pending_request_count                requests that wait in the queue
+    nv_inference_first_response_histogram_ms          received to first answer scattered, in Triton's default buckets
+    nv_model_load_duration_secs                       open, check and warm up
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+VERSION = ("model", "version")
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """One metric. `kind` is OpenMetrics' word for its type."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+BUILD = Name("headrace_build", "info", "What runs: the versions of Headrace and of Python.", ("version", "python"))
+TRANSPORT = Name("headrace_transport", "info", "Which transport takes the requests.", ("transport",))
+READY = Name("headrace_ready", "gauge", "Whether the server is ready: 1 or 0.")
+MODEL_VERSIONS = Name("headrace_model_versions", "gauge", "Versions of models that were not unloaded, by state.", ("state",))
+LEDGER_RECORDS = Name("headrace_ledger_records_total", "counter", "Records written to the ledger.", ("kind",))
+
+REQUESTS = Name(
+    "headrace_requests_total", "counter", "Requests by how they ended. No model: none was found, or none was looked for.",
+    (*VERSION, "outcome"),
+)  # fmt: skip
+REFUSALS = Name(
+    "headrace_refusals_total", "counter", "Refused requests by reason. No model: refused before one was looked for.",
+    (*VERSION, "reason"),
+)  # fmt: skip
+REQUEST_DURATION = Name("headrace_request_duration_seconds", "histogram", "From received to sent, of answered requests.", VERSION)
+STAGE_DURATION = Name(
+    "headrace_stage_duration_seconds", "histogram",
+    "Each stage of answered requests. The sums of the stages add up to that of the requests.", (*VERSION, "stage"),
+)  # fmt: skip
+BATCH_ROWS = Name("headrace_batch_rows", "histogram", "Rows of each batch in which a request was answered.", VERSION)
+QUEUE_REQUESTS = Name("headrace_queue_requests", "gauge", "Requests that wait.", VERSION)
+QUEUE_ROWS = Name("headrace_queue_rows", "gauge", "Rows of the requests that wait.", VERSION)
+QUEUE_BYTES = Name("headrace_queue_bytes", "gauge", "Bytes of the requests that wait.", VERSION)
+INSTANCES = Name("headrace_model_instances", "gauge", "Instances that run the version.", VERSION)
+LOAD = Name("headrace_model_load_seconds", "gauge", "How long it took to open, check and warm up the version.", VERSION)
+
+NV_SUCCESS = Name("nv_inference_request_success", "unknown", "Number of successful inference requests, all batch sizes", VERSION)
+NV_FAILURE = Name(
+    "nv_inference_request_failure", "unknown", "Number of failed inference requests, all batch sizes", (*VERSION, "reason")
+)
+NV_COUNT = Name("nv_inference_count", "unknown", "Number of inferences performed (does not include cached requests)", VERSION)
+NV_EXECUTIONS = Name(
+    "nv_inference_exec_count", "unknown", "Number of model executions performed (does not include cached requests)", VERSION
+)
+NV_REQUEST = Name("nv_inference_request_duration_us", "unknown", "Cumulative inference request duration in microseconds", VERSION)
+NV_QUEUE = Name("nv_inference_queue_duration_us", "unknown", "Cumulative inference queuing duration in microseconds", VERSION)
+NV_INPUT = Name("nv_inference_compute_input_duration_us", "unknown", "Cumulative compute input duration in microseconds", VERSION)
+NV_INFER = Name(
+    "nv_inference_compute_infer_duration_us", "unknown", "Cumulative compute inference duration in microseconds", VERSION
+)
+NV_OUTPUT = Name(
+    "nv_inference_compute_output_duration_us", "unknown", "Cumulative inference compute output duration in microseconds", VERSION
+)
+NV_PENDING = Name(
+    "nv_inference_pending_request_count",
+    "gauge",
+    "Instantaneous number of pending requests awaiting execution per-model.",
+    VERSION,
+)
+NV_FIRST_RESPONSE = Name(
+    "nv_inference_first_response_histogram_ms", "histogram", "Duration from request to first response in milliseconds", VERSION
+)
+NV_LOAD = Name("nv_model_load_duration_secs", "gauge", "Model load time in seconds", VERSION)
+
+METRICS: dict[str, Name] = {each.name: each for each in list(globals().values()) if isinstance(each, Name)}
+"""All of them by name. An `info` is exposed as `<name>_info`."""
