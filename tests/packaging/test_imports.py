@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-HEAVY = ("onnxruntime", "grpc", "ray", "torch", "tritonclient", "rich", "yaml", "pydantic")
+HEAVY = ("onnxruntime", "grpc", "ray", "torch", "tritonclient", "rich", "yaml", "pydantic", "starlette", "uvicorn")
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,7 @@ VIOLATIONS = {
     "no server code imports the client": ("transport.portable", "tritonclient"),
     "onnxruntime only in its backend": ("engine.routes", "onnxruntime"),
     "grpc only in the portable transport and in control": ("cli.serve", "grpc"),
+    "starlette and uvicorn only in the REST transport": ("transport.portable", "uvicorn"),
 }
 
 
