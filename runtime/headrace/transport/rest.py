@@ -145,7 +145,6 @@ class RestTransport:
         server.should_exit = True
         await self._serving
         await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
-        await self._loop.shutdown_default_executor()
 
     def _application(self) -> Starlette:
         routes = [
@@ -235,13 +234,15 @@ class RestTransport:
         """The answer; None when the client has hung up, which cancels the entry.
 
         Raises:
-            HeadraceError: it was not admitted.
+            HeadraceError: it was not admitted, or the server closes.
         """
         answer = self._loop.create_task(self._sink.ask(asked.request))
         hung_up = self._loop.create_task(_disconnected(http))
         try:
             await asyncio.wait((answer, hung_up), return_when=asyncio.FIRST_COMPLETED)
             return answer.result() if answer.done() else None
+        except asyncio.CancelledError:  # by uvicorn, when `close` will wait no longer
+            raise Draining("HTTP") from None
         finally:
             answer.cancel()
             hung_up.cancel()
