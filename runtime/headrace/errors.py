@@ -175,8 +175,8 @@ class QueueClosed(Overloaded):
 class Draining(Overloaded):
     """The server stops and takes no more."""
 
-    def __init__(self) -> None:
-        super().__init__("GRPC server is shutting down and has stopped accepting new requests.")
+    def __init__(self, server: str = "GRPC") -> None:
+        super().__init__(f"{server} server is shutting down and has stopped accepting new requests.")
 
 
 class ServerExiting(Overloaded):

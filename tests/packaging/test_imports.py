@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-HEAVY = ("onnxruntime", "grpc", "ray", "torch", "tritonclient", "prometheus_client", "rich", "yaml", "pydantic")
+HEAVY = (
+    "onnxruntime", "grpc", "ray", "torch", "tritonclient", "prometheus_client", "rich", "yaml", "pydantic", "starlette", "uvicorn",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,7 @@ VIOLATIONS = {
     "onnxruntime only in its backend": ("engine.routes", "onnxruntime"),
     "prometheus_client only in telemetry": ("transport.metrics", "prometheus_client"),
     "grpc only in the portable transport and in control": ("cli.serve", "grpc"),
+    "starlette and uvicorn only in the REST transport": ("transport.portable", "uvicorn"),
 }
 
 

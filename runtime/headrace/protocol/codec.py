@@ -56,12 +56,21 @@ def decode_request(payload: bytes) -> Request:
         message = ModelInferRequest.FromString(payload)
     except DecodeError:
         raise InvalidRequest(f"the {len(payload)} bytes received are not a ModelInferRequest message") from None
+    return read_request(message, message.raw_input_contents)
+
+
+def read_request(message: ModelInferRequest, raw: Sequence[bytes]) -> Request:
+    """`decode_request` for a message that is there already; its raw contents may be somewhere else.
+
+    Raises:
+        InvalidRequest, RegionNotFound, Unsupported: see `decode_request`.
+    """
     model, request_id = message.model_name, message.id
     version = decode_version(message.model_version)
     special, parameters = _decode_parameters(message.parameters)
     return Request(
         model,
-        _decode_inputs(message),
+        _decode_inputs(message, raw),
         version,
         _decode_outputs(message, request_id),
         request_id,
@@ -109,9 +118,9 @@ def encode_response(response: Response) -> bytes:
     return message.SerializeToString()
 
 
-def _decode_inputs(message: ModelInferRequest) -> dict[str, RawTensor]:
+def _decode_inputs(message: ModelInferRequest, raw: Sequence[bytes]) -> dict[str, RawTensor]:
     inputs: dict[str, RawTensor] = {}
-    raw = iter(message.raw_input_contents)
+    contents = iter(raw)
     for tensor in message.inputs:
         name = tensor.name
         if name in inputs:
@@ -123,10 +132,10 @@ def _decode_inputs(message: ModelInferRequest) -> dict[str, RawTensor]:
             # Nobody can register one with this server.
             raise RegionNotFound(region)
         if not tensor.HasField("contents"):
-            data = next(raw, None)
+            data = next(contents, None)
             if data is None:
                 raise InvalidRequest(f"unable to find data for input tensor {what} in request.")
-        elif message.raw_input_contents:
+        elif raw:
             raise InvalidRequest(f"contents field must not be specified when using raw_input_contents for {what}")
         else:
             data = _typed_contents(tensor.contents, tensor.datatype, what)
