@@ -20,6 +20,7 @@ from headrace.clock import SECOND, Clock, MonotonicClock
 from headrace.engine.routes import Routes
 from headrace.errors import Broken, CannotListen, Draining, HeadraceError, Unsupported
 from headrace.protocol.codec import MAX_MESSAGE_BYTES, decode_request, encode_response
+from headrace.protocol.headers import HeaderForwarding
 from headrace.request import Response
 from headrace.scheduling.entry import Answer
 from headrace.scheduling.sinks import LoopSink
@@ -47,9 +48,14 @@ class PortableTransport:
     Args:
         address: `HOST:PORT`; port 0 picks a free one.
         clock: for stamps and deadlines.
+        header_forward_pattern: which headers become parameters of their request; see `protocol.headers`.
+
+    Raises:
+        InvalidRepository: the pattern is no regular expression.
     """
 
-    def __init__(self, address: str, clock: Clock | None = None) -> None:
+    def __init__(self, address: str, clock: Clock | None = None, header_forward_pattern: str = "") -> None:
+        self._forwarding = HeaderForwarding(header_forward_pattern)
         self.address = address
         self._clock = clock or MonotonicClock()
         self._loop = asyncio.new_event_loop()
@@ -124,7 +130,8 @@ class PortableTransport:
             if not self._is_accepting:
                 self._refused_at = received
                 raise Draining()
-            request = decode_request(payload)
+            forwarded = self._forwarding.parameters(context.invocation_metadata())
+            request = decode_request(payload, self._control.regions, forwarded)
             if (route := self._routes.find(request.model, request.version)) is not None and route.spec.decoupled:
                 raise Unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy")
         except HeadraceError as error:
@@ -148,10 +155,11 @@ class PortableTransport:
                 answer.settle(self._clock.now(), len(encoded))
                 return encoded
             error = answer.result
+        except HeadraceError as refused:
+            answer.result = error = refused
         except Exception as raised:
             log.exception("a response could not be encoded")
-            error = raised if isinstance(raised, HeadraceError) else Broken(f"a response could not be encoded: {raised}")
-            answer.result = error
+            answer.result = error = Broken(f"a response could not be encoded: {raised}")
         answer.settle(self._clock.now())
         return await _abort(context, error)
 
@@ -194,6 +202,8 @@ class _Handlers(grpc.GenericRpcHandler):
 
 
 async def _abort(context: _Context, error: HeadraceError) -> bytes:
+    # gRPC keeps the last abort. Frames would keep with it what the call held: shared memory, model files.
+    error.__traceback__ = error.__context__ = None
     await context.abort(grpc.StatusCode[error.code.name], error.message)
     raise Broken("gRPC went on after an abort")
 
