@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 from headrace.backends.fake import Script
 from headrace.cli.logs import TextFormatter
 from headrace.engine.engine import ModelControl
+from headrace.transport.log_switches import LogSettings, LogSwitches
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, tensor
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -297,3 +298,12 @@ def test_wrong_log_settings_change_nothing(logging_server: Server, case: str) ->
     with fails(code, told):
         logging_server.stub.LogSettings(pb.LogSettingsRequest(settings={key: value, other: VALUE(bool_param=False)}))
     assert logs(logging_server) == QUIET
+
+
+def test_of_two_servers_the_last_word_counts(logging_server: Server, written: io.StringIO) -> None:
+    logs(logging_server, log_warning=False)
+    LogSwitches().turn(LogSettings(log_info=False))
+    logging.getLogger("headrace.somewhere").info("some news")
+    logging.getLogger("headrace.somewhere").warning("a warning")
+    assert [line.partition(": ")[2] for line in written.getvalue().splitlines()][-1:] == ["a warning"]
+    assert "some news" not in written.getvalue()

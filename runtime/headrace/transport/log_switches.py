@@ -43,7 +43,7 @@ class LogSettings:
 
 
 class LogSwitches:
-    """The settings as they are, and the filter that makes them so. They begin as the process's logging stands."""
+    """The settings of one server. They begin as the process's logging stands; where servers share it, the last word counts."""
 
     def __init__(self) -> None:
         level = logging.getLogger(_TREE).getEffectiveLevel()
@@ -62,13 +62,22 @@ class LogSwitches:
         tree.setLevel(next(level for level in levels if settings.writes(level)))
         # A logger's filter does not see what its children log; those of handlers do.
         for handler in {*logging.getLogger().handlers, *tree.handlers}:
-            handler.addFilter(self._passes)
+            handler.filters[:] = [kept for kept in handler.filters if not isinstance(kept, _Passes)]
+            handler.addFilter(_Passes(settings))
             if handler.formatter is not None:
                 _stamp(handler.formatter, settings.log_format)
 
-    def _passes(self, record: logging.LogRecord) -> bool:
-        ours = record.name == _TREE or record.name.startswith(f"{_TREE}.")
-        return not ours or self.settings.writes(record.levelno)
+
+class _Passes(logging.Filter):
+    """On each handler, of whichever server turned a switch last."""
+
+    def __init__(self, settings: LogSettings) -> None:
+        super().__init__(_TREE)
+        self._settings = settings
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is written; those that are not ours always are."""
+        return not super().filter(record) or self._settings.writes(record.levelno)
 
 
 def _stamp(formatter: logging.Formatter, form: str) -> None:
