@@ -8,7 +8,8 @@ because clients match on them.
     ├── InvalidRequest        the client can mend it
     ├── InvalidRepository     a configuration or a file on disk can be mended
     │   └── LoadFailed, NotInRepository
-    ├── ModelNotFound, ModelNotReady, RegionNotFound
+    ├── ModelNotFound, ModelNotReady
+    ├── RegionNotFound, WrongRegion, RegionExists, RegionFailed
     ├── Unsupported, NotAllowed, CannotListen
     ├── Overloaded            refused: try again later, or elsewhere
     │   ├── QueueFull, QueueTimeout, QueueClosed, Draining, ServerExiting
@@ -122,8 +123,32 @@ class RegionNotFound(HeadraceError):
 
     code = Code.NOT_FOUND
 
+    def __init__(self, region: str, kind: str = "shared memory") -> None:
+        super().__init__(f"Unable to find {kind} region: '{region}'")
+
+
+class WrongRegion(HeadraceError):
+    """The shared-memory region under this name is of the other kind."""
+
+    code = Code.NOT_FOUND
+
+    def __init__(self, region: str, found: str, wanted: str) -> None:
+        super().__init__(f"The region named '{region}' is registered as {found} shared memory, not {wanted} shared memory")
+
+
+class RegionExists(HeadraceError):
+    """A shared-memory region is registered under this name."""
+
+    code = Code.ALREADY_EXISTS
+
     def __init__(self, region: str) -> None:
-        super().__init__(f"Unable to find shared memory region: '{region}'")
+        super().__init__(f"shared memory region '{region}' already in manager")
+
+
+class RegionFailed(HeadraceError):
+    """The segment behind a shared-memory region cannot be opened, or does not hold what it has to."""
+
+    code = Code.INTERNAL
 
 
 class Unsupported(HeadraceError):

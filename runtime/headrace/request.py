@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from headrace.tensor import RawTensor, Tensor
 
@@ -20,12 +20,55 @@ class Sequence:
     end: bool = False
 
 
+class Window(Protocol):
+    """Where the bytes of one tensor are, when they are not in the message. Whoever holds it keeps the memory behind it."""
+
+    @property
+    def byte_size(self) -> int:
+        """How many bytes there are."""
+        ...
+
+    def read(self) -> memoryview:
+        """A copy of all of them.
+
+        Raises:
+            InvalidRequest: they are not there any more.
+        """
+        ...
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Put `data`, at most `byte_size` bytes, at the beginning.
+
+        Raises:
+            InvalidRequest: there is no longer room for it.
+        """
+        ...
+
+    def overlaps(self, other: Window) -> bool:
+        """Whether a byte of this one is a byte of the other."""
+        ...
+
+
+class Windows(Protocol):
+    """What there is to read from and to write to. See `headrace.engine.regions`."""
+
+    def window(self, region: str, offset: int, byte_size: int) -> Window:
+        """`byte_size` bytes from `offset` of a region.
+
+        Raises:
+            RegionNotFound: there is no such region.
+            InvalidRequest: it has no such bytes.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class Request:
     """One V2 inference call. Nothing in it is validated until a queue takes it.
 
     `version` 0 means the model's default. `deadline` is the hard one, an absolute instant in ns; `timeout_ns` is the V2
-    `timeout` parameter, counted from `received`. `priority` 0 means the model's default, 1 is the highest.
+    `timeout` parameter, counted from `received`. `priority` 0 means the model's default, 1 is the highest. By output name,
+    `classes` says of how many of the likeliest classes to tell instead of its values, `placed` where to write them.
     `wants_empty_final`: of a stream, the last answer of a decoupled model is sent even if it has no outputs.
     """
 
@@ -42,14 +85,20 @@ class Request:
     received: int = 0
     decoded: int = 0
     wants_empty_final: bool = False
+    classes: Mapping[str, int] = field(default_factory=dict[str, int])
+    placed: Mapping[str, Window] = field(default_factory=dict[str, Window])
 
 
 @dataclass(slots=True)
 class Response:
-    """One answer. `outputs` come in the order they were asked for; all of the model's when none were named."""
+    """One answer. `outputs` come in the order they were asked for; all of the model's when none were named.
+
+    Whoever encodes it writes the outputs that are `placed` to their windows instead of into the message.
+    """
 
     model: str
     version: int
     id: str
     outputs: dict[str, Tensor]
     final: bool = True
+    placed: Mapping[str, Window] = field(default_factory=dict[str, Window])

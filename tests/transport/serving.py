@@ -28,7 +28,7 @@ from headrace.transport.control import Control
 from headrace.transport.portable import PortableTransport
 from tests.build_models import add_model
 
-TRANSPORTS: Mapping[str, Callable[[str], Transport]] = {"portable": PortableTransport}
+TRANSPORTS: Mapping[str, Callable[..., Transport]] = {"portable": PortableTransport}
 """Every test of this directory runs over each of them."""
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -88,11 +88,19 @@ class Server:
 
 
 @contextmanager
-def serving(transport: str, repository: Path, backends: Mapping[str, Backend] | None = None, **options: Any) -> Iterator[Server]:
+def serving(
+    transport: str,
+    repository: Path,
+    backends: Mapping[str, Backend] | None = None,
+    *,
+    allow_client_shm: bool = False,
+    transport_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Iterator[Server]:
     """A server for `repository`; `options` are the engine's."""
     engine = Engine(repository, backends=backends, **options)
-    way_in = TRANSPORTS[transport]("127.0.0.1:0")
-    way_in.start(engine.routes, Control(engine))
+    way_in = TRANSPORTS[transport]("127.0.0.1:0", **(transport_options or {}))
+    way_in.start(engine.routes, Control(engine, allow_client_shm=allow_client_shm))
     try:
         engine.start()
         with grpc.insecure_channel(way_in.address) as channel, triton.InferenceServerClient(way_in.address) as client:

@@ -15,7 +15,6 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
-NOT_YET = "is not implemented by this server yet"
 
 REQUESTS: dict[str, tuple[str, Any, grpc.StatusCode, str]] = {
     "metadata": ("ModelMetadata", pb.ModelMetadataRequest(name="z"), NOT_FOUND, "Request for unknown model: 'z' is not found"),
@@ -81,13 +80,6 @@ REQUESTS: dict[str, tuple[str, Any, grpc.StatusCode, str]] = {
         UNIMPLEMENTED,
         "'repository_name' specification is not supported",
     ),
-    **{
-        f"not yet: {method}": (method, getattr(pb, f"{method}Request")(), UNIMPLEMENTED, f"{method} {NOT_YET}")
-        for shared in ("System", "Cuda")
-        for method in [f"{shared}SharedMemory{verb}" for verb in ("Status", "Register", "Unregister")]
-    },
-    "not yet: trace": ("TraceSetting", pb.TraceSettingRequest(), UNIMPLEMENTED, f"TraceSetting {NOT_YET}"),
-    "not yet: log": ("LogSettings", pb.LogSettingsRequest(), UNIMPLEMENTED, f"LogSettings {NOT_YET}"),
 }
 
 

@@ -21,6 +21,7 @@ from headrace.engine.routes import Routes
 from headrace.errors import Draining, HeadraceError, LoadFailed
 from headrace.model import ModelSpec, State
 from headrace.models.files import ModelFiles
+from headrace.models.uploads import Upload
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.scheduling.base import OpenQueue
 
@@ -88,8 +89,13 @@ class Catalog:
         self._is_closed = False
         self._retiring: set[Running] = set()
 
-    def load(self, name: str, override: ModelConfig | None = None) -> None:
+    def load(self, name: str, override: ModelConfig | None = None, upload: Upload | None = None) -> None:
         """Load or reload a model. Versions that serve go on doing so until their successors are warm, or if those fail.
+
+        Args:
+            name: its name.
+            override: its configuration, instead of the one in the repository.
+            upload: its files, instead of those in the repository.
 
         Raises:
             NotInRepository: there is no such model.
@@ -97,10 +103,11 @@ class Catalog:
             InvalidRepository: the model cannot be read.
         """
         with self._locked(name) as model:
+            source = upload.repository if upload else self._repository
             try:
-                files = self._repository.read(name, override, usable_gpus())
+                files = replace(source.read(name, override, usable_gpus()), upload=upload)
             except HeadraceError as error:
-                if name not in self._repository.names():
+                if name not in source.names():
                     # There is no such model, or none of that name can be: nothing to keep in mind.
                     if not model.versions:
                         self._drop(name)

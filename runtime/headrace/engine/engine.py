@@ -21,14 +21,17 @@ from headrace.backends.base import Backend
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock, MonotonicClock
 from headrace.engine.catalog import Catalog, ModelSource, ModelStatus
+from headrace.engine.regions import Regions
 from headrace.engine.routes import Routes
 from headrace.engine.watch import Watcher
 from headrace.errors import HeadraceError, InvalidRequest, NotAllowed, NotInRepository, Unsupported
 from headrace.ledger.histograms import Histograms
-from headrace.ledger.ledger import Ledger, in_turn
+from headrace.ledger.ledger import Ledger, Records, in_turn
+from headrace.ledger.traces import TraceStore
 from headrace.ledger.views import Statistics
 from headrace.model import State
 from headrace.models.repository import ModelFile, Repository
+from headrace.models.uploads import Upload
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.request import Request, Response
 from headrace.scheduling.base import OpenQueue
@@ -86,7 +89,9 @@ class Engine:
         self.clock = clock or MonotonicClock()
         self.statistics = Statistics()
         self.histograms = Histograms()
-        self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold))
+        self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold, self._trace))
+        self.traces = TraceStore(self.ledger.drain, self.ledger.model)
+        self.regions = Regions()
         self.routes = Routes(self.ledger, self.clock.now)
         self._strict = strict_readiness
         self._queues = PortableQueues(self.ledger, self.clock)
@@ -171,15 +176,21 @@ class Engine:
 
     # Models.
 
-    def load(self, name: str, override: ModelConfig | None = None) -> None:
+    def load(self, name: str, override: ModelConfig | None = None, files: Mapping[str, bytes] | None = None) -> None:
         """Load or reload a model. Versions that serve go on doing so until their successors are warm, or if those fail.
+
+        Args:
+            name: its name.
+            override: its configuration, instead of the one in the repository.
+            files: its files by their paths in the model's directory, such as `1/model.onnx`, instead of those in the
+                repository. They are kept in a temporary directory for as long as something runs from it.
 
         Raises:
             NotInRepository: there is no such model.
             LoadFailed: at least one version did not come up.
             InvalidRepository: the model cannot be read.
         """
-        self.catalog.load(name, override)
+        self.catalog.load(name, override, Upload(name, files) if files else None)
 
     def unload(self, name: str) -> None:
         """Stop serving a model; what is queued is still answered, in the background. Unknown names are fine."""
@@ -261,6 +272,9 @@ class Engine:
         return f"<Engine {self.repository!r}, {ready} versions ready{', draining' if self._is_draining else ''}>"
 
     # Inside.
+
+    def _trace(self, requests: Records, batches: Records) -> None:
+        self.traces.fold(requests)
 
     def _request(
         self,

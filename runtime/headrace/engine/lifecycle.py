@@ -46,6 +46,8 @@ class Opened:
     filled: tuple[str, ...]
     warnings: tuple[str, ...]
     config_text: str
+    upload: object = None
+    """What keeps the files there, if they came with a request."""
 
     def close(self) -> None:
         """Close the sessions."""
@@ -99,7 +101,8 @@ def open_version(files: ModelFiles, version: VersionFiles, backends: Backends) -
         _close(sessions)
         raise
     counted = tuple(zip(sessions, placed.values(), strict=True))
-    return Opened(spec, config, counted, tuple(filled), (*files.warnings, *warnings(config)), files.config_text)
+    told = (*files.warnings, *warnings(config))
+    return Opened(spec, config, counted, tuple(filled), told, files.config_text, files.upload)
 
 
 def _check_can_serve(config: ModelConfig) -> None:

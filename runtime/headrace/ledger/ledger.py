@@ -153,17 +153,20 @@ class Ledger:
         self._batches = _Ring(_BATCH, BATCH, capacity)
         self._lock = threading.Lock()
         self._models: dict[tuple[str, int, str], int] = {("", 0, ""): 0}
+        self._names = list(self._models)
 
     def register(self, spec: ModelSpec) -> int:
         """The number under which records name this model, version and digest. A reload of the same gets the same number."""
         key = (spec.name, spec.version, spec.digest)
         with self._lock:
-            return self._models.setdefault(key, len(self._models))
+            if key not in self._models:
+                self._models[key] = len(self._names)
+                self._names.append(key)
+            return self._models[key]
 
     def model(self, number: int) -> tuple[str, int, str]:
-        """(model, version, digest) of a number."""
-        with self._lock:
-            return list(self._models)[number]
+        """(model, version, digest) of a number. Takes no lock, so that folding may ask."""
+        return self._names[number]
 
     def numbers(self) -> dict[tuple[str, int], list[int]]:
         """The numbers that each (model, version) has had, one a digest."""

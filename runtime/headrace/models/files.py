@@ -91,7 +91,8 @@ class ModelFiles:
     """What a repository holds of one model, read at one moment.
 
     `config` is filled and checked as a whole, but not yet against the model file. `versions` are those the version policy
-    asks for, ascending; `missing` says of those it asks for in vain why. `warnings` are lines for a person.
+    asks for, ascending; `missing` says of those it asks for in vain why. `warnings` are lines for a person. `upload` owns the
+    files, if they came with a request: whoever uses them holds it.
     """
 
     name: str
@@ -101,6 +102,7 @@ class ModelFiles:
     versions: tuple[VersionFiles, ...]
     missing: Mapping[int, str] = field(default_factory=dict[int, str])
     warnings: tuple[str, ...] = ()
+    upload: object = None
 
     def __repr__(self) -> str:
         return f"<ModelFiles {self.name} {[version.number for version in self.versions]} in {self.path}>"

@@ -68,7 +68,7 @@ class Repository:
             NotInRepository: there is no such model.
             InvalidRepository: the name, the configuration or the layout on disk is at fault.
         """
-        _check_name(name)
+        check_name(name)
         places = self._places(name)
         if not places:
             raise NotInRepository(name)
@@ -120,7 +120,7 @@ class ModelFile:
             NotInRepository: it has another name, or the file has gone.
             InvalidRepository: the name or the override is at fault.
         """
-        _check_name(name)
+        check_name(name)
         if name != self.name or not self.path.is_file():
             raise NotInRepository(name)
         directory, filename = self.path.parent.resolve(), self.path.name
@@ -149,7 +149,12 @@ def _is_name(name: str) -> bool:
     return name not in ("", ".", "..") and not any(bad in name for bad in "/\\\0")
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Whether a model may be called so.
+
+    Raises:
+        InvalidRepository: it may not.
+    """
     if not name:
         raise InvalidRepository("Model name cannot be empty. Please enter a valid name to deploy.")
     if not _is_name(name):

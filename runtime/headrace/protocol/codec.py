@@ -5,19 +5,22 @@ Messages are Triton's; those of the front end carry no request id.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from headrace.errors import InvalidRequest, RegionNotFound, Unsupported, request_prefix
+from headrace.errors import InvalidRequest, RegionFailed, RegionNotFound, request_prefix
 from headrace.protocol.headrace_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
+from headrace.protocol.placement import Placement, placement_of
 from headrace.protocol.validate import encode_bytes
-from headrace.request import Parameter, Request, Response
+from headrace.request import Parameter, Request, Response, Window, Windows
 from headrace.request import Sequence as SequencePlace
-from headrace.tensor import BytesTensor, RawTensor, datatype_of
+from headrace.tensor import BytesTensor, RawTensor, Tensor, datatype_of
 
 MAX_MESSAGE_BYTES = (1 << 31) - 1
 
@@ -45,40 +48,54 @@ _TYPED = {
 _NARROW = {"INT8": "<i1", "INT16": "<i2", "UINT8": "u1", "UINT16": "<u2"}
 
 
-def decode_request(payload: bytes) -> Request:
+def decode_request(payload: bytes, windows: Windows | None = None, forwarded: Mapping[str, str] | None = None) -> Request:
     """A `ModelInferRequest`; stamps and deadline are left to the transport.
+
+    Args:
+        payload: the message.
+        windows: shared memory. Inputs that are there are copied, once and now; without it, there is none.
+        forwarded: parameters out of the call's headers. They win: whoever sets headers on the way is trusted more.
 
     Raises:
         InvalidRequest: it is not one, or contradicts itself; the message names what and where.
-        RegionNotFound, Unsupported: it asks for something this server cannot do.
+        RegionNotFound: a tensor is to be in a region that nobody registered.
     """
     try:
         message = ModelInferRequest.FromString(payload)
     except DecodeError:
         raise InvalidRequest(f"the {len(payload)} bytes received are not a ModelInferRequest message") from None
-    return read_request(message, message.raw_input_contents)
+    return read_request(message, message.raw_input_contents, windows, forwarded)
 
 
-def read_request(message: ModelInferRequest, raw: Sequence[bytes]) -> Request:
+def read_request(
+    message: ModelInferRequest,
+    raw: Sequence[bytes],
+    windows: Windows | None = None,
+    forwarded: Mapping[str, str] | None = None,
+) -> Request:
     """`decode_request` for a message that is there already; its raw contents may be somewhere else.
 
     Raises:
-        InvalidRequest, RegionNotFound, Unsupported: see `decode_request`.
+        InvalidRequest, RegionNotFound: see `decode_request`.
     """
     model, request_id = message.model_name, message.id
     version = decode_version(message.model_version)
     special, parameters = _decode_parameters(message.parameters)
+    inputs = _decode_inputs(message, raw, windows)
+    outputs = _decode_outputs(message, windows)
     return Request(
         model,
-        _decode_inputs(message, raw),
+        inputs,
         version,
-        _decode_outputs(message, request_id),
+        outputs.names,
         request_id,
-        parameters,
+        {**parameters, **forwarded} if forwarded else parameters,
         timeout_ns=special.get("timeout", 0) * 1000,
         priority=special.get("priority", 0),
         sequence=_sequence(special),
         wants_empty_final=special.get(_EMPTY_FINAL, False),
+        classes=outputs.classes,
+        placed=outputs.placed,
     )
 
 
@@ -102,15 +119,20 @@ def decode_version(text: str) -> int:
 
 
 def encode_response(response: Response) -> bytes:
-    """A `ModelInferResponse`: always raw contents, one entry an output, in the same order.
+    """A `ModelInferResponse`: always raw contents, one entry an output, in the same order; empty for one in shared memory.
 
     Raises:
-        InvalidRequest: it would be larger than gRPC can carry.
+        InvalidRequest: it would be larger than gRPC can carry, or shared memory is not there any more.
+        RegionFailed: an output does not fit into its shared memory.
     """
     message = ModelInferResponse(model_name=response.model, model_version=str(response.version), id=response.id)
     size = 0
     for name, tensor in response.outputs.items():
         message.outputs.add(name=name, datatype=datatype_of(tensor), shape=tensor.shape)
+        if name in response.placed:
+            place_output(name, tensor, response.placed[name])
+            message.raw_output_contents.append(b"")
+            continue
         size += tensor.nbytes
         if size > MAX_MESSAGE_BYTES:
             raise InvalidRequest(f"Response has byte size {size} which exceeds gRPC's byte size limit {MAX_MESSAGE_BYTES}.")
@@ -118,20 +140,52 @@ def encode_response(response: Response) -> bytes:
     return message.SerializeToString()
 
 
-def _decode_inputs(message: ModelInferRequest, raw: Sequence[bytes]) -> dict[str, RawTensor]:
+def place_output(name: str, tensor: Tensor, window: Window) -> None:
+    """Write an output to shared memory, in the form it has on the wire.
+
+    Raises:
+        RegionFailed: it does not fit.
+        InvalidRequest: the memory is not there any more.
+    """
+    if isinstance(tensor, BytesTensor):
+        data: bytes | memoryview = encode_bytes(tensor)
+    else:
+        data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+    if len(data) > window.byte_size:
+        raise RegionFailed(
+            f"shared memory size specified with the request for output '{name}' ({window.byte_size} bytes) should be at least "
+            f"{len(data)} bytes to hold the results"
+        )
+    window.write(data)
+
+
+def read_inputs(placed: Mapping[str, Window]) -> dict[str, memoryview]:
+    """Copies of the inputs of one request that are in shared memory.
+
+    Raises:
+        InvalidRequest: they are larger than a message may be, or not there any more.
+    """
+    size = sum(window.byte_size for window in placed.values())
+    if size > MAX_MESSAGE_BYTES:
+        raise InvalidRequest(f"the inputs in shared memory have {size} bytes, a request may have {MAX_MESSAGE_BYTES}")
+    return {name: window.read() for name, window in placed.items()}
+
+
+def _decode_inputs(message: ModelInferRequest, raw: Sequence[bytes], windows: Windows | None) -> dict[str, RawTensor]:
     inputs: dict[str, RawTensor] = {}
+    placed: dict[str, Window] = {}
     contents = iter(raw)
     for tensor in message.inputs:
         name = tensor.name
         if name in inputs:
             raise InvalidRequest(f"{request_prefix(message.id)}input '{name}' already exists in request")
         what = f"'{name}' for model '{message.model_name}'"
-        if tensor.parameters and (region := _region(tensor.parameters, name)) is not None:
+        if tensor.parameters and (placement := placement_of(tensor.parameters, name)) is not None:
             if tensor.HasField("contents"):
                 raise InvalidRequest(f"unexpected 'content' provided when using shared memory for input tensor {what}")
-            # Nobody can register one with this server.
-            raise RegionNotFound(region)
-        if not tensor.HasField("contents"):
+            placed[name] = _window(windows, placement)
+            data = b""
+        elif not tensor.HasField("contents"):
             data = next(contents, None)
             if data is None:
                 raise InvalidRequest(f"unable to find data for input tensor {what} in request.")
@@ -140,7 +194,15 @@ def _decode_inputs(message: ModelInferRequest, raw: Sequence[bytes]) -> dict[str
         else:
             data = _typed_contents(tensor.contents, tensor.datatype, what)
         inputs[name] = RawTensor(tensor.datatype, tuple(tensor.shape), data)
+    for name, copy in read_inputs(placed).items():
+        inputs[name] = replace(inputs[name], data=copy)
     return inputs
+
+
+def _window(windows: Windows | None, placement: Placement) -> Window:
+    if windows is None:
+        raise RegionNotFound(placement.region)
+    return windows.window(*placement)
 
 
 def _typed_contents(contents: Any, datatype: str, what: str) -> bytes:
@@ -162,43 +224,57 @@ def _typed_contents(contents: Any, datatype: str, what: str) -> bytes:
     return (array.astype(_NARROW[datatype]) if datatype in _NARROW else array).tobytes()
 
 
-def _decode_outputs(message: ModelInferRequest, request_id: str) -> tuple[str, ...]:
-    names: list[str] = []
+class _Outputs(NamedTuple):
+    """What is wanted: names, and by name how many classes, and where to write it."""
+
+    names: tuple[str, ...]
+    classes: dict[str, int]
+    placed: dict[str, Window]
+
+
+def _decode_outputs(message: ModelInferRequest, windows: Windows | None) -> _Outputs:
+    names: dict[str, None] = {}
+    classes: dict[str, int] = {}
+    placed: dict[str, Window] = {}
     for output in message.outputs:
-        if output.name in names:
-            raise InvalidRequest(f"{request_prefix(request_id)}output '{output.name}' already exists in request")
-        if output.parameters:
-            if (region := _region(output.parameters, output.name)) is not None:
-                raise RegionNotFound(region)
-            if "classification" in output.parameters:
-                raise Unsupported(f"output '{output.name}' asks for classification, which this server does not do yet")
-        names.append(output.name)
-    return tuple(names)
+        name = output.name
+        if name in names:
+            raise InvalidRequest(f"{request_prefix(message.id)}output '{name}' already exists in request")
+        names[name] = None
+        if not output.parameters:
+            continue
+        placement = placement_of(output.parameters, name)
+        count = _classes(output.parameters)
+        if placement is not None and count is not None:
+            raise InvalidRequest("output can't set both 'shared_memory_region' and 'classification'")
+        if count is not None:
+            classes[name] = count
+        if placement is not None:
+            placed[name] = _window(windows, placement)
+    check_apart(placed)
+    return _Outputs(tuple(names), classes, placed)
 
 
-def _region(parameters: Mapping[str, InferParameter], tensor: str) -> str | None:
-    """The shared-memory region that a tensor is to be read from or written to."""
-    region = _region_parameter(parameters, "region", "string_param", tensor)
-    for key in ("offset", "byte_size"):
-        if f"shared_memory_{key}" in parameters and region is None:
-            raise InvalidRequest(
-                f"'shared_memory_{key}' can not be specified without 'shared_memory_region' parameter for tensor '{tensor}'"
-            )
-        _region_parameter(parameters, key, "int64_param", tensor)
-    if region is not None and "shared_memory_byte_size" not in parameters:
-        raise InvalidRequest(
-            f"'shared_memory_byte_size' must be specified along with 'shared_memory_region' parameter for tensor '{tensor}'"
-        )
-    return region
+def check_apart(placed: Mapping[str, Window]) -> None:
+    """Two outputs in the same bytes would be the half of one and the half of the other.
+
+    Raises:
+        InvalidRequest: they overlap.
+    """
+    for (one, first), (other, second) in itertools.combinations(placed.items(), 2):
+        if first.overlaps(second):
+            raise InvalidRequest(f"outputs '{one}' and '{other}' overlap in shared memory")
 
 
-def _region_parameter(parameters: Mapping[str, InferParameter], key: str, kind: str, tensor: str) -> Any:
-    parameter = parameters.get(f"shared_memory_{key}")
+def _classes(parameters: Mapping[str, InferParameter]) -> int | None:
+    parameter = parameters.get("classification")
     if parameter is None:
         return None
-    if parameter.WhichOneof("parameter_choice") != kind:
-        raise InvalidRequest(f"invalid value type for 'shared_memory_{key}' parameter for tensor '{tensor}', expected {kind}.")
-    return getattr(parameter, kind)
+    if parameter.WhichOneof("parameter_choice") != "int64_param":
+        raise InvalidRequest("invalid value type for 'classification' parameter, expected int64_param")
+    if parameter.int64_param <= 0:
+        raise InvalidRequest("invalid value for 'classification' parameter, expected >= 0")
+    return parameter.int64_param
 
 
 def _decode_parameters(given: Mapping[str, InferParameter]) -> tuple[dict[str, Any], dict[str, Parameter]]:

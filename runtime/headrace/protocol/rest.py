@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from headrace.errors import InvalidRequest
 from headrace.model import ModelSpec
-from headrace.protocol.codec import read_request
+from headrace.protocol.codec import place_output, read_request
 from headrace.protocol.headrace_pb2 import InferParameter, ModelInferRequest
 from headrace.protocol.rest_json import data_of, elements_of, encode_json, parse_object
 from headrace.protocol.validate import encode_bytes
-from headrace.request import Request, Response
+from headrace.request import Request, Response, Windows
 from headrace.tensor import DTYPES, BytesTensor, datatype_of
 
 MAX_INPUT_BYTES = 1 << 26
@@ -69,7 +69,9 @@ def too_large(size: int, limit: int) -> InvalidRequest:
     )
 
 
-def decode_inference(body: bytes, header: int | None, spec: ModelSpec, version: str, max_bytes: int) -> Inference:
+def decode_inference(
+    body: bytes, header: int | None, spec: ModelSpec, version: str, max_bytes: int, windows: Windows | None = None
+) -> Inference:
     """The body of an `infer` call; stamps are left to the transport.
 
     Args:
@@ -78,6 +80,7 @@ def decode_inference(body: bytes, header: int | None, spec: ModelSpec, version: 
         spec: the version it is for; only a raw body needs it.
         version: as the path has it, empty for the default.
         max_bytes: of JSON, of each tensor in it, and of a raw body.
+        windows: shared memory; without it, there is none.
 
     Raises:
         HeadraceError: it is none, or contradicts itself; the message names what and where.
@@ -88,7 +91,7 @@ def decode_inference(body: bytes, header: int | None, spec: ModelSpec, version: 
     message = ModelInferRequest(model_name=spec.name, model_version=version)
     if header == 0:
         raw, binary, default = [_raw_input(message, body, spec)], {}, True
-        return Inference(read_request(message, raw), binary, default)
+        return Inference(read_request(message, raw, windows), binary, default)
     asked = parse_object(memoryview(body)[:json_bytes])
     try:
         message.id = _member(asked, "id", str, "the request", "")
@@ -99,21 +102,24 @@ def decode_inference(body: bytes, header: int | None, spec: ModelSpec, version: 
         binary = _fill_outputs(message, asked)
     except UnicodeEncodeError:
         raise InvalidRequest("the request JSON holds text that is not Unicode: half of a surrogate pair") from None
-    return Inference(read_request(message, raw), binary, default)
+    return Inference(read_request(message, raw, windows), binary, default)
 
 
 def encode_inference(response: Response, asked: Inference) -> Encoded:
     """The body that answers `asked`.
 
     Raises:
-        InvalidRequest: JSON cannot carry what an output holds.
+        InvalidRequest: JSON cannot carry what an output holds, or shared memory is not there any more.
+        RegionFailed: an output does not fit into its shared memory.
     """
     answer: dict[str, Any] = {"id": response.id} if response.id else {}
     answer |= {"model_name": response.model, "model_version": str(response.version), "outputs": []}
     binary: list[bytes] = []
     for name, tensor in response.outputs.items():
         output: dict[str, Any] = {"name": name, "datatype": datatype_of(tensor), "shape": list(tensor.shape)}
-        if asked.binary.get(name, asked.binary_default):
+        if name in response.placed:
+            place_output(name, tensor, response.placed[name])
+        elif asked.binary.get(name, asked.binary_default):
             binary.append(encode_bytes(tensor) if isinstance(tensor, BytesTensor) else tensor.tobytes())
             output["parameters"] = {"binary_data_size": len(binary[-1])}
         else:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import InvalidRequest, request_prefix
 from headrace.model import ModelSpec
+from headrace.protocol.classification import check_classes
 from headrace.request import Request
 from headrace.tensor import DTYPES, BytesTensor, RawTensor, Tensor, TensorSpec, datatype_of, format_shape
 
@@ -63,6 +64,8 @@ class Validator:
         for name in request.outputs:
             if name not in self._outputs:
                 raise InvalidRequest(f"unexpected inference output '{name}' for model '{self._spec.name}'")
+        for name in request.classes:
+            check_classes(self._outputs[name].datatype)
         self._check_names(request)
         rows = self._check_batch(request) if self._batches else 1
         inputs: dict[str, Tensor] = {}

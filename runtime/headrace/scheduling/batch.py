@@ -14,6 +14,7 @@ from headrace.clock import Clock
 from headrace.errors import BackendFailed, Broken, Code, HeadraceError, InvalidRequest, sentence
 from headrace.ledger.ledger import BatchRecord, Outcome
 from headrace.model import ModelSpec
+from headrace.protocol.classification import classified
 from headrace.protocol.validate import resolve_reshape
 from headrace.request import Request, Response
 from headrace.scheduling.entry import Answer, Entry, EntryState, Sink
@@ -46,6 +47,7 @@ class PortableBatch:
         self._owner, self._entries, self._instance, self._reason = owner, entries, instance, reason
         self.number = number
         self._open = dict(enumerate(entries))
+        self._given_up: set[int] = set()
         self._tensors: Mapping[str, Tensor] | None = None
         self._taken, self._failed = taken, 0
         self._gathered = self._executed = self._scattered = 0
@@ -110,13 +112,18 @@ class PortableBatch:
         Raises:
             BackendFailed: as `reply`; an empty `outputs` is allowed with `final`.
         """
+        if index in self._given_up:
+            return
         entry = self._open.get(index)
         if entry is None:
             raise Broken(f"request {index} of batch {self.number} was answered after its final answer")
         rows = None if self._owner.spec.decoupled else entry.admitted.rows
         checked = self._checked(outputs, entry.admitted.outputs, rows) if outputs or not final else {}
         self._stamp_executed([entry])
-        self._deliver([self._answer(index, self._response(entry, checked, final=final))])
+        response = self._response(entry, checked, final=final)
+        if isinstance(response, HeadraceError) and not final:
+            self._given_up.add(index)
+        self._deliver([self._answer(index, response)])
 
     def fail(self, error: HeadraceError, index: int | None = None) -> None:
         """Answer with an error: the request at `index`, or all that are still open."""
@@ -192,8 +199,14 @@ class PortableBatch:
             return tensor
         return rows_of(tensor, self.offsets[index], self.offsets[index + 1])
 
-    def _response(self, entry: Entry, outputs: dict[str, Tensor], *, final: bool) -> Response:
-        return Response(self._owner.spec.name, self._owner.spec.version, entry.request.id, outputs, final)
+    def _response(self, entry: Entry, outputs: dict[str, Tensor], *, final: bool) -> Response | HeadraceError:
+        request, spec = entry.request, self._owner.spec
+        if request.classes:
+            try:
+                outputs = classified(request, spec, outputs)
+            except HeadraceError as error:
+                return error
+        return Response(spec.name, spec.version, request.id, outputs, final, request.placed)
 
     def _answer(self, index: int, result: Response | HeadraceError) -> Answer:
         answer = Answer(self._entries[index], result)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from headrace.engine.routes import Routes
+from headrace.request import Windows
 
 
 class ControlCalls(Protocol):
@@ -19,6 +20,11 @@ class ControlCalls(Protocol):
     @property
     def blocking(self) -> frozenset[str]:
         """Those that may take long, and must not hold up an event loop."""
+        ...
+
+    @property
+    def regions(self) -> Windows:
+        """Shared memory, for the tensors of requests that are there."""
         ...
 
     @property

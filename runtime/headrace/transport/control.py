@@ -1,6 +1,6 @@
 """Everything but inference: (method, bytes) in, bytes out, the same for every transport.
 
-Owns nothing; asks the engine. Methods that are not there yet say so. Safe to call from any thread.
+Owns nothing; asks the engine. Safe to call from any thread.
 """
 
 from __future__ import annotations
@@ -23,22 +23,29 @@ from headrace.protocol.codec import decode_version
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.protocol.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from headrace.protocol.pool import POOL
+from headrace.request import Windows
 from headrace.tensor import TensorSpec
+from headrace.transport.log_switches import LogSwitches
+from headrace.transport.settings import LogCalls, TraceCalls
+from headrace.transport.shared_memory import SharedMemoryCalls
 
 SERVICE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+SHARED_MEMORY = "system_shared_memory"
 EXTENSIONS = (
+    "classification",
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",
     "model_configuration",
+    SHARED_MEMORY,
     "parameters",
     "statistics",
+    "trace",
+    "logging",
 )
-"""The extensions of the protocol that this server has, by Triton's names."""
-
-_INFERENCE = ("ModelInfer", "ModelStreamInfer")
+"""The extensions of the protocol that this server has, by Triton's names; shared memory only where it is allowed."""
 
 Answer: TypeAlias = Callable[[Any], Message]
 
@@ -54,10 +61,12 @@ class Control:
     Args:
         engine: the engine.
         server_name: the name in the server's metadata; some clients insist on `triton`.
+        allow_client_shm: whether clients may register system shared memory.
     """
 
-    def __init__(self, engine: Engine, server_name: str = "headrace") -> None:
+    def __init__(self, engine: Engine, server_name: str = "headrace", allow_client_shm: bool = False) -> None:
         self._engine, self._name = engine, server_name
+        self._extensions = [name for name in EXTENSIONS if allow_client_shm or name != SHARED_MEMORY]
         self._reflection = reflection.ReflectionServicer((SERVICE, HEALTH, *REFLECTION), pool=_ReflectedPool())
         answers: dict[str, tuple[type[Message], Answer]] = {
             "ServerLive": (pb.ServerLiveRequest, self._server_live),
@@ -70,13 +79,11 @@ class Control:
             "RepositoryIndex": (pb.RepositoryIndexRequest, self._repository_index),
             "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
             "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, self._unload),
+            **SharedMemoryCalls(engine.regions, is_allowed=allow_client_shm).answers,
+            "TraceSetting": (pb.TraceSettingRequest, TraceCalls(engine).answer),
+            "LogSettings": (pb.LogSettingsRequest, LogCalls(LogSwitches()).answer),
         }
         self._methods = {f"/{SERVICE}/{name}": _Method(*how) for name, how in answers.items()}
-        for method in POOL.FindServiceByName(SERVICE).methods:
-            if method.name not in answers and method.name not in _INFERENCE:
-                self._methods[f"/{SERVICE}/{method.name}"] = _Method(
-                    getattr(pb, method.input_type.name), _unsupported(method.name)
-                )
         self._methods[f"/{HEALTH}/Check"] = _Method(HealthCheckRequest, self._health)
 
     @property
@@ -88,6 +95,11 @@ class Control:
     def blocking(self) -> frozenset[str]:
         """See `ControlCalls.blocking`."""
         return frozenset(f"/{SERVICE}/RepositoryModel{verb}" for verb in ("Load", "Unload"))
+
+    @property
+    def regions(self) -> Windows:
+        """See `ControlCalls.regions`."""
+        return self._engine.regions
 
     @property
     def dialogues(self) -> Iterable[str]:
@@ -133,7 +145,7 @@ class Control:
             raise ServerExiting()
 
     def _server_metadata(self, request: pb.ServerMetadataRequest) -> Message:
-        return pb.ServerMetadataResponse(name=self._name, version=__version__, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name=self._name, version=__version__, extensions=self._extensions)
 
     # Models.
 
@@ -215,16 +227,20 @@ class Control:
         _check_repository_name(request.repository_name)
         self._engine.require_explicit()
         override: ModelConfig | None = None
+        files: dict[str, bytes] = {}
         for key, parameter in request.parameters.items():
             if key != "config" and not key.startswith("file:"):
                 raise InvalidRequest(f"unrecognized load parameter '{key}'.")
             expected = "string_param" if key == "config" else "bytes_param"
             if parameter.WhichOneof("parameter_choice") != expected:
                 raise InvalidRequest(f"invalid value type for load parameter '{key}', expected {expected}.")
-            if key != "config":
-                raise Unsupported(f"load parameter '{key}': this server does not take model files by request yet")
-            override = parse_json(parameter.string_param)
-        self._engine.load(request.model_name, override)
+            if key == "config":
+                override = parse_json(parameter.string_param)
+            else:
+                files[key.removeprefix("file:")] = parameter.bytes_param
+        if files and override is None:
+            raise InvalidRequest("load parameters 'file:<version>/<path>' need the parameter 'config', too")
+        self._engine.load(request.model_name, override, files)
         return pb.RepositoryModelLoadResponse()
 
     def _unload(self, request: pb.RepositoryModelUnloadRequest) -> Message:
@@ -250,13 +266,6 @@ class _ReflectedPool:
                 return getattr(descriptor_pool.Default(), name)(*arguments)
 
         return find
-
-
-def _unsupported(method: str) -> Answer:
-    def answer(request: Any) -> Message:
-        raise Unsupported(f"{method} is not implemented by this server yet")
-
-    return answer
 
 
 def _check_repository_name(name: str) -> None:

@@ -11,6 +11,7 @@ import logging
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -20,7 +21,8 @@ from headrace.clock import SECOND, Clock, MonotonicClock
 from headrace.engine.routes import Routes
 from headrace.errors import Broken, CannotListen, Draining, HeadraceError, Unsupported
 from headrace.protocol.codec import MAX_MESSAGE_BYTES, decode_request, encode_response
-from headrace.request import Response
+from headrace.protocol.headers import HeaderForwarding
+from headrace.request import Request, Response
 from headrace.scheduling.entry import Answer
 from headrace.scheduling.sinks import LoopSink
 from headrace.transport.base import ControlCalls
@@ -48,9 +50,14 @@ class PortableTransport:
     Args:
         address: `HOST:PORT`; port 0 picks a free one.
         clock: for stamps and deadlines.
+        header_forward_pattern: which headers become parameters of their request; see `protocol.headers`.
+
+    Raises:
+        InvalidRepository: the pattern is no regular expression.
     """
 
-    def __init__(self, address: str, clock: Clock | None = None) -> None:
+    def __init__(self, address: str, clock: Clock | None = None, header_forward_pattern: str = "") -> None:
+        self._forwarding = HeaderForwarding(header_forward_pattern)
         self.address = address
         self._clock = clock or MonotonicClock()
         self._loop = asyncio.new_event_loop()
@@ -125,7 +132,7 @@ class PortableTransport:
         received = self._clock.now()
         try:
             self._check_accepting(received)
-            request = decode_request(payload)
+            request = self._decoder(context)(payload)
             if (route := self._routes.find(request.model, request.version)) is not None and route.spec.decoupled:
                 raise Unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy")
         except HeadraceError as error:
@@ -147,10 +154,11 @@ class PortableTransport:
                 answer.settle(self._clock.now(), len(encoded))
                 return encoded
             error = answer.result
+        except HeadraceError as refused:
+            answer.result = error = refused
         except Exception as raised:
             log.exception("a response could not be encoded")
-            error = raised if isinstance(raised, HeadraceError) else Broken(f"a response could not be encoded: {raised}")
-            answer.result = error
+            answer.result = error = Broken(f"a response could not be encoded: {raised}")
         answer.settle(self._clock.now())
         return await _abort(context, error)
 
@@ -159,9 +167,18 @@ class PortableTransport:
         closes_on_error = ("triton_grpc_error", "true") in (context.invocation_metadata() or ())
         try:
             self._check_accepting(now)
-            await self._streams.serve(requests, context.write, _deadline(context, now), closes_on_error)
+            await self._streams.serve(requests, context.write, self._decoder(context), _deadline(context, now), closes_on_error)
         except HeadraceError as error:
             await _abort(context, error)
+
+    def _decoder(self, context: _Context) -> Callable[[bytes], Request]:
+        """Turns the messages of one call into requests: with the headers that are forwarded, and shared memory.
+
+        Raises:
+            InvalidRequest: a header must not be forwarded.
+        """
+        forwarded = self._forwarding.parameters(context.invocation_metadata())
+        return partial(decode_request, windows=self._control.regions, forwarded=forwarded)
 
     def _check_accepting(self, now: int) -> None:
         if not self._is_accepting:
@@ -208,6 +225,8 @@ def _deadline(context: _Context, now: int) -> int | None:
 
 
 async def _abort(context: _Context, error: HeadraceError) -> bytes:
+    # gRPC keeps the last abort. Frames would keep with it what the call held: shared memory, model files.
+    error.__traceback__ = error.__context__ = None
     await context.abort(grpc.StatusCode[error.code.name], error.message)
     raise Broken("gRPC went on after an abort")
 

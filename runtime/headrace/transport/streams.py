@@ -18,8 +18,8 @@ from functools import partial
 from headrace.clock import Clock
 from headrace.engine.routes import Routes
 from headrace.errors import Broken, Draining, HeadraceError, ReaderTooSlow
-from headrace.protocol.codec import decode_request
 from headrace.protocol.streaming import encode_failure, encode_refusal, encode_stream_response, request_id_of
+from headrace.request import Request
 from headrace.scheduling.entry import Answer, Entry
 from headrace.scheduling.sinks import LoopSink
 
@@ -72,6 +72,7 @@ class Streams:
         self,
         requests: AsyncIterator[bytes],
         send: Callable[[bytes], Awaitable[None]],
+        decode: Callable[[bytes], Request],
         deadline: int | None,
         closes_on_error: bool,
     ) -> None:
@@ -80,13 +81,14 @@ class Streams:
         Args:
             requests: `ModelInferRequest` messages; ends when the client has no more.
             send: sends a `ModelStreamInferResponse`; returns when the client's window has taken it.
+            decode: turns a message into a request.
             deadline: of the call (ns), and so of each of its requests.
             closes_on_error: whether the first error of a scheduled request ends the stream (`triton_grpc_error`).
 
         Raises:
             HeadraceError: the stream ends with its code and message.
         """
-        stream = Stream(self, requests, send, deadline, closes_on_error)
+        stream = Stream(self, requests, send, decode, deadline, closes_on_error)
         self._open.add(stream)
         try:
             await stream.serve()
@@ -131,10 +133,11 @@ class Stream:
         home: Streams,
         requests: AsyncIterator[bytes],
         send: Callable[[bytes], Awaitable[None]],
+        decode: Callable[[bytes], Request],
         deadline: int | None,
         closes_on_error: bool,
     ) -> None:
-        self._home, self._requests, self._send = home, requests, send
+        self._home, self._requests, self._send, self._decode = home, requests, send, decode
         self._deadline, self._closes_on_error = deadline, closes_on_error
         self._asked: set[_Asked] = set()
         self._line: deque[_Asked] = deque()  # the ordered ones that have not had their last answer, in their order
@@ -181,7 +184,7 @@ class Stream:
         asked = _Asked(is_ordered=True)
         try:
             home.check_accepting(received)
-            request = decode_request(payload)
+            request = self._decode(payload)
         except HeadraceError as error:
             home.routes.turned_away(error, received)
             self._join(asked)
