@@ -275,6 +275,16 @@ def test_a_flood_of_answers_that_nobody_reads_ends_its_stream(serve: Serve, wind
     assert settled(server, ANSWERED=1, CANCELLED=1)
 
 
+def test_answers_that_are_read_are_no_flood(serve: Serve, window: Callable[..., None]) -> None:
+    window(flood=1 << 20)
+    server = serve({"m": (WIDE + "model_transaction_policy { decoupled: true }", Script(answers=3))})
+    with Raw(server) as raw:
+        for value in range(8):
+            raw.ask(wide(value))
+            assert [raw.next().final for _ in range(3)] == [False, False, True]
+        assert raw.rest() == []
+
+
 def test_a_thousand_quick_answers_are_no_flood(serve: Serve) -> None:
     server = serve({"m": (DECOUPLED, Script(answers=1000))})
     with Raw(server) as raw:
