@@ -39,6 +39,16 @@ class ServerConfig(BaseModel):
     """The folder of models, in Triton's layout. In a file, a relative path starts from the file's folder."""
     grpc: Address = "127.0.0.1:8001"
     """Where gRPC listens, HOST:PORT; port 0 takes a free one."""
+    http: Address | None = None
+    """Where REST listens; nowhere when it is not given."""
+    http_max_input_size: Annotated[int, Field(gt=0)] = 64 << 20
+    """Bytes: the limit of JSON, of each tensor in it, of raw bodies, and of any body after decompression."""
+    metrics: Address | None = None
+    """Where Prometheus finds `/metrics`; nowhere when it is not given."""
+    allow_client_shm: bool = False
+    """Whether clients may register shared memory: any local client could read and write what another registered."""
+    grpc_header_forward_pattern: str = ""
+    """Headers whose names match this regular expression in part become parameters of their requests."""
     transport: Literal["auto", "native", "portable"] = "auto"
     server_name: Name = "headrace"
     """What ServerMetadata says."""

@@ -13,6 +13,9 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+from headrace.backends.base import Batch
+from headrace.ledger.ledger import Outcome
+from headrace.tensor import BytesTensor
 from tests.transport.serving import ECHO, PATIENCE, Server, message, tensor
 
 DECOUPLED = ECHO + "model_transaction_policy { decoupled: true }"
@@ -123,3 +126,14 @@ class Conversation:
 def answers(values: Iterator[int] | range, final: bool | None = True) -> list[Told]:
     """The echoes of ordinary requests `one(value)`."""
     return [Told(str(value), (value,), final) for value in values]
+
+
+def values_of(batch: Batch) -> list[int]:
+    (given,) = batch.tensors().values()
+    assert not isinstance(given, BytesTensor)
+    return [int(v) for v in given.ravel()]
+
+
+def ended(server: Server, model: str, **counts: int) -> bool:
+    server.wait_settled(model)
+    return server.ledger(model) == {outcome: counts.get(outcome.name, 0) for outcome in Outcome}

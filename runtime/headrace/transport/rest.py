@@ -210,7 +210,7 @@ class RestTransport:
         given = http.headers.get(_HEADER_LENGTH)
         # Only where JSON is a part of the body, the rest of it has a limit of its own.
         body = await self._body(http, self._max_input_bytes if given in (None, "0") else MAX_MESSAGE_BYTES)
-        header = decode_header_length(given, len(body))
+        header, windows = decode_header_length(given, len(body)), self._control.regions
         return await _aside(len(body), lambda: decode_inference(body, header, spec, version, self._max_input_bytes, windows))
 
     async def _body(self, http: Http, limit: int) -> bytes:
