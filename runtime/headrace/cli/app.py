@@ -71,6 +71,10 @@ def serve(
     repository: Annotated[Path | None, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML; options win over it.")] = None,
     grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Listen here; port 0: any. [127.0.0.1:8001]")] = None,
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve REST here, too; Triton's is 127.0.0.1:8000.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Serve /metrics for Prometheus here.")] = None,
     transport: Annotated[str | None, typer.Option(metavar="auto|native|portable", help="The way in. [auto]")] = None,
     server_name: Annotated[str | None, typer.Option(metavar="NAME", help="What clients are told. [headrace]")] = None,
     model_control: Annotated[
@@ -89,6 +93,13 @@ def serve(
     drain_seconds: Annotated[
         float | None, typer.Option(metavar="S", help="Stopping: then give accepted requests this long. [30]")
     ] = None,
+    http_max_input_size: Annotated[int | None, typer.Option(metavar="BYTES", help="Limit of a REST request. [67108864]")] = None,
+    allow_client_shm: Annotated[
+        bool | None, typer.Option("--allow-client-shm", help="Let clients on this machine register shared memory. [no]")
+    ] = None,
+    grpc_header_forward_pattern: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Headers of these names become parameters of their requests.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(metavar="debug|info|warning|error", help="[info]")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="auto|text|json", help="auto: text on a terminal. [auto]")] = None,
 ) -> None:
@@ -100,7 +111,7 @@ def serve(
     \b
     Examples:
       headrace serve model.onnx
-      headrace serve --repository models --grpc 0.0.0.0:8001
+      headrace serve --repository models --grpc 0.0.0.0:8001 --http 0.0.0.0:8000 --metrics 127.0.0.1:8002
       headrace serve --repository models --model-control explicit --load-model magika
       headrace serve --config configs/server/local.yaml --repository models --grpc 127.0.0.1:0
     """
@@ -110,6 +121,8 @@ def serve(
     given = {
         "repository": repository,
         "grpc": grpc,
+        "http": http,
+        "metrics": metrics,
         "transport": transport,
         "server_name": server_name,
         "model_control": model_control,
@@ -118,6 +131,9 @@ def serve(
         "strict_readiness": strict_readiness,
         "drain_grace": drain_grace,
         "drain_seconds": drain_seconds,
+        "http_max_input_size": http_max_input_size,
+        "allow_client_shm": allow_client_shm,
+        "grpc_header_forward_pattern": grpc_header_forward_pattern,
         "log_level": log_level,
         "log_format": log_format,
     }

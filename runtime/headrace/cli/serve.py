@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,8 @@ from headrace.model import State
 if TYPE_CHECKING:
     from headrace.engine.engine import Engine
     from headrace.models.repository import ModelFile, Repository
-    from headrace.transport.portable import PortableTransport
+    from headrace.transport.base import Transport
+    from headrace.transport.metrics import MetricsEndpoint
 
 log = logging.getLogger("headrace.serve")
 
@@ -90,7 +91,6 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its failures are exceptions; its own lines on stderr are no JSON
     from headrace.engine.engine import Engine, ModelControl
     from headrace.transport.control import Control
-    from headrace.transport.portable import PortableTransport
 
     # A thread that wants the interpreter waits for at most this long: a tenth of Python's default.
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -99,24 +99,56 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
         control=ModelControl(config.model_control, tuple(config.load_model), config.poll_seconds),
         strict_readiness=config.strict_readiness,
     )
-    transport = PortableTransport(config.grpc)
+    ways_in = _ways_in(config)
+    metrics = _metrics(config, engine, name)
     deadline = 0
     try:
         signals = StopSignals()
-        transport.start(engine.routes, Control(engine, config.server_name))
-        log.debug("listening, loading models", extra={"grpc": transport.address})
+        control = Control(engine, config.server_name, config.allow_client_shm)
+        for way_in in ways_in.values():
+            way_in.start(engine.routes, control)
+        if metrics is not None:
+            metrics.start()
+        addresses = {protocol: way_in.address for protocol, way_in in ways_in.items()}
+        addresses |= {"metrics": metrics.address} if metrics is not None else {}
+        log.debug("listening, loading models", extra=addresses)
         engine.start()
         _check_serves(engine, config)
         signals.listen()
-        _announce(engine, transport, name)
+        _announce(engine, addresses, name)
         signals.wait(None)
-        deadline = _drain(config, engine, transport, signals)
+        deadline = _drain(config, engine, ways_in.values(), signals)
     except Stopped:
         log.info("stopped before it was ready")
     finally:
-        transport.close(deadline)
+        for way_in in ways_in.values():
+            way_in.close(deadline)
+        if metrics is not None:
+            metrics.close()
         engine.close(deadline)
     log.info("drained", extra=engine.statistics.summary())
+
+
+def _ways_in(config: ServerConfig) -> dict[str, Transport]:
+    from headrace.transport.portable import PortableTransport
+
+    ways_in: dict[str, Transport] = {
+        "grpc": PortableTransport(config.grpc, header_forward_pattern=config.grpc_header_forward_pattern)
+    }
+    if config.http is not None:
+        from headrace.transport.rest import RestTransport
+
+        ways_in["http"] = RestTransport(config.http, max_input_bytes=config.http_max_input_size)
+    return ways_in
+
+
+def _metrics(config: ServerConfig, engine: Engine, transport: str) -> MetricsEndpoint | None:
+    if config.metrics is None:
+        return None
+    from headrace.engine.observed import metrics_of
+    from headrace.transport.metrics import MetricsEndpoint
+
+    return MetricsEndpoint(config.metrics, metrics_of(engine, transport).render)
 
 
 def chosen_transport(wanted: str) -> str:
@@ -158,20 +190,22 @@ def _check_serves(engine: Engine, config: ServerConfig) -> None:
         raise InvalidRepository(f"no model came up; {statuses[0].model}: {statuses[0].reason}{rest}")
 
 
-def _announce(engine: Engine, transport: PortableTransport, name: str) -> None:
+def _announce(engine: Engine, addresses: Mapping[str, str], name: str) -> None:
     """The one line on stdout. It says that loading is over and requests are answered; models may be missing from it."""
     up: dict[str, bool] = {}
     for status in engine.statuses():
         up[status.model] = up.get(status.model, False) or status.state is State.READY
-    print(f"ready grpc={transport.address} models={sum(up.values())}/{len(up)} transport={name}", flush=True)
+    told = " ".join(f"{protocol}={address}" for protocol, address in addresses.items())
+    print(f"ready {told} models={sum(up.values())}/{len(up)} transport={name}", flush=True)
 
 
-def _drain(config: ServerConfig, engine: Engine, transport: PortableTransport, signals: StopSignals) -> int:
+def _drain(config: ServerConfig, engine: Engine, ways_in: Iterable[Transport], signals: StopSignals) -> int:
     """Stop in order; another signal hastens each wait. Returns until when (ns) what is still open may take."""
     log.info("stopping: not ready, new requests are taken for %g s more", config.drain_grace)
     engine.unready()
     signals.wait(config.drain_grace)
-    transport.stop_accepting()
+    for way_in in ways_in:
+        way_in.stop_accepting()
     deadline = time.monotonic_ns() + round(config.drain_seconds * SECOND)
     if signals.wait_or(lambda: engine.drain(deadline)):
         return deadline
