@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,12 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 
-from headrace.backends.fake import Script
+from headrace.backends.fake import Gate, Script
+from headrace.clock import SECOND
+from headrace.engine.engine import Engine
 from headrace.protocol.classification import top
+from headrace.request import Request, Response
+from headrace.scheduling.entry import Answer
 from headrace.tensor import DTYPES, BytesTensor
 from tests.transport.asking import ask, value
 from tests.transport.serving import PATIENCE, Server, fails, fill, serving
@@ -130,3 +134,42 @@ def test_numbers_of_every_kind(datatype: str) -> None:
     told = top(np.array([0, largest, 1], DTYPES[datatype]), 2, (), batched=False)
     first = f"{float(largest):f}:1" if datatype == "FP64" else f"{largest}:1"
     assert told == BytesTensor.of([first, "1.000000:2" if datatype == "FP64" else "1:2"], (2,))
+
+
+class Sink:
+    """Settles and keeps every answer."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+
+    def deliver(self, answers: Sequence[Answer]) -> None:
+        self.answers += answers
+        for answer in answers:
+            if answer.is_final:
+                answer.settle(1)
+
+
+def test_of_several_answers_the_first_that_fails_is_the_last(tmp_path: Path) -> None:
+    config = CONFIG + "dynamic_batching {} model_transaction_policy { decoupled: true }"
+    script = Script(answers=2)
+    fake = fill(tmp_path, {"m": (config, script)})
+    (tmp_path / "m" / "labels.txt").touch()
+    with Engine(tmp_path, backends={"fake": fake}) as engine:
+        script.gate = gate = Gate()
+        first, bad, neighbour = Sink(), Sink(), Sink()
+
+        def push(sink: Sink, columns: int, classes: dict[str, int]) -> None:
+            array = np.zeros((1, 2, columns), np.float32)
+            engine.routes.push(Request("m", {"x": array}, outputs=("y",), classes=classes), sink)
+
+        push(first, 1, {"y": 1})
+        gate.wait_for(1)
+        push(bad, 500_001, {"y": 1})
+        push(neighbour, 500_001, {})
+        gate.open()
+        assert engine.routes.resolve("m").queue.wait_settled(engine.clock.now() + 20 * SECOND)
+    assert script.batches[-2:] == [1, 2]
+    told = BytesTensor.of(["0.000000:0"], (1, 1))
+    assert [a.result.outputs for a in first.answers if isinstance(a.result, Response)] == [{"y": told}, {"y": told}]
+    assert [str(a.result) for a in bad.answers] == ["classification output tensor too large"]
+    assert [isinstance(a.result, Response) for a in neighbour.answers] == [True, True]
