@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -235,3 +236,18 @@ def test_help_has_examples(command: list[str]) -> None:
     done = run(*command, "--help")
     assert done.returncode == 0
     assert re.search(r"Examples?:\n +headrace ", done.stdout)
+
+
+def test_every_way_in_at_once(identity: Path) -> None:
+    with serving(identity, "--http=127.0.0.1:0", "--metrics=127.0.0.1:0", "--allow-client-shm") as (server, ready):
+        found = re.fullmatch(r"ready grpc=(\S+) http=(\S+) metrics=(\S+) models=1/1 transport=portable\n", ready)
+        assert found, ready
+        body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}).encode()
+        with urllib.request.urlopen(f"http://{found[2]}/v2/models/identity/infer", body) as answer:
+            assert json.load(answer)["outputs"][0]["data"] == [1.0, 2.0, 3.0]
+        with urllib.request.urlopen(f"http://{found[3]}/metrics") as page:
+            assert 'nv_inference_request_success{model="identity",version="1"} 1.0' in page.read().decode()
+        with urllib.request.urlopen(f"http://{found[2]}/v2") as answer:
+            assert "system_shared_memory" in json.load(answer)["extensions"]
+        _, err = stop(server)
+    assert json.loads(err.splitlines()[-1])["answered"] == 1

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-HEAVY = (
-    "onnxruntime", "grpc", "ray", "torch", "tritonclient", "prometheus_client", "rich", "yaml", "pydantic", "starlette", "uvicorn",
-)  # fmt: skip
+HEAVY = ("onnxruntime", "grpc", "ray", "torch", "tritonclient", "prometheus_client", "rich", "yaml", "pydantic", "starlette")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ class Reader:
         return done.stdout
 
     def serve(self, command: str) -> str:
-        command = f"exec {command.rstrip(' &')} --grpc 127.0.0.1:{self.port} --drain-grace 0"
+        where = "" if "--grpc" in command else f"--grpc 127.0.0.1:{self.port}"
+        command = f"exec {command.rstrip(' &')} {where} --drain-grace 0"
         server = subprocess.Popen(command, shell=True, cwd=ROOT, env=self.environment(), stdout=subprocess.PIPE, text=True)
         self.servers.append(server)
         assert server.stdout is not None

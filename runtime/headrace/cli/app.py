@@ -29,7 +29,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 def main() -> NoReturn:
     """Run the command line of this process."""
     try:
-        status = app(standalone_mode=False, prog_name="headrace")
+        # People write both: the flag alone, and Triton's `=true`, which a flag could not take.
+        given = ["--allow-client-shm=true" if word == "--allow-client-shm" else word for word in sys.argv[1:]]
+        status = app(given, standalone_mode=False, prog_name="headrace")
     except typer.TyperException as error:
         _fail(f"{error.format_message().rstrip('.')}; see headrace --help", error.exit_code)
     except HeadraceError as error:
@@ -95,7 +97,11 @@ def serve(
     ] = None,
     http_max_input_size: Annotated[int | None, typer.Option(metavar="BYTES", help="Limit of a REST request. [67108864]")] = None,
     allow_client_shm: Annotated[
-        bool | None, typer.Option("--allow-client-shm", help="Let clients on this machine register shared memory. [no]")
+        str | None,
+        typer.Option(
+            metavar="[=true|false]",
+            help="Let clients on this machine register shared memory. [false]",
+        ),
     ] = None,
     grpc_header_forward_pattern: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Headers of these names become parameters of their requests.")
