@@ -274,13 +274,6 @@ CASES: dict[str, tuple[str, Any, dict[str, str], int, str]] = {
         400,
         f"request JSON size of 100001 bytes exceeds the maximum allowed input size of 100000 bytes. {TAIL}",
     ),
-    "classification": (
-        "m",
-        output(classification=1),
-        {},
-        501,
-        "output 'y' asks for classification, which this server does not do yet",
-    ),
     "unknown coding": ("m", GOOD, {"Content-Encoding": "br"}, 501, "Unsupported compression type"),
     "two codings": ("m", GOOD, {"Content-Encoding": "gzip, deflate"}, 501, "Unsupported compression type"),
     "no gzip": (
