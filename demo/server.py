@@ -17,17 +17,21 @@ class ServerFailed(Exception):
 
 
 class Server:
-    """Starts on entering, is stopped by SIGTERM on leaving. Its logs go to `log`; `grpc` is where it listens."""
+    """Starts on entering, is stopped by SIGTERM on leaving.
+
+    Its logs go to `log`; `grpc` is where clients find it, `addresses` all of where it listens.
+    """
 
     def __init__(self, repository: Path, log: Path) -> None:
         self._repository = repository
         self.log = log
-        self.grpc = ""
+        self.grpc = self.addresses = ""
         self.ready_line = ""
 
     def __enter__(self) -> Server:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "headrace", "serve", f"--repository={self._repository}", "--grpc=127.0.0.1:0"]
+        command = [sys.executable, "-m", "headrace", "serve", f"--repository={self._repository}"]
+        command += ["--grpc=127.0.0.1:0", "--http=127.0.0.1:0", "--metrics=127.0.0.1:0"]
         with self.log.open("wb") as log:
             # A session of its own: Ctrl-C is for the demo, which then stops the server in order.
             self._process = subprocess.Popen(
@@ -38,12 +42,12 @@ class Server:
         overdue.start()
         self.ready_line = self._process.stdout.readline().strip()
         overdue.cancel()
-        found = re.match(r"ready grpc=(\S+) models=(\d+)/\2 ", self.ready_line)
+        found = re.match(r"ready (grpc=(\S+) http=\S+ metrics=\S+) models=(\d+)/\3 ", self.ready_line)
         if found is None:
             self._process.terminate()
             self._process.communicate()
             raise ServerFailed(f"the server did not come up with its model: {self.ready_line or 'no ready line'}")
-        self.grpc = found[1]
+        self.addresses, self.grpc = found[1].replace("=", " ").replace(" h", "   h").replace(" m", "   m"), found[2]
         return self
 
     def wait(self) -> int:

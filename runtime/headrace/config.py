@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import PydanticCustomError
 
 from headrace.errors import InvalidRepository
@@ -26,6 +26,7 @@ def _address(text: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+Listen = Annotated[Address | None, BeforeValidator(lambda value: None if value == "none" else value)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -39,12 +40,12 @@ class ServerConfig(BaseModel):
     """The folder of models, in Triton's layout. In a file, a relative path starts from the file's folder."""
     grpc: Address = "127.0.0.1:8001"
     """Where gRPC listens, HOST:PORT; port 0 takes a free one."""
-    http: Address | None = None
-    """Where REST listens; nowhere when it is not given."""
+    http: Listen = "127.0.0.1:8000"
+    """Where REST listens, or `none`."""
     http_max_input_size: Annotated[int, Field(gt=0)] = 64 << 20
     """Bytes: the limit of JSON, of each tensor in it, of raw bodies, and of any body after decompression."""
-    metrics: Address | None = None
-    """Where Prometheus finds `/metrics`; nowhere when it is not given."""
+    metrics: Listen = "127.0.0.1:8002"
+    """Where Prometheus finds `/metrics`, or `none`."""
     allow_client_shm: bool = False
     """Whether clients may register shared memory: any local client could read and write what another registered."""
     grpc_header_forward_pattern: str = ""

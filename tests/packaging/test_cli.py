@@ -24,6 +24,7 @@ from headrace.errors import InvalidRepository
 
 ROOT = Path(__file__).parent.parent.parent
 HEADRACE = [sys.executable, "-m", "headrace"]
+ALONE = ("--http=none", "--metrics=none")
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +35,7 @@ def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
 @contextmanager
 def serving(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server that is up, and its ready line."""
-    command = [*HEADRACE, "serve", "--grpc=127.0.0.1:0", "--drain-grace=0", *map(str, arguments)]
+    command = [*HEADRACE, "serve", "--grpc=127.0.0.1:0", *ALONE, "--drain-grace=0", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -95,10 +96,21 @@ def one_line(text: str) -> str:
         (["serve", "--repository", "configs", "--config", "absent.yaml"], "cannot read absent.yaml"),
         (["serve", "--repository", "configs", "--config", "constraints.txt"], "constraints.txt"),
         (
-            ["serve", "--repository", "configs", "--grpc", "127.0.0.1:0", "--model-control", "explicit", "--load-model", "no"],
+            [
+                "serve",
+                "--repository",
+                "configs",
+                "--grpc",
+                "127.0.0.1:0",
+                *ALONE,
+                "--model-control",
+                "explicit",
+                "--load-model",
+                "no",
+            ],
             "'no'",
         ),
-        (["serve", "--repository", "configs/server", "--grpc", "no-such-host.invalid:0"], "no-such-host.invalid"),
+        (["serve", "--repository", "configs/server", "--grpc", "no-such-host.invalid:0", *ALONE], "no-such-host.invalid"),
         (["models", "--repository", "/no/such/folder"], "/no/such/folder"),
         (["models"], "--repository"),
         (["launder"], "No such command 'launder'"),
@@ -115,7 +127,7 @@ def test_a_mistake_is_told_in_one_line(arguments: Sequence[str], told: str) -> N
 def test_a_busy_port_is_told_in_one_line(identity: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = run("serve", identity, "--grpc", address)
+        done = run("serve", identity, "--grpc", address, *ALONE)
     assert done.returncode == 2
     assert done.stdout == ""
     assert address in one_line(done.stderr)
@@ -143,7 +155,7 @@ def test_serving_one_file(identity: Path, number: signal.Signals) -> None:
 def test_a_server_with_nothing_to_serve_is_none(tmp_path: Path) -> None:
     junk = tmp_path / "junk.onnx"
     junk.write_bytes(b"no model")
-    ended = run("serve", junk, "--grpc", "127.0.0.1:0")
+    ended = run("serve", junk, "--grpc", "127.0.0.1:0", *ALONE)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "no model came up; junk: " in ended.stderr.splitlines()[-1]
 

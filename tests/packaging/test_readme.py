@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,18 +19,23 @@ ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^<!-- test -->\n```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+WAYS = {"grpc": "8001", "http": "8000", "metrics": "8002"}
+
+
 @dataclass
 class Reader:
     """Somebody who types what the README says; port 8001 may be taken here, so a free one stands for it."""
 
-    port: int
+    ports: dict[str, int]
+    """Free ones, by those in the text."""
     servers: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "160"}
 
     def follow(self, language: str, text: str) -> None:
-        text = text.replace("127.0.0.1:8001", f"127.0.0.1:{self.port}")
+        for shown, free in self.ports.items():
+            text = text.replace(f"127.0.0.1:{shown}", f"127.0.0.1:{free}")
         if language == "python":
             self.run([sys.executable, "-c", text])
             return
@@ -44,7 +50,7 @@ class Reader:
         return done.stdout
 
     def serve(self, command: str) -> str:
-        where = "" if "--grpc" in command else f"--grpc 127.0.0.1:{self.port}"
+        where = " ".join(f"--{way} 127.0.0.1:{self.ports[port]}" for way, port in WAYS.items())
         command = f"exec {command.rstrip(' &')} {where} --drain-grace 0"
         server = subprocess.Popen(command, shell=True, cwd=ROOT, env=self.environment(), stdout=subprocess.PIPE, text=True)
         self.servers.append(server)
@@ -60,9 +66,9 @@ def pattern(shown: str) -> str:
 
 @pytest.fixture
 def reader() -> Iterator[Reader]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    reader = Reader(port)
+    with ExitStack() as stack:
+        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in WAYS]
+    reader = Reader(dict(zip(WAYS.values(), free, strict=True)))
     yield reader
     for server in reader.servers:
         server.send_signal(signal.SIGTERM)

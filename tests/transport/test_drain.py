@@ -36,6 +36,7 @@ class Process:
 
     def __init__(self, repository: Path, transport: str, *options: str) -> None:
         command = [sys.executable, "-m", "headrace", "serve", "--repository", str(repository), "--grpc", "127.0.0.1:0"]
+        command += ["--http", "none", "--metrics", "none"]
         command += ["--transport", transport, "--log-format", "json", *options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self._process.stdout is not None

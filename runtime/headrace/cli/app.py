@@ -72,11 +72,13 @@ def serve(
     model: Annotated[Path | None, typer.Argument(metavar="MODEL.onnx", help="Serve this one file.", show_default=False)] = None,
     repository: Annotated[Path | None, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML; options win over it.")] = None,
-    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Listen here; port 0: any. [127.0.0.1:8001]")] = None,
-    http: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Serve REST here, too; Triton's is 127.0.0.1:8000.")
+    grpc: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="gRPC listens here; port 0: any. [127.0.0.1:8001]")
     ] = None,
-    metrics: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Serve /metrics for Prometheus here.")] = None,
+    http: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="REST listens here, or none. [127.0.0.1:8000]")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="/metrics for Prometheus, or none. [127.0.0.1:8002]")
+    ] = None,
     transport: Annotated[str | None, typer.Option(metavar="auto|native|portable", help="The way in. [auto]")] = None,
     server_name: Annotated[str | None, typer.Option(metavar="NAME", help="What clients are told. [headrace]")] = None,
     model_control: Annotated[
@@ -111,13 +113,15 @@ def serve(
 ) -> None:
     """Serve models until SIGTERM or Ctrl-C.
 
-    Prints one line on stdout when it is ready, `ready grpc=HOST:PORT models=2/3 transport=portable`; logs go to stderr.
+    Prints one line on stdout when it is ready, such as `ready grpc=HOST:PORT http=HOST:PORT metrics=HOST:PORT models=2/3
+    transport=portable`; logs go to stderr.
     SIGTERM drains: not ready, a grace in which requests are still taken, then no new ones, then exit 0.
 
     \b
     Examples:
       headrace serve model.onnx
-      headrace serve --repository models --grpc 0.0.0.0:8001 --http 0.0.0.0:8000 --metrics 127.0.0.1:8002
+      headrace serve --repository models --grpc 0.0.0.0:8001 --http 0.0.0.0:8000
+      headrace serve --repository models --grpc 127.0.0.1:0 --http none --metrics none
       headrace serve --repository models --model-control explicit --load-model magika
       headrace serve --config configs/server/local.yaml --repository models --grpc 127.0.0.1:0
     """
