@@ -234,6 +234,7 @@ def call(server: Server, method: str, request: Any) -> Any:
     return answer.FromString(server.call(PATHS[method], payload))
 
 
+@pytest.mark.part("unit")
 def test_every_call_has_its_cases() -> None:
     assert set(PATHS) == set(CASES)
     assert {method for method, (good, _) in CASES.items() if good is None} == NEVER_GO_WELL

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -26,6 +24,8 @@ from headrace.request import Request, Response
 from headrace.scheduling.entry import Answer
 from headrace.scheduling.sinks import LoopSink
 from headrace.transport.base import ControlCalls
+from headrace.transport.listening import listen
+from headrace.transport.loop import LoopThread
 from headrace.transport.streams import Streams
 
 log = logging.getLogger(__name__)
@@ -60,15 +60,14 @@ class PortableTransport:
         self._forwarding = HeaderForwarding(header_forward_pattern)
         self.address = address
         self._clock = clock or MonotonicClock()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run_loop, name="headrace-grpc", daemon=True)
+        self._thread = LoopThread("headrace-grpc")
         self._is_accepting = True
         self._refused_at = 0
 
     def start(self, routes: Routes, control: ControlCalls) -> None:
         """Listen. See `Transport.start`."""
         self._thread.start()
-        self._do(self._start(routes, control))
+        self._thread.do(self._start(routes, control))
 
     def stop_accepting(self) -> None:
         """Refuse new calls; those that run go on."""
@@ -78,24 +77,13 @@ class PortableTransport:
     def close(self, deadline: int) -> None:
         """Say goodbye to every connection, wait for the calls that run until `deadline` (ns), then end the rest."""
         self._is_accepting = False
-        self._do(self._stop(deadline))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _run_loop(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
-    def _do(self, work: Awaitable[None]) -> None:
-        async def run() -> None:
-            await work
-
-        asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+        if self._thread.is_running:
+            self._thread.do(self._stop(deadline))
+        self._thread.end()
 
     async def _start(self, routes: Routes, control: ControlCalls) -> None:
         self._routes, self._control = routes, control
-        self._sink = LoopSink(routes.push, self._clock, self._loop)
+        self._sink = LoopSink(routes.push, self._clock, self._thread.loop)
         self._streams = Streams(routes, self._sink, self._clock, self._check_accepting)
         self._server = grpc.aio.server(options=_OPTIONS)
         handlers = {
@@ -107,7 +95,8 @@ class PortableTransport:
         for method in control.dialogues:
             handlers[method] = grpc.stream_stream_rpc_method_handler(self._dialogue(method))
         self._server.add_generic_rpc_handlers((_Handlers(handlers),))
-        _check_free(self.address)
+        # The operating system says why not; gRPC says only that it failed.
+        listen(self.address).close()
         try:
             port = self._server.add_insecure_port(self.address)
         except RuntimeError as error:
@@ -186,11 +175,11 @@ class PortableTransport:
             raise Draining()
 
     def _control_call(self, method: str) -> Callable[[bytes, _Context], Awaitable[bytes]]:
-        control, blocks = self._control, method in self._control.blocking
+        control, blocks, patiently = self._control, method in self._control.blocking, self._thread.patiently
 
         async def call(payload: bytes, context: _Context) -> bytes:
             try:
-                return await asyncio.to_thread(control.handle, method, payload) if blocks else control.handle(method, payload)
+                return await patiently(control.handle, method, payload) if blocks else control.handle(method, payload)
             except HeadraceError as error:
                 return await _abort(context, error)
 
@@ -229,19 +218,3 @@ async def _abort(context: _Context, error: HeadraceError) -> bytes:
     error.__traceback__ = error.__context__ = None
     await context.abort(grpc.StatusCode[error.code.name], error.message)
     raise Broken("gRPC went on after an abort")
-
-
-def _check_free(address: str) -> None:
-    """Ask the operating system, which says why not; gRPC says only that it failed.
-
-    Raises:
-        CannotListen: the address is none, or taken.
-    """
-    host, _, port = address.rpartition(":")
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-    except (OSError, ValueError) as error:
-        raise CannotListen(address, getattr(error, "strerror", None) or str(error)) from None

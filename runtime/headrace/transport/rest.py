@@ -10,7 +10,6 @@ import asyncio
 import logging
 import re
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -46,6 +45,7 @@ from headrace.scheduling.sinks import LoopSink
 from headrace.transport import openapi
 from headrace.transport.base import ControlCalls
 from headrace.transport.listening import listen
+from headrace.transport.loop import LoopThread
 
 log = logging.getLogger(__name__)
 
@@ -83,15 +83,14 @@ class RestTransport:
         self.address = address
         self._clock = clock or MonotonicClock()
         self._max_input_bytes = max_input_bytes
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run_loop, name="headrace-rest", daemon=True)
+        self._thread = LoopThread("headrace-rest")
         self._is_accepting = True
         self._server: uvicorn.Server | None = None
 
     def start(self, routes: Routes, control: ControlCalls) -> None:
         """Listen. See `Transport.start`."""
         self._thread.start()
-        self._do(self._start(routes, control))
+        self._thread.do(self._start(routes, control))
 
     def stop_accepting(self) -> None:
         """Refuse new requests; those that run go on."""
@@ -100,25 +99,13 @@ class RestTransport:
     def close(self, deadline: int) -> None:
         """Close the connections that are idle, wait for the requests that run until `deadline` (ns), then end the rest."""
         self._is_accepting = False
-        if self._thread.is_alive():
-            self._do(self._stop(deadline))
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-        self._loop.close()
-
-    def _run_loop(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
-    def _do(self, work: Awaitable[None]) -> None:
-        async def run() -> None:
-            await work
-
-        asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+        if self._thread.is_running:
+            self._thread.do(self._stop(deadline))
+        self._thread.end()
 
     async def _start(self, routes: Routes, control: ControlCalls) -> None:
         self._routes, self._control = routes, control
-        self._sink = LoopSink(routes.push, self._clock, self._loop)
+        self._sink = LoopSink(routes.push, self._clock, self._thread.loop)
         config = uvicorn.Config(
             self._application(),
             http=_HttpProtocol,
@@ -135,13 +122,13 @@ class RestTransport:
         self.address = f"{self.address.rpartition(':')[0]}:{listener.getsockname()[1]}"
         self._server = uvicorn.Server(config)
         # The listener takes connections already; whoever comes before uvicorn does, waits a moment.
-        self._serving = self._loop.create_task(self._server.serve([listener]))
+        self._serving = asyncio.create_task(self._server.serve([listener]))
 
     async def _stop(self, deadline: int) -> None:
         if (server := self._server) is None:
             return
-        # Annotated as whole seconds; it is what `asyncio.wait_for` gets.
-        server.config.timeout_graceful_shutdown = max(0.0, (deadline - self._clock.now()) / SECOND)  # pyright: ignore
+        # Annotated as whole seconds; it is what `asyncio.wait_for` gets. Never 0: then uvicorn complains of tasks it has not.
+        server.config.timeout_graceful_shutdown = max(0.05, (deadline - self._clock.now()) / SECOND)  # pyright: ignore
         server.should_exit = True
         await self._serving
         await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
@@ -178,7 +165,7 @@ class RestTransport:
             except UnicodeEncodeError:
                 raise InvalidRequest("the request JSON holds text that is not Unicode: half of a surrogate pair") from None
             if call.method in self._control.blocking:
-                payload = await asyncio.to_thread(self._control.handle, call.method, payload)
+                payload = await self._thread.patiently(self._control.handle, call.method, payload)
             else:
                 payload = self._control.handle(call.method, payload)
             told = call.answer(payload)
@@ -236,8 +223,8 @@ class RestTransport:
         Raises:
             HeadraceError: it was not admitted, or the server closes.
         """
-        answer = self._loop.create_task(self._sink.ask(asked.request))
-        hung_up = self._loop.create_task(_disconnected(http))
+        answer = asyncio.create_task(self._sink.ask(asked.request))
+        hung_up = asyncio.create_task(_disconnected(http))
         try:
             await asyncio.wait((answer, hung_up), return_when=asyncio.FIRST_COMPLETED)
             return answer.result() if answer.done() else None
