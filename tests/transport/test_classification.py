@@ -128,6 +128,7 @@ def test_it_is_advertised(classifier: Server) -> None:
     assert "classification" in classifier.client.get_server_metadata().extensions
 
 
+@pytest.mark.part("unit")
 @pytest.mark.parametrize("datatype", ["UINT64", "INT64", "INT8", "FP64"])
 def test_numbers_of_every_kind(datatype: str) -> None:
     largest: Any = np.finfo(np.float64).max if datatype == "FP64" else np.iinfo(DTYPES[datatype]).max
@@ -149,6 +150,7 @@ class Sink:
                 answer.settle(1)
 
 
+@pytest.mark.part("unit")
 def test_of_several_answers_the_first_that_fails_is_the_last(tmp_path: Path) -> None:
     config = CONFIG + "dynamic_batching {} model_transaction_policy { decoupled: true }"
     script = Script(answers=2)

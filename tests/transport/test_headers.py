@@ -85,6 +85,7 @@ def test_reserved_names_that_do_not_match_are_no_concern(forwarding: Callable[..
     assert seen == [{"x-a": ""}]
 
 
+@pytest.mark.part("unit")
 def test_a_pattern_that_is_none() -> None:
     with pytest.raises(InvalidRepository, match=r"header forward pattern '\(' is no regular expression: missing \), unter"):
         PortableTransport("127.0.0.1:0", header_forward_pattern="(")
