@@ -77,7 +77,7 @@ def test_server_metadata(described: Server) -> None:
     extensions = tuple(name for name in EXTENSIONS if name != "system_shared_memory")
     assert (told.name, told.version, tuple(told.extensions)) == ("headrace", __version__, extensions)
     # perf_analyzer reads statistics only from a server that says it has them.
-    assert {"statistics", "model_configuration", "model_repository"} <= set(told.extensions)
+    assert {"statistics", "model_configuration", "model_repository", "binary_tensor_data"} <= set(told.extensions)
 
 
 def test_model_metadata(described: Server) -> None:

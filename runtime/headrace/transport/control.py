@@ -40,6 +40,7 @@ EXTENSIONS = (
     "schedule_policy",
     "model_configuration",
     SHARED_MEMORY,
+    "binary_tensor_data",
     "parameters",
     "statistics",
     "trace",
