@@ -118,8 +118,9 @@ class Conversation:
     def __enter__(self) -> Conversation:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._client.stop_stream(cancel_requests=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        # To its end, or the server may count as cancelled what has only just arrived here.
+        self._client.stop_stream(cancel_requests=kind is not None)
         self._client.close()
 
 
