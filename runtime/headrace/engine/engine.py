@@ -151,7 +151,7 @@ class Engine:
 
         Requests are still taken: a transport stops those at its door.
         """
-        self._is_draining = True
+        self.unready()
         settled = [running.route.queue.wait_settled(deadline) for running in self.catalog.running()]
         return all(settled)
 
@@ -163,7 +163,7 @@ class Engine:
         """Take no more, serve what is queued until `deadline` (ns; 30 s from now by default), end all threads. Once."""
         if self._closed.is_set():
             return
-        self._is_draining = True
+        self.unready()
         self._closed.set()
         self.routes.close()
         until = self.clock.now() + _CLOSE_NS if deadline is None else deadline

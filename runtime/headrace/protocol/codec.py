@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from headrace.errors import InvalidRequest, RegionFailed, RegionNotFound, request_prefix
 from headrace.protocol.headrace_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from headrace.protocol.placement import Placement, placement_of
-from headrace.protocol.validate import encode_bytes
+from headrace.protocol.validate import encode_bytes, encode_tensor
 from headrace.request import Parameter, Request, Response, Window, Windows
 from headrace.request import Sequence as SequencePlace
 from headrace.tensor import BytesTensor, RawTensor, Tensor, datatype_of
@@ -136,7 +136,7 @@ def encode_response(response: Response) -> bytes:
         size += tensor.nbytes
         if size > MAX_MESSAGE_BYTES:
             raise InvalidRequest(f"Response has byte size {size} which exceeds gRPC's byte size limit {MAX_MESSAGE_BYTES}.")
-        message.raw_output_contents.append(encode_bytes(tensor) if isinstance(tensor, BytesTensor) else tensor.tobytes())
+        message.raw_output_contents.append(encode_tensor(tensor))
     return message.SerializeToString()
 
 

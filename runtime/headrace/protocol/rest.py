@@ -16,9 +16,9 @@ from headrace.model import ModelSpec
 from headrace.protocol.codec import place_output, read_request
 from headrace.protocol.headrace_pb2 import InferParameter, ModelInferRequest
 from headrace.protocol.rest_json import data_of, elements_of, encode_json, parse_object
-from headrace.protocol.validate import encode_bytes
+from headrace.protocol.validate import encode_tensor
 from headrace.request import Request, Response, Windows
-from headrace.tensor import DTYPES, BytesTensor, datatype_of
+from headrace.tensor import DTYPES, datatype_of
 
 MAX_INPUT_BYTES = 1 << 26
 """The default of `--http-max-input-size`."""
@@ -120,7 +120,7 @@ def encode_inference(response: Response, asked: Inference) -> Encoded:
         if name in response.placed:
             place_output(name, tensor, response.placed[name])
         elif asked.binary.get(name, asked.binary_default):
-            binary.append(encode_bytes(tensor) if isinstance(tensor, BytesTensor) else tensor.tobytes())
+            binary.append(encode_tensor(tensor))
             output["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
             output["data"] = data_of(tensor, name)

@@ -227,6 +227,11 @@ def encode_bytes(tensor: BytesTensor) -> bytes:
     return wire.tobytes()
 
 
+def encode_tensor(tensor: Tensor) -> bytes:
+    """A tensor as raw contents: little-endian, row-major, BYTES length-prefixed."""
+    return encode_bytes(tensor) if isinstance(tensor, BytesTensor) else tensor.tobytes()
+
+
 def _length_bytes(offsets: NDArray[np.int64], total: int) -> NDArray[np.bool_]:
     """Which bytes of the wire form belong to the length prefixes."""
     is_prefix = np.zeros(total, np.bool_)
