@@ -8,6 +8,7 @@ because clients match on them.
     ├── InvalidRequest        the client can mend it
     ├── InvalidRepository     a configuration or a file on disk can be mended
     │   └── LoadFailed, NotInRepository
+    ├── KernelsUnusable       the native data plane is not here, or is not ours
     ├── ModelNotFound, ModelNotReady
     ├── RegionNotFound, WrongRegion, RegionExists, RegionFailed
     ├── Unsupported, NotAllowed, CannotListen
@@ -94,6 +95,12 @@ class NotInRepository(InvalidRepository):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"failed to load '{model}', failed to poll from model repository")
+
+
+class KernelsUnusable(HeadraceError):
+    """The native data plane is asked for, and is not installed, does not load or is of another version."""
+
+    code = Code.UNAVAILABLE
 
 
 class ModelNotFound(HeadraceError):

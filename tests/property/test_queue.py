@@ -12,14 +12,14 @@ from headrace.errors import QueueClosed, QueueFull
 from headrace.ledger.ledger import Outcome
 from headrace.model import QueuePolicy
 from headrace.scheduling.admission import Limits
-from headrace.scheduling.entry import Entry, EntryState
+from headrace.scheduling.entry import EntryState, PortableEntry
 from tests.scheduling.support import House, spec
 
 
 class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.entries: list[Entry] = []
+        self.entries: list[PortableEntry] = []
         self.cancelled: set[str] = set()
         self.open: list = []
         self.pushed = 0

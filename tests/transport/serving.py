@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from headrace import kernels
 from headrace.backends.base import Backend
 from headrace.backends.fake import FakeBackend, Script
 from headrace.clock import SECOND
@@ -25,11 +26,11 @@ from headrace.engine.engine import Engine
 from headrace.ledger.ledger import Outcome
 from headrace.transport.base import Transport
 from headrace.transport.control import Control
-from headrace.transport.portable import PortableTransport
+from headrace.transport.ways import open_transport
 from tests.build_models import add_model
 
-TRANSPORTS: Mapping[str, Callable[..., Transport]] = {"portable": PortableTransport}
-"""Every test of this directory runs over each of them."""
+TRANSPORTS = ("portable", "native") if kernels.are_installed() else ("portable",)
+"""Every test of this directory runs over each of them; `make test` says so where the native one is missing."""
 
 SERVICE = "/inference.GRPCInferenceService/"
 PATIENCE = 20.0
@@ -98,8 +99,8 @@ def serving(
     **options: Any,
 ) -> Iterator[Server]:
     """A server for `repository`; `options` are the engine's."""
-    engine = Engine(repository, backends=backends, **options)
-    way_in = TRANSPORTS[transport]("127.0.0.1:0", **(transport_options or {}))
+    way_in = open_transport(transport, "127.0.0.1:0", **(transport_options or {}))
+    engine = Engine(repository, backends=backends, queues=way_in.queues, **options)
     way_in.start(engine.routes, Control(engine, allow_client_shm=allow_client_shm))
     try:
         engine.start()

@@ -21,11 +21,11 @@ from headrace.clock import SECOND
 from headrace.engine.engine import Engine, ModelControl
 from headrace.protocol.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from headrace.transport.control import EXTENSIONS, Control
+from headrace.transport.ways import open_transport
 from tests.build_models import add_model, lookup, optional_bias, sums
 from tests.transport.serving import (
     ECHO,
     PATIENCE,
-    TRANSPORTS,
     Asked,
     Serve,
     Server,
@@ -370,8 +370,8 @@ def test_what_was_accepted_is_answered_while_draining(serve: Serve) -> None:
 
 def test_before_the_models_are_loaded(transport: str, tmp_path: Path) -> None:
     add_model(tmp_path, "m", None, ECHO)
-    engine = Engine(tmp_path)
-    way_in = TRANSPORTS[transport]("127.0.0.1:0")
+    way_in = open_transport(transport, "127.0.0.1:0")
+    engine = Engine(tmp_path, queues=way_in.queues)
     way_in.start(engine.routes, Control(engine))
     try:
         with grpc.insecure_channel(way_in.address) as channel:

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 from headrace.backends.base import Batch
 from headrace.backends.fake import Script
 from headrace.errors import InvalidRepository
-from headrace.transport.portable import PortableTransport
+from headrace.transport.ways import open_transport
 from tests.transport.asking import value
 from tests.transport.serving import ECHO, PATIENCE, Server, fails, fill, message, serving, tensor
 
@@ -88,4 +88,4 @@ def test_reserved_names_that_do_not_match_are_no_concern(forwarding: Callable[..
 @pytest.mark.part("unit")
 def test_a_pattern_that_is_none() -> None:
     with pytest.raises(InvalidRepository, match=r"header forward pattern '\(' is no regular expression: missing \), unter"):
-        PortableTransport("127.0.0.1:0", header_forward_pattern="(")
+        open_transport("portable", "127.0.0.1:0", header_forward_pattern="(")

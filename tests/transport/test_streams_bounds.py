@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from tritonclient.grpc import service_pb2 as pb
 from headrace.backends.fake import Gate, Script
 from headrace.clock import SECOND
 from headrace.ledger.ledger import Outcome
-from headrace.transport import streams
-from headrace.transport.streams import Window
+from headrace.transport.base import StreamWindow
 from tests.build_models import add_model
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, tensor, wait_until
 from tests.transport.streaming import DECOUPLED, SINGLY, Conversation, Raw, Told, answers, ended, one
@@ -38,14 +37,9 @@ def wide(value: int, **fields: Any) -> pb.ModelInferRequest:
     return request
 
 
-@pytest.fixture
-def window(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Narrows the bounds of the streams of servers started afterwards."""
-
-    def narrow(**bounds: int) -> None:
-        monkeypatch.setattr(streams.Streams.__init__, "__defaults__", (Window(**bounds),))
-
-    return narrow
+def narrow(**bounds: int) -> dict[str, Any]:
+    """Options of a server whose streams have these bounds."""
+    return {"transport_options": {"window": StreamWindow(**bounds)}}
 
 
 @contextmanager
@@ -217,10 +211,9 @@ def test_many_streams_over_one_connection(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("bounds", [{"requests": 8}, {"unsent": 1 << 20}], ids=["requests", "unsent"])
-def test_a_reader_that_never_reads_holds_nobody_up(serve: Serve, window: Callable[..., None], bounds: dict[str, int]) -> None:
-    window(**bounds)
+def test_a_reader_that_never_reads_holds_nobody_up(serve: Serve, bounds: dict[str, int]) -> None:
     script = Script()
-    server = serve({"m": (WIDE, script)})
+    server = serve({"m": (WIDE, script)}, **narrow(**bounds))
     with Raw(server) as idle:
         idle.ask(*(wide(value) for value in range(100)))
         wait_until(lambda: len(script.batches) >= 8)
@@ -251,10 +244,9 @@ def test_cancelling_a_stream_whose_answers_were_not_read(serve: Serve) -> None:
     assert ends[Outcome.CANCELLED] > 0
 
 
-def test_a_flood_of_answers_that_nobody_reads_ends_its_stream(serve: Serve, window: Callable[..., None]) -> None:
-    window(flood=1 << 20)
+def test_a_flood_of_answers_that_nobody_reads_ends_its_stream(serve: Serve) -> None:
     script = Script(answers=200)
-    server = serve({"m": (WIDE + "model_transaction_policy { decoupled: true }", script)})
+    server = serve({"m": (WIDE + "model_transaction_policy { decoupled: true }", script)}, **narrow(flood=1 << 20))
     with Raw(server) as idle:
         idle.ask(wide(1))
         wait_until(lambda: script.batches == [1])
@@ -270,9 +262,8 @@ def test_a_flood_of_answers_that_nobody_reads_ends_its_stream(serve: Serve, wind
     assert ended(server, "m", ANSWERED=1, CANCELLED=1)
 
 
-def test_answers_that_are_read_are_no_flood(serve: Serve, window: Callable[..., None]) -> None:
-    window(flood=1 << 20)
-    server = serve({"m": (WIDE + "model_transaction_policy { decoupled: true }", Script(answers=3))})
+def test_answers_that_are_read_are_no_flood(serve: Serve) -> None:
+    server = serve({"m": (WIDE + "model_transaction_policy { decoupled: true }", Script(answers=3))}, **narrow(flood=1 << 20))
     with Raw(server) as raw:
         for value in range(8):
             raw.ask(wide(value))

@@ -13,10 +13,8 @@ from tritonclient.utils import InferenceServerException
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
 from headrace.clock import SECOND
-from headrace.engine.routes import Routes
 from headrace.errors import InvalidRequest
 from headrace.ledger.ledger import Outcome
-from headrace.request import Request
 from tests.transport.asking import JUNK
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, fill, serving, wait_until
 from tests.transport.streaming import DECOUPLED, SINGLY, Conversation, Raw, Told, answers, ended, flag, one, values_of
@@ -226,18 +224,16 @@ def test_the_deadline_of_the_stream_is_that_of_its_requests(serve: Serve) -> Non
 
 
 @pytest.mark.parametrize("timeout", [PATIENCE, None])
-def test_each_request_gets_the_deadline_of_the_stream(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, timeout: float | None
-) -> None:
-    pushed: list[Request] = []
-    push = Routes.push
-    monkeypatch.setattr(Routes, "push", lambda self, request, sink: pushed.append(request) or push(self, request, sink))
-    server = serve({"m": (ECHO, Script())})
+def test_each_request_gets_the_deadline_of_the_stream(serve: Serve, timeout: float | None) -> None:
+    deadlines: list[int | None] = []
+    script = Script()
+    server = serve({"m": (ECHO, script)})
+    script.fail = lambda batch: deadlines.extend(request.deadline for request in batch.requests)
     start = server.engine.clock.now()
     with Raw(server, timeout=timeout) as raw:
         raw.ask(one(1), one(2))
         assert raw.rest() == answers(range(1, 3))
-    first, second = (request.deadline for request in pushed)
+    first, second = deadlines
     assert first == second
     if timeout is None:
         assert first is None

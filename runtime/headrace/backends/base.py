@@ -43,6 +43,11 @@ class Batch(Protocol):
         ...
 
     @property
+    def offsets(self) -> list[int]:
+        """Where the rows of each request begin; one more than there are requests."""
+        ...
+
+    @property
     def requests(self) -> list[Request]:
         """The requests, in the order of their rows."""
         ...

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -153,11 +154,9 @@ class FakeSession:
         }
 
     def _in_pieces(self, batch: Batch, outputs: Outputs) -> Iterator[Piece]:
-        at, script = 0, self._script
-        for index, request in enumerate(batch.requests):
-            rows = next(iter(request.inputs.values())).shape[0] if self._batches and request.inputs else 1
-            mine = {name: rows_of(tensor, at, at + rows) if self._batches else tensor for name, tensor in outputs.items()}
-            at += rows
+        script = self._script
+        for index, (at, end) in enumerate(pairwise(batch.offsets)):
+            mine = {name: rows_of(tensor, at, end) if self._batches else tensor for name, tensor in outputs.items()}
             for count in range(script.answers):
                 if script.before_answer is not None:
                     script.before_answer(count)

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
+from headrace import kernels
 from headrace.backends.installed import check_onnxruntime, onnxruntime_builds
-from headrace.cli.serve import chosen_transport
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, KernelsUnusable
 from headrace.machine import cpu_quota, memory_limit
+from headrace.transport.ways import chosen_transport
 
 EXTRAS = {"triton": ("tritonclient", "the client, for tests and the demo"), "ray": ("ray", "clusters and distributed jobs")}
 
@@ -71,9 +72,15 @@ def _onnxruntime() -> Iterator[Finding]:
 
 def _transport() -> Finding:
     try:
-        return Finding("transport", f"auto takes {chosen_transport('auto')}; native is not built in this version", True)
+        chosen = chosen_transport("auto")
+    except KernelsUnusable as error:
+        return Finding("transport", str(error), False, "install the kernels that belong to this version, or remove them")
     except HeadraceError as error:
         return Finding("transport", str(error), False, "pip install headrace again: it brings grpcio")
+    if chosen == "native":
+        build = kernels.load()
+        return Finding("transport", f"auto takes native (headrace-kernels {build.__version__}, {build.PROFILE} build)", True)
+    return Finding("transport", "auto takes portable; the native one is not installed (make kernels)", True)
 
 
 def _gpus() -> list[str]:

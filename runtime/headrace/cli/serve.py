@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +84,8 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
     Raises:
         HeadraceError: the server cannot come up: no repository, a busy port, a transport that is not there.
     """
+    from headrace.transport.ways import chosen_transport, open_transport
+
     source = _source(config, model)
     name = chosen_transport(config.transport)
     configure_logs(config.log_level, config.log_format)
@@ -94,12 +95,14 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
 
     # A thread that wants the interpreter waits for at most this long: a tenth of Python's default.
     sys.setswitchinterval(_SWITCH_SECONDS)
+    grpc = open_transport(name, config.grpc, header_forward_pattern=config.grpc_header_forward_pattern)
     engine = Engine(
         source,
+        queues=grpc.queues,
         control=ModelControl(config.model_control, tuple(config.load_model), config.poll_seconds),
         strict_readiness=config.strict_readiness,
     )
-    ways_in = _ways_in(config)
+    ways_in: dict[str, Transport] = {"grpc": grpc, **_other_ways_in(config)}
     metrics = _metrics(config, engine, name)
     deadline = 0
     try:
@@ -129,17 +132,12 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
     log.info("drained", extra=engine.statistics.summary())
 
 
-def _ways_in(config: ServerConfig) -> dict[str, Transport]:
-    from headrace.transport.portable import PortableTransport
+def _other_ways_in(config: ServerConfig) -> dict[str, Transport]:
+    if config.http is None:
+        return {}
+    from headrace.transport.rest import RestTransport
 
-    ways_in: dict[str, Transport] = {
-        "grpc": PortableTransport(config.grpc, header_forward_pattern=config.grpc_header_forward_pattern)
-    }
-    if config.http is not None:
-        from headrace.transport.rest import RestTransport
-
-        ways_in["http"] = RestTransport(config.http, max_input_bytes=config.http_max_input_size)
-    return ways_in
+    return {"http": RestTransport(config.http, max_input_bytes=config.http_max_input_size)}
 
 
 def _metrics(config: ServerConfig, engine: Engine, transport: str) -> MetricsEndpoint | None:
@@ -149,19 +147,6 @@ def _metrics(config: ServerConfig, engine: Engine, transport: str) -> MetricsEnd
     from headrace.transport.metrics import MetricsEndpoint
 
     return MetricsEndpoint(config.metrics, metrics_of(engine, transport).render)
-
-
-def chosen_transport(wanted: str) -> str:
-    """The transport that `wanted` (auto, native, portable) means here.
-
-    Raises:
-        InvalidRepository: it is not there.
-    """
-    if wanted == "native":
-        raise InvalidRepository("the native transport is not built in this version; use --transport portable, or auto")
-    if find_spec("grpc") is None:
-        raise InvalidRepository("the portable transport needs grpcio, which is not installed: pip install headrace")
-    return "portable"
 
 
 def _source(config: ServerConfig, model: Path | None) -> Repository | ModelFile:

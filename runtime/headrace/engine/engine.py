@@ -34,7 +34,7 @@ from headrace.models.repository import ModelFile, Repository
 from headrace.models.uploads import Upload
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.request import Request, Response
-from headrace.scheduling.base import OpenQueue
+from headrace.scheduling.base import MakeQueues
 from headrace.scheduling.entry import Answer
 from headrace.scheduling.expiry import PortableQueues
 from headrace.scheduling.sinks import LoopSink, ThreadSink
@@ -66,7 +66,7 @@ class Engine:
         control: which models to hold, and when.
         strict_readiness: whether one model that is not ready makes the engine not ready.
         backends: backends to use instead of the built-in ones, by name.
-        open_queue: the factory of queues; the portable one by default.
+        queues: the factory of queues; a transport brings the one it needs. The portable one by default.
         clock: the clock.
 
     Raises:
@@ -80,7 +80,7 @@ class Engine:
         control: ModelControl = ModelControl(),
         strict_readiness: bool = True,
         backends: Mapping[str, Backend] | None = None,
-        open_queue: OpenQueue | None = None,
+        queues: MakeQueues = PortableQueues,
         clock: Clock | None = None,
     ) -> None:
         self.repository = source_of(repository)
@@ -94,8 +94,8 @@ class Engine:
         self.regions = Regions()
         self.routes = Routes(self.ledger, self.clock.now)
         self._strict = strict_readiness
-        self._queues = PortableQueues(self.ledger, self.clock)
-        self.catalog = Catalog(self.repository, Backends(backends), open_queue or self._queues, self.routes, self.clock)
+        self._queues = queues(self.ledger, self.clock)
+        self.catalog = Catalog(self.repository, Backends(backends), self._queues, self.routes, self.clock)
         self.watcher = Watcher(self.repository, self.catalog, control.poll_seconds)
         self._is_started = self._is_draining = False
         self._closed = threading.Event()

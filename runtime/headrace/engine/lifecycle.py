@@ -204,7 +204,7 @@ class _Zeros:
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
-        self.rows = 1
+        self.rows, self.offsets = 1, [0, 1]
 
     @property
     def requests(self) -> list[Request]:

@@ -12,6 +12,7 @@ import stat
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -102,6 +103,18 @@ class RegionWindow:
             )
 
 
+class Follower(Protocol):
+    """Is told of every region that comes and goes: a transport that reads and writes them itself."""
+
+    def map_region(self, name: str, key: str, offset: int, byte_size: int, descriptor: int) -> None:
+        """One was registered. `descriptor` is open during the call only. Must not ask back."""
+        ...
+
+    def unmap_region(self, name: str) -> None:
+        """One was unregistered."""
+        ...
+
+
 class Regions:
     """The registered regions by name. Safe to use from any thread."""
 
@@ -109,6 +122,7 @@ class Regions:
         self._directory = directory
         self._lock = threading.Lock()
         self._regions: dict[str, Region] = {}
+        self._followers: list[Follower] = []
 
     def map_region(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """Register a region.
@@ -142,15 +156,24 @@ class Regions:
             segment = self._open(filename, key)
             if not name or not byte_size or offset + byte_size > segment.size:
                 raise InvalidRequest(f"failed to register shared memory region '{name}': invalid args")
+            for follower in self._followers:
+                follower.map_region(name, key, offset, byte_size, segment.descriptor)
             self._regions[name] = Region(name, key, offset, byte_size, segment)
+
+    def follow(self, follower: Follower) -> None:
+        """Tell a follower of every region there is, and of each that comes or goes from now on."""
+        with self._lock:
+            for region in self._regions.values():
+                follower.map_region(region.name, region.key, region.offset, region.byte_size, region.segment.descriptor)
+            self._followers.append(follower)
 
     def unmap_region(self, name: str = "") -> None:
         """Forget a region, or all of them; a name that is not registered is fine. Requests on their way keep theirs."""
         with self._lock:
-            if name:
-                self._regions.pop(name, None)
-            else:
-                self._regions.clear()
+            for gone in [name] if name else list(self._regions):
+                if self._regions.pop(gone, None) is not None:
+                    for follower in self._followers:
+                        follower.unmap_region(gone)
 
     def registered(self) -> list[Region]:
         """All regions, by name."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from headrace.errors import Draining, HeadraceError, ModelNotFound, ModelNotReady, QueueClosed
 from headrace.ledger.ledger import Ledger, RequestRecord
@@ -27,6 +28,18 @@ class Route:
     config: ModelConfig
 
 
+class Follower(Protocol):
+    """Is told of every change of the routes: a transport that keeps a table of its own."""
+
+    def publish(self, model: str, versions: Mapping[int, Route | None] | None) -> None:
+        """See `Routes.publish`. Must not raise, and not ask back."""
+        ...
+
+    def close_routes(self) -> None:
+        """See `Routes.close`."""
+        ...
+
+
 class Routes:
     """(model, version or default) → route."""
 
@@ -34,6 +47,7 @@ class Routes:
         self._ledger, self._now = ledger, now
         self._models: Mapping[str, Mapping[int, Route | None]] = {}
         self._publishing = threading.Lock()
+        self._followers: list[Follower] = []
         self._is_open = True
 
     def publish(self, model: str, versions: Mapping[int, Route | None] | None) -> None:
@@ -41,10 +55,22 @@ class Routes:
         with self._publishing:
             others = {name: known for name, known in self._models.items() if name != model}
             self._models = others if versions is None else {**others, model: versions}
+            for follower in self._followers:
+                follower.publish(model, versions)
+
+    def follow(self, follower: Follower) -> None:
+        """Tell a follower of every route there is, and of each change from now on."""
+        with self._publishing:
+            for model, versions in self._models.items():
+                follower.publish(model, versions)
+            self._followers.append(follower)
 
     def close(self) -> None:
         """Refuse every request from now on."""
         self._is_open = False
+        with self._publishing:
+            for follower in self._followers:
+                follower.close_routes()
 
     def ready(self, model: str | None = None) -> list[Route]:
         """The routes of a model, or of all, by name and version."""

@@ -100,6 +100,8 @@ _REQUEST, REQUEST = _layout(RequestRecord, "QQqqqqqqqqqqQQIIIIBBH")
 _BATCH, BATCH = _layout(BatchRecord, "QqqqqIIIIIHH")
 
 Records = NDArray[np.void]
+Source = Callable[[], tuple[bytes, bytes]]
+"""Packed records that are written elsewhere and were not taken yet: of requests, of batches."""
 Fold = Callable[[Records, Records], None]
 """What takes (request records, batch records) and adds them to whatever it keeps."""
 
@@ -152,6 +154,8 @@ class Ledger:
         self._requests = _Ring(_REQUEST, REQUEST, capacity)
         self._batches = _Ring(_BATCH, BATCH, capacity)
         self._lock = threading.Lock()
+        self._sources: list[Source] = []
+        self._taken = (0, 0)
         self._models: dict[tuple[str, int, str], int] = {("", 0, ""): 0}
         self._names = list(self._models)
 
@@ -177,6 +181,11 @@ class Ledger:
             found.setdefault((model, version), []).append(number)
         return found
 
+    def add_source(self, source: Source) -> None:
+        """Take records from there, too, whenever the ledger is drained."""
+        with self._lock:
+            self._sources.append(source)
+
     def write(self, record: RequestRecord) -> None:
         """One request has been settled."""
         self._write(self._requests, record)
@@ -201,8 +210,8 @@ class Ledger:
 
     @property
     def written(self) -> tuple[int, int]:
-        """How many records there have been: of requests, of batches."""
-        return self._requests.written, self._batches.written
+        """How many records there have been, up to the last drain: of requests, of batches."""
+        return self._requests.written + self._taken[0], self._batches.written + self._taken[1]
 
     def _write(self, ring: _Ring, record: tuple[int, ...]) -> None:
         with self._lock:
@@ -212,3 +221,8 @@ class Ledger:
 
     def _drain(self) -> None:
         self._fold(self._requests.take_unread(), self._batches.take_unread())
+        for source in self._sources:
+            requests, batches = (np.frombuffer(packed, kind) for packed, kind in zip(source(), (REQUEST, BATCH), strict=True))
+            self._taken = self._taken[0] + len(requests), self._taken[1] + len(batches)
+            if len(requests) or len(batches):
+                self._fold(requests, batches)

@@ -9,7 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.clock import Clock
 from headrace.errors import HeadraceError
+from headrace.ledger.ledger import Ledger
 from headrace.model import ModelSpec
 from headrace.request import Request
 from headrace.scheduling.admission import Depth, Limits
@@ -24,6 +26,11 @@ class Batch(Protocol):
     @property
     def rows(self) -> int:
         """Rows in all; 1 when the model does not batch."""
+        ...
+
+    @property
+    def offsets(self) -> list[int]:
+        """Where the rows of each request begin; one more than there are requests."""
         ...
 
     @property
@@ -130,8 +137,24 @@ class Queue(Protocol):
 
 
 class OpenQueue(Protocol):
-    """The factory of queues that a transport brings."""
+    """Opens queues."""
 
     def __call__(self, spec: ModelSpec, limits: Limits) -> Queue:
         """A queue for one loaded version."""
+        ...
+
+
+class Queues(OpenQueue, Protocol):
+    """The queues of one engine."""
+
+    def close(self) -> None:
+        """End what belongs to them, when all of them are closed and empty."""
+        ...
+
+
+class MakeQueues(Protocol):
+    """The factory of queues that a transport brings."""
+
+    def __call__(self, ledger: Ledger, clock: Clock) -> Queues:
+        """The queues of an engine with this ledger and clock."""
         ...

@@ -5,23 +5,19 @@ Belongs to one instance thread from `take` to the end of its `with` block; leavi
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol
 
 from headrace.clock import Clock
-from headrace.errors import BackendFailed, Broken, Code, HeadraceError, InvalidRequest, sentence
-from headrace.ledger.ledger import BatchRecord, Outcome
+from headrace.errors import BackendFailed, Broken, HeadraceError
+from headrace.ledger.ledger import BatchRecord
 from headrace.model import ModelSpec
-from headrace.protocol.classification import classified
-from headrace.protocol.validate import resolve_reshape
 from headrace.request import Request, Response
-from headrace.scheduling.entry import Answer, Entry, EntryState, Sink
+from headrace.scheduling.answers import checked_outputs, deliver, log_failure, response_of
+from headrace.scheduling.entry import Answer, EntryState, PortableEntry
 from headrace.scheduling.plan import Reason
-from headrace.tensor import Tensor, TensorSpec, concatenate, datatype_of, format_shape, rows_of
-
-log = logging.getLogger(__name__)
+from headrace.tensor import Tensor, concatenate, rows_of
 
 
 class Owner(Protocol):
@@ -31,7 +27,7 @@ class Owner(Protocol):
     clock: Clock
     model_number: int
 
-    def answering(self, entry: Entry) -> bool:
+    def answering(self, entry: PortableEntry) -> bool:
         """Mark an entry answered; False when it was cancelled, and nobody wants the answer."""
         ...
 
@@ -43,7 +39,9 @@ class Owner(Protocol):
 class PortableBatch:
     """The batch of the portable queue."""
 
-    def __init__(self, owner: Owner, number: int, entries: Sequence[Entry], instance: int, reason: Reason, taken: int) -> None:
+    def __init__(
+        self, owner: Owner, number: int, entries: Sequence[PortableEntry], instance: int, reason: Reason, taken: int
+    ) -> None:
         self._owner, self._entries, self._instance, self._reason = owner, entries, instance, reason
         self.number = number
         self._open = dict(enumerate(entries))
@@ -96,12 +94,12 @@ class PortableBatch:
         Raises:
             BackendFailed: an output is missing, or its datatype or shape is not the declared one. Nobody is answered then.
         """
-        checked = self._checked(outputs, self.wanted(), self.rows)
+        checked = checked_outputs(self._owner.spec, outputs, self.wanted(), self.rows)
         self._stamp_executed(self._open.values())
-        responses = {
-            index: self._response(entry, {name: self._slice(checked[name], index) for name in entry.admitted.outputs}, final=True)
-            for index, entry in self._open.items()
-        }
+        responses: dict[int, Response | HeadraceError] = {}
+        for index, entry in self._open.items():
+            mine = {name: self._slice(checked[name], index) for name in entry.admitted.outputs}
+            responses[index] = response_of(entry.request, self._owner.spec, mine, final=True)
         self._deliver([self._answer(index, response) for index, response in responses.items()])
 
     def send(self, index: int, outputs: Mapping[str, Tensor], final: bool) -> None:
@@ -118,9 +116,9 @@ class PortableBatch:
         if entry is None:
             raise Broken(f"request {index} of batch {self.number} was answered after its final answer")
         rows = None if self._owner.spec.decoupled else entry.admitted.rows
-        checked = self._checked(outputs, entry.admitted.outputs, rows) if outputs or not final else {}
+        checked = checked_outputs(self._owner.spec, outputs, entry.admitted.outputs, rows) if outputs or not final else {}
         self._stamp_executed([entry])
-        response = self._response(entry, checked, final=final)
+        response = response_of(entry.request, self._owner.spec, checked, final=final)
         if isinstance(response, HeadraceError) and not final:
             self._given_up.add(index)
         self._deliver([self._answer(index, response)])
@@ -143,10 +141,7 @@ class PortableBatch:
                     BackendFailed.of(error) if error is not None else Broken(f"batch {self.number} was left without an answer")
                 )
             if error is not None:
-                # What clients did is for them to know; a trace is for what the model or the server did.
-                level, shown = (logging.INFO, None) if isinstance(error, InvalidRequest) else (logging.ERROR, error)
-                where = {"model": self._owner.spec.name, "version": self._owner.spec.version}
-                log.log(level, "batch failed: %s", sentence(error), extra=where, exc_info=shown)
+                log_failure(self._owner.spec, error)
         finally:
             self._owner.finished(
                 BatchRecord(
@@ -165,48 +160,17 @@ class PortableBatch:
             )
         return True
 
-    def _stamp_executed(self, entries: Iterable[Entry]) -> None:
+    def _stamp_executed(self, entries: Iterable[PortableEntry]) -> None:
         """The model is done with these now; what never got that far keeps its zeros."""
         now = self._owner.clock.now()
         self._executed = now
         for entry in entries:
             entry.stamps.executed = now if entry.stamps.gathered else 0
 
-    def _checked(self, outputs: Mapping[str, Tensor], wanted: Sequence[str], rows: int | None) -> dict[str, Tensor]:
-        declared = {o.name: o for o in self._owner.spec.outputs}
-        return {name: self._checked_output(declared[name], outputs.get(name), rows) for name in wanted}
-
-    def _checked_output(self, spec: TensorSpec, tensor: Tensor | None, rows: int | None) -> Tensor:
-        model = self._owner.spec
-        what = f"model '{model.name}' version {model.version}, output '{spec.name}'"
-        if tensor is None:
-            raise BackendFailed(f"{what}: the model did not return it")
-        if datatype_of(tensor) != spec.datatype:
-            raise BackendFailed(f"{what}: the model returned datatype {datatype_of(tensor)}, declared is {spec.datatype}")
-        batch = 1 if model.max_batch_size > 0 else 0
-        seen = spec.dims if spec.reshape is None else spec.reshape
-        shape = tensor.shape
-        fits = len(shape) == len(seen) + batch and all(d in (-1, s) for d, s in zip(seen, shape[batch:], strict=True))
-        if not fits or (batch and rows is not None and shape[0] != rows):
-            expected = (-1 if rows is None else rows, *seen) if batch else seen
-            raise BackendFailed(f"{what}: the model returned shape {format_shape(shape)}, expected is {format_shape(expected)}")
-        if spec.reshape is not None:
-            return tensor.reshape((*shape[:batch], *resolve_reshape(shape[batch:], seen, spec.dims)))
-        return tensor
-
     def _slice(self, tensor: Tensor, index: int) -> Tensor:
         if len(self._entries) == 1:
             return tensor
         return rows_of(tensor, self.offsets[index], self.offsets[index + 1])
-
-    def _response(self, entry: Entry, outputs: dict[str, Tensor], *, final: bool) -> Response | HeadraceError:
-        request, spec = entry.request, self._owner.spec
-        if request.classes:
-            try:
-                outputs = classified(request, spec, outputs)
-            except HeadraceError as error:
-                return error
-        return Response(spec.name, spec.version, request.id, outputs, final, request.placed)
 
     def _answer(self, index: int, result: Response | HeadraceError) -> Answer:
         answer = Answer(self._entries[index], result)
@@ -225,18 +189,3 @@ class PortableBatch:
             [a for a in answers if (self._owner.answering(a.entry) if a.is_final else a.entry.state is EntryState.TAKEN)],
             scattered,
         )
-
-
-def deliver(answers: Sequence[Answer], now: int) -> None:
-    """Hand answers to their sinks, one call a sink. A sink that raises has lost its client: its entries are settled so."""
-    by_sink: dict[int, tuple[Sink, list[Answer]]] = {}
-    for answer in answers:
-        by_sink.setdefault(id(answer.entry.sink), (answer.entry.sink, []))[1].append(answer)
-    for sink, mine in by_sink.values():
-        try:
-            sink.deliver(mine)
-        except Exception:
-            log.exception("a sink did not take its answers")
-            for answer in mine:
-                answer.entry.cancelled = True
-                answer.entry.settle(Outcome.CANCELLED, Code.CANCELLED, now)

@@ -57,20 +57,45 @@ class Stamps:
     scattered: int = 0
 
 
+class Entry(Protocol):
+    """One admitted request, as its sink sees it, whatever queue it is in."""
+
+    cancelled: bool
+    bytes_out: int
+
+    @property
+    def request(self) -> Request:
+        """What was asked."""
+        ...
+
+    @property
+    def sink(self) -> Sink:
+        """Where its answers go."""
+        ...
+
+    def settle(self, outcome: Outcome, code: Code, sent: int) -> bool:
+        """Write the record and free the place. The first call counts; False says it was settled before."""
+        ...
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more. What waits leaves its queue at once; what runs is not answered."""
+        ...
+
+
 class EntryOwner(Protocol):
     """The queue of an entry, as the entry sees it."""
 
-    def settle(self, entry: Entry, outcome: Outcome, code: Code, sent: int) -> bool:
+    def settle(self, entry: PortableEntry, outcome: Outcome, code: Code, sent: int) -> bool:
         """Write the record and free the place, the first time it is called for an entry; says whether it was."""
         ...
 
-    def cancel(self, entry: Entry) -> None:
+    def cancel(self, entry: PortableEntry) -> None:
         """Nobody wants the answer any more."""
         ...
 
 
-class Entry:
-    """One admitted request."""
+class PortableEntry:
+    """One admitted request of a portable queue."""
 
     __slots__ = (
         "admitted", "batch", "bytes_out", "cancelled", "due", "index", "key", "lane", "number", "owner", "request", "sink",
@@ -127,7 +152,7 @@ class Entry:
         )
 
     def __repr__(self) -> str:
-        return f"<Entry {self.number} {self.state.value}, {self.admitted.rows} rows>"
+        return f"<PortableEntry {self.number} {self.state.value}, {self.admitted.rows} rows>"
 
 
 @dataclass(slots=True)

@@ -26,8 +26,9 @@ from headrace.model import ModelSpec
 from headrace.protocol.validate import Validator
 from headrace.request import Request
 from headrace.scheduling.admission import BEHIND_EVERYONE, Depth, Limits, due, policy_of, refusal
-from headrace.scheduling.batch import PortableBatch, deliver
-from headrace.scheduling.entry import Answer, Entry, EntryState, Sink
+from headrace.scheduling.answers import deliver
+from headrace.scheduling.batch import PortableBatch
+from headrace.scheduling.entry import Answer, EntryState, PortableEntry, Sink
 from headrace.scheduling.plan import NEVER, VIEW, VIEW_FORMAT, Plan
 
 _VIEW = struct.Struct(VIEW_FORMAT)
@@ -47,21 +48,21 @@ class PortableQueue:
         self._changed = threading.Condition(self._lock)
         self._all_settled = threading.Condition(self._lock)
         self._numbers, self._batches = itertools.count(1), itertools.count(1)
-        self._order: list[tuple[int, int, Entry, bytes]] = []
-        self._waiting: dict[int, Entry] = {}
+        self._order: list[tuple[int, int, PortableEntry, bytes]] = []
+        self._waiting: dict[int, PortableEntry] = {}
         self._overdue: list[tuple[int, int]] = []
-        self._lanes: dict[Hashable, deque[Entry]] = {}
+        self._lanes: dict[Hashable, deque[PortableEntry]] = {}
         self._depth = Depth()
         self._in_level: Counter[int] = Counter()
         self._unsettled = self._running = 0
         self._turn_open = self._has_news = self._closed = False
 
-    def push(self, request: Request, sink: Sink) -> Entry:
+    def push(self, request: Request, sink: Sink) -> PortableEntry:
         """Admit a request. See `scheduling.base.Queue.push`."""
         admitted = self._validator.admit(request)
         now = self.clock.now()
         times = due(request, self.spec.batching, now)
-        entry = Entry(self, request, admitted, times, sink, self._lane(request))
+        entry = PortableEntry(self, request, admitted, times, sink, self._lane(request))
         with self._lock:
             if self._closed:
                 raise QueueClosed(request.id)
@@ -82,7 +83,7 @@ class PortableQueue:
             self._expires(self, min(times.deadline, times.queue_until))
         return entry
 
-    def cancel(self, entry: Entry) -> None:
+    def cancel(self, entry: PortableEntry) -> None:
         """Nobody wants the answer any more. What waits leaves at once; what runs is not answered."""
         with self._lock:
             entry.cancelled = True
@@ -93,7 +94,7 @@ class PortableQueue:
         if done:
             entry.settle(Outcome.CANCELLED, Code.CANCELLED, self.clock.now())
 
-    def settle(self, entry: Entry, outcome: Outcome, code: Code, sent: int) -> bool:
+    def settle(self, entry: PortableEntry, outcome: Outcome, code: Code, sent: int) -> bool:
         """Write the record and free the place, the first time it is called for an entry; says whether it was."""
         with self._lock:
             if entry.state is EntryState.SETTLED:
@@ -160,7 +161,7 @@ class PortableQueue:
 
     def expire(self, now: int) -> int | None:
         """Answer what is overdue at `now` and still waits. Returns the instant to come back at, if any."""
-        gone: list[Entry] = []
+        gone: list[PortableEntry] = []
         with self._lock:
             while self._overdue and self._overdue[0][0] <= now:
                 entry = self._waiting.get(heapq.heappop(self._overdue)[1])
@@ -208,7 +209,7 @@ class PortableQueue:
             self._turn_open = False
             self._changed.notify_all()
 
-    def answering(self, entry: Entry) -> bool:
+    def answering(self, entry: PortableEntry) -> bool:
         """Mark an entry answered; False when it was cancelled or its sink is lost, and nobody wants the answer."""
         with self._lock:
             if entry.state is EntryState.SETTLED:
@@ -240,12 +241,12 @@ class PortableQueue:
             return 0
         return sum(entry.size.rows for k, _, entry, _ in self._order if k <= key)
 
-    def _count(self, entry: Entry, sign: int) -> None:
+    def _count(self, entry: PortableEntry, sign: int) -> None:
         size, depth = entry.size, self._depth
         self._in_level[entry.due.level] += sign
         self._depth = Depth(depth.requests + sign, depth.rows + sign * size.rows, depth.nbytes + sign * size.nbytes)
 
-    def _line_up(self, entry: Entry) -> None:
+    def _line_up(self, entry: PortableEntry) -> None:
         """Into the order, or behind the others of its lane."""
         if entry.lane is not None:
             lane = self._lanes.get(entry.lane)
@@ -255,7 +256,7 @@ class PortableQueue:
             self._lanes[entry.lane] = deque()
         self._show(entry)
 
-    def _note_overdue(self, entry: Entry, at: int) -> bool:
+    def _note_overdue(self, entry: PortableEntry, at: int) -> bool:
         """Remember when to expire an entry; True when that is earlier than all others."""
         if at == NEVER:
             return False
@@ -267,7 +268,7 @@ class PortableQueue:
         heapq.heappush(self._overdue, (at, entry.number))
         return is_first
 
-    def _show(self, entry: Entry) -> None:
+    def _show(self, entry: PortableEntry) -> None:
         entry.state = EntryState.WAITING
         times, size = entry.due, entry.size
         bucket = hash(entry.admitted.shapes) & 0xFFFF_FFFF_FFFF_FFFF
@@ -286,10 +287,10 @@ class PortableQueue:
         self._has_news = True
         self._changed.notify()
 
-    def _hide(self, entry: Entry) -> None:
+    def _hide(self, entry: PortableEntry) -> None:
         del self._order[bisect_left(self._order, (entry.key, entry.number))]
 
-    def _postpone(self, entry: Entry) -> None:
+    def _postpone(self, entry: PortableEntry) -> None:
         """Behind everyone whose time is not over, until its deadline if it has one."""
         shown = entry.state is EntryState.WAITING
         if shown:
@@ -299,7 +300,7 @@ class PortableQueue:
             self._show(entry)
         self._note_overdue(entry, entry.due.deadline)
 
-    def _leave(self, entry: Entry, state: EntryState) -> None:
+    def _leave(self, entry: PortableEntry, state: EntryState) -> None:
         """Out of the queue, into a batch or to be answered. Its lane stays busy until it is settled."""
         if entry.state is EntryState.WAITING:
             self._hide(entry)
@@ -322,7 +323,7 @@ class PortableQueue:
             del self._lanes[lane]
             self._changed.notify_all()
 
-    def _answer_expired(self, entries: list[Entry], now: int) -> None:
+    def _answer_expired(self, entries: list[PortableEntry], now: int) -> None:
         answers: list[Answer] = []
         for entry in entries:
             error: HeadraceError = QueueTimeout() if entry.due.deadline > now else DeadlineExpired(self.spec.name)

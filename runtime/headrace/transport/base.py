@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
+from headrace.engine.regions import Regions
 from headrace.engine.routes import Routes
-from headrace.request import Windows
+from headrace.scheduling.base import MakeQueues
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWindow:
+    """The bounds of one stream.
+
+    Attributes:
+        requests: that were read and are not answered in full; further ones are not read meanwhile.
+        unsent: bytes of answers not yet sent, above which no request is read.
+        flood: bytes of answers not yet sent that are not the last of their request: those `requests` does not bound. More of
+            them end the stream.
+    """
+
+    requests: int = 1024
+    unsent: int = 64 << 20
+    flood: int = 256 << 20
+
+
+WINDOW = StreamWindow()
 
 
 class ControlCalls(Protocol):
@@ -23,7 +44,7 @@ class ControlCalls(Protocol):
         ...
 
     @property
-    def regions(self) -> Windows:
+    def regions(self) -> Regions:
         """Shared memory, for the tensors of requests that are there."""
         ...
 
@@ -46,7 +67,7 @@ class Transport(Protocol):
 
     @property
     def address(self) -> str:
-        """`HOST:PORT` it is bound to."""
+        """Where it is bound to: `HOST:PORT`, or `unix:PATH`."""
         ...
 
     def start(self, routes: Routes, control: ControlCalls) -> None:
@@ -63,4 +84,13 @@ class Transport(Protocol):
 
     def close(self, deadline: int) -> None:
         """Wait for the calls that run until `deadline` (ns), then end the rest."""
+        ...
+
+
+class GrpcTransport(Transport, Protocol):
+    """A transport that brings the queues it pushes into: the engine it serves is made with them."""
+
+    @property
+    def queues(self) -> MakeQueues:
+        """Their factory."""
         ...

@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from headrace import __version__
 from headrace.engine.engine import Engine
+from headrace.engine.regions import Regions
 from headrace.engine.routes import Route
 from headrace.errors import HeadraceError, InvalidRequest, ServerExiting, Unsupported
 from headrace.ledger.views import Total, VersionTotals
@@ -23,7 +24,6 @@ from headrace.protocol.codec import decode_version
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.protocol.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from headrace.protocol.pool import POOL
-from headrace.request import Windows
 from headrace.tensor import TensorSpec
 from headrace.transport.log_switches import LogSwitches
 from headrace.transport.settings import LogCalls, TraceCalls
@@ -98,7 +98,7 @@ class Control:
         return frozenset(f"/{SERVICE}/RepositoryModel{verb}" for verb in ("Load", "Unload"))
 
     @property
-    def regions(self) -> Windows:
+    def regions(self) -> Regions:
         """See `ControlCalls.regions`."""
         return self._engine.regions
 

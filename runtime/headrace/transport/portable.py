@@ -22,9 +22,10 @@ from headrace.protocol.codec import MAX_MESSAGE_BYTES, decode_request, encode_re
 from headrace.protocol.headers import HeaderForwarding
 from headrace.request import Request, Response
 from headrace.scheduling.entry import Answer
+from headrace.scheduling.expiry import PortableQueues
 from headrace.scheduling.sinks import LoopSink
-from headrace.transport.base import ControlCalls
-from headrace.transport.listening import listen
+from headrace.transport.base import WINDOW, ControlCalls, StreamWindow
+from headrace.transport.listening import is_unix, listen, unlink
 from headrace.transport.loop import LoopThread
 from headrace.transport.streams import Streams
 
@@ -48,17 +49,22 @@ class PortableTransport:
     """See `transport.base.Transport`.
 
     Args:
-        address: `HOST:PORT`; port 0 picks a free one.
+        address: `HOST:PORT`, where port 0 picks a free one, or `unix:PATH`.
         clock: for stamps and deadlines.
         header_forward_pattern: which headers become parameters of their request; see `protocol.headers`.
+        window: the bounds of each stream.
 
     Raises:
         InvalidRepository: the pattern is no regular expression.
     """
 
-    def __init__(self, address: str, clock: Clock | None = None, header_forward_pattern: str = "") -> None:
+    queues = PortableQueues
+
+    def __init__(
+        self, address: str, clock: Clock | None = None, header_forward_pattern: str = "", window: StreamWindow = WINDOW
+    ) -> None:
         self._forwarding = HeaderForwarding(header_forward_pattern)
-        self.address = address
+        self.address, self._window = address, window
         self._clock = clock or MonotonicClock()
         self._thread = LoopThread("headrace-grpc")
         self._is_accepting = True
@@ -80,11 +86,12 @@ class PortableTransport:
         if self._thread.is_running:
             self._thread.do(self._stop(deadline))
         self._thread.end()
+        unlink(self.address)
 
     async def _start(self, routes: Routes, control: ControlCalls) -> None:
         self._routes, self._control = routes, control
         self._sink = LoopSink(routes.push, self._clock, self._thread.loop)
-        self._streams = Streams(routes, self._sink, self._clock, self._check_accepting)
+        self._streams = Streams(routes, self._sink, self._clock, self._check_accepting, self._window)
         self._server = grpc.aio.server(options=_OPTIONS)
         handlers = {
             _SERVICE + "ModelInfer": grpc.unary_unary_rpc_method_handler(self._infer),
@@ -101,8 +108,8 @@ class PortableTransport:
             port = self._server.add_insecure_port(self.address)
         except RuntimeError as error:
             raise CannotListen(self.address, str(error)) from None
-        host = self.address.rpartition(":")[0]
-        self.address = f"{host}:{port}"
+        if not is_unix(self.address):
+            self.address = f"{self.address.rpartition(':')[0]}:{port}"
         await self._server.start()
 
     async def _stop(self, deadline: int) -> None:

@@ -22,27 +22,12 @@ from headrace.protocol.streaming import encode_failure, encode_refusal, encode_s
 from headrace.request import Request
 from headrace.scheduling.entry import Answer, Entry
 from headrace.scheduling.sinks import LoopSink
+from headrace.transport.base import StreamWindow
 
 log = logging.getLogger(__name__)
 
 _OVERHEAD_BYTES = 512
 """What an unsent answer takes beside its message."""
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The bounds of one stream.
-
-    Attributes:
-        requests: that were read and are not answered in full; further ones are not read meanwhile.
-        unsent: bytes of answers not yet sent, above which no request is read.
-        flood: bytes of answers not yet sent that are not the last of their request: those `requests` does not bound. More of
-            them end the stream.
-    """
-
-    requests: int = 1024
-    unsent: int = 64 << 20
-    flood: int = 256 << 20
 
 
 class Streams:
@@ -62,7 +47,7 @@ class Streams:
         sink: LoopSink,
         clock: Clock,
         check_accepting: Callable[[int], None],
-        window: Window = Window(),
+        window: StreamWindow,
     ) -> None:
         self.routes, self.sink, self.clock = routes, sink, clock
         self.check_accepting, self.window = check_accepting, window

@@ -1,0 +1,227 @@
+//! One connection: a task that reads and writes its frames and drives its calls, each a future inside this task.
+//!
+//! So an answer needs no wake of its own: the letters of a batch wake the tasks of their connections, and each writes all of
+//! them at once.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use h2::server::{Connection as Http2, SendResponse};
+use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep};
+
+use super::infer::Head;
+use super::io::Io;
+use super::message::Messages;
+use super::reply::Reply;
+use super::{control, infer, status, stream};
+use crate::error::{Error, Kind};
+use crate::faults;
+use crate::news::Level;
+
+/// Windows: what a client may send before it hears from us. The defaults of 64 KiB would stop every larger tensor.
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+const FRAME: u32 = 1 << 20;
+const MOST_STREAMS: u32 = 4096;
+const MOST_HEADERS: u32 = 64 << 10;
+/// What HTTP/2 keeps of a call's answer before it is written.
+const SEND_BUFFER: usize = 1 << 20;
+const HANDSHAKE: Duration = Duration::from_secs(20);
+/// How often a connection is asked whether it is there, and how long it may take to say so.
+const PING_EVERY: Duration = Duration::from_secs(60);
+const PING_PATIENCE: Duration = Duration::from_secs(20);
+/// Unsent bytes of answers of one connection: above the first, no further call is taken from it; above the second, answers
+/// become errors.
+const UNSENT: usize = 64 << 20;
+const MOST_UNSENT: usize = 512 << 20;
+
+type Served = Pin<Box<dyn Future<Output = ()>>>;
+
+/// What a client has asked for and does not read.
+#[derive(Default)]
+pub struct Outgoing {
+    unsent: Cell<usize>,
+}
+
+impl Outgoing {
+    pub fn add(&self, bytes: usize) {
+        self.unsent.set(self.unsent.get() + bytes);
+    }
+
+    pub fn remove(&self, bytes: usize) {
+        self.unsent.set(self.unsent.get() - bytes);
+    }
+
+    /// Whether an answer of so many bytes may wait, too. One always may.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.unsent.get() == 0 || self.unsent.get() + bytes <= MOST_UNSENT
+    }
+
+    pub fn too_slow(&self) -> Error {
+        let message = format!(
+            "{} MiB of answers wait on this connection for their reader; read them, or ask for fewer at a time",
+            self.unsent.get() >> 20
+        );
+        Error::new(Kind::ReaderTooSlow, message)
+    }
+}
+
+/// Serve a connection to its end.
+pub async fn serve(io: Rc<Io>, socket: impl AsyncRead + AsyncWrite + Unpin, id: u64) {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(MOST_HEADERS)
+        .max_send_buffer_size(SEND_BUFFER);
+    let Ok(Ok(http2)) = tokio::time::timeout(HANDSHAKE, builder.handshake(socket)).await else { return };
+    let mut connection = Connection {
+        ping: Ping::new(&io),
+        io,
+        id,
+        http2,
+        calls: FuturesUnordered::new(),
+        outgoing: Rc::default(),
+        is_ending: false,
+    };
+    connection.ping.pinger = connection.http2.ping_pong();
+    poll_fn(|cx| connection.poll(cx)).await;
+}
+
+struct Connection<S> {
+    io: Rc<Io>,
+    id: u64,
+    http2: Http2<S, Bytes>,
+    calls: FuturesUnordered<Served>,
+    outgoing: Rc<Outgoing>,
+    ping: Ping,
+    is_ending: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Ready when the connection is over. Its calls are dropped with it then, and so is what they asked for.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(waker) = self.io.connections.borrow_mut().get_mut(&self.id) {
+            *waker = Some(cx.waker().clone());
+        }
+        if self.io.is_finishing.get() && !self.is_ending {
+            self.is_ending = true;
+            self.http2.graceful_shutdown();
+        }
+        loop {
+            while let Poll::Ready(Some(())) = self.calls.poll_next_unpin(cx) {}
+            if self.outgoing.unsent.get() > UNSENT {
+                // The client has enough to read: what it asks now stays with HTTP/2, and then with the client.
+                if self.http2.poll_closed(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                break;
+            }
+            match self.http2.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => self.take_call(request, respond),
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
+                Poll::Pending => break,
+            }
+        }
+        self.ping.poll(cx)
+    }
+
+    fn take_call(&mut self, request: Request<h2::RecvStream>, respond: SendResponse<Bytes>) {
+        let call = serve_call(Rc::clone(&self.io), request, respond, Rc::clone(&self.outgoing));
+        self.calls.push(Box::pin(call));
+    }
+}
+
+/// Counts a call for as long as it lasts.
+struct UnderWay(Rc<Io>);
+
+impl UnderWay {
+    fn new(io: &Rc<Io>) -> UnderWay {
+        io.calls.set(io.calls.get() + 1);
+        UnderWay(Rc::clone(io))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.calls.set(self.0.calls.get() - 1);
+        self.0.ended.notify_waiters();
+    }
+}
+
+async fn serve_call(io: Rc<Io>, request: Request<h2::RecvStream>, respond: SendResponse<Bytes>, outgoing: Rc<Outgoing>) {
+    let received = io.shared.house.clock.now();
+    let _under_way = UnderWay::new(&io);
+    let mut reply = Reply::new(respond, Rc::clone(&outgoing));
+    let (head, body) = request.into_parts();
+    if !status::is_grpc(&head.headers) {
+        return reply.end_with(status::not_grpc());
+    }
+    let messages = Messages::new(body, &head.headers, Rc::clone(&io.partial));
+    let path = head.uri.path();
+    let served = async {
+        match path {
+            "/inference.GRPCInferenceService/ModelInfer" => {
+                let head = Head::of(&io, &head.headers, received);
+                infer::infer(&io, head, messages, &mut reply, &outgoing).await;
+            }
+            "/inference.GRPCInferenceService/ModelStreamInfer" => {
+                let head = Head::of(&io, &head.headers, received);
+                stream::serve(&io, head, messages, &mut reply).await;
+            }
+            method if io.shared.methods.contains(method) => control::call(&io, method, messages, &mut reply).await,
+            method if io.shared.dialogues.contains(method) => control::converse(&io, method, messages, &mut reply).await,
+            method => reply.end(Err(&Error::new(Kind::Unsupported, format!("there is no method {method}")))),
+        }
+    };
+    if let Err(panic) = AssertUnwindSafe(served).catch_unwind().await {
+        let error = Error::broken(format!("a call of {path} panicked: {}", faults::said(&*panic)));
+        io.shared.house.news.log(Level::Error, error.message.clone());
+        reply.end(Err(&error));
+    }
+}
+
+/// Asks the other side now and then whether it is there.
+struct Ping {
+    pinger: Option<h2::PingPong>,
+    next: Pin<Box<Sleep>>,
+    is_out: bool,
+    io: Rc<Io>,
+}
+
+impl Ping {
+    fn new(io: &Rc<Io>) -> Ping {
+        Ping { pinger: None, next: Box::pin(tokio::time::sleep(PING_EVERY)), is_out: false, io: Rc::clone(io) }
+    }
+
+    /// Ready when the other side is gone.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(pinger) = &mut self.pinger else { return Poll::Pending };
+        if self.is_out && pinger.poll_pong(cx).is_ready() {
+            self.is_out = false;
+            self.next.as_mut().reset(Instant::now() + PING_EVERY);
+        }
+        while self.next.as_mut().poll(cx).is_ready() {
+            if self.is_out {
+                self.io.shared.house.news.log(Level::Debug, "a connection that does not answer any more is closed".to_owned());
+                return Poll::Ready(());
+            }
+            self.is_out = pinger.send_ping(h2::Ping::opaque()).is_ok();
+            self.next.as_mut().reset(Instant::now() + PING_PATIENCE);
+            let _ = pinger.poll_pong(cx);
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,105 @@
+//! Where connections come from: TCP, or a socket file.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+
+use super::connection;
+use super::io::Io;
+use crate::news::Level;
+
+/// How long to wait when the process has no descriptor left for a connection.
+const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// A socket that listens.
+pub enum Listener {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+impl Listener {
+    /// Take over a listening socket.
+    ///
+    /// # Safety
+    /// `descriptor` is an open socket that listens, and is nobody else's.
+    pub unsafe fn from_descriptor(descriptor: RawFd, is_unix: bool) -> Listener {
+        // SAFETY: the caller says so.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        if is_unix { Listener::Unix(descriptor.into()) } else { Listener::Tcp(descriptor.into()) }
+    }
+
+    /// Accept connections, for ever.
+    pub async fn accept(self, io: Rc<Io>) -> io::Result<()> {
+        match self {
+            Listener::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                let listener = TcpListener::from_std(listener)?;
+                let mut told = false;
+                loop {
+                    match listener.accept().await {
+                        Ok((socket, _)) => {
+                            told = false;
+                            let _ = socket.set_nodelay(true);
+                            open(&io, socket);
+                        }
+                        Err(error) => back_off(&io, &error, &mut told).await,
+                    }
+                }
+            }
+            Listener::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                let listener = UnixListener::from_std(listener)?;
+                let mut told = false;
+                loop {
+                    match listener.accept().await {
+                        Ok((socket, _)) => {
+                            told = false;
+                            open(&io, socket);
+                        }
+                        Err(error) => back_off(&io, &error, &mut told).await,
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn open(io: &Rc<Io>, socket: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static) {
+    let id = io.next_connection();
+    let io = Rc::clone(io);
+    let opened = Opened { id, io: Rc::clone(&io) };
+    tokio::task::spawn_local(async move {
+        connection::serve(io, socket, id).await;
+        drop(opened);
+    });
+}
+
+/// Counts a connection for as long as it is open.
+struct Opened {
+    id: u64,
+    io: Rc<Io>,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.io.connections.borrow_mut().remove(&self.id);
+        self.io.ended.notify_waiters();
+    }
+}
+
+/// Descriptors may be short; those who are connected are served, and the next connection waits in the kernel.
+async fn back_off(io: &Io, error: &io::Error, told: &mut bool) {
+    let is_short = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM));
+    if !is_short {
+        return; // of that one connection, which is gone again
+    }
+    if !*told {
+        *told = true;
+        let line = format!("connections wait: {error}; raise the limit of open files (ulimit -n)");
+        io.shared.house.news.log(Level::Warning, line);
+    }
+    tokio::time::sleep(BACK_OFF).await;
+}

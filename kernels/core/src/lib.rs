@@ -1,0 +1,27 @@
+//! The data plane of Headrace: sockets and HTTP/2, the V2 codec, the queue, gathering and scattering. It decides nothing:
+//! what to take, whom to refuse and what to run is told to it. Python is not known here.
+//!
+//! A request's way: `grpc` (bytes → message) → `codec` (message → request) → `routes` → `queue::push` (`validate`,
+//! `admission`) → `queue::turn`, `queue::take` → `batch::gather` … `batch::reply` (`codec`: answer → bytes) → `grpc` → the
+//! `ledger`, written by whoever settles (`entry`).
+
+pub mod admission;
+pub mod batch;
+pub mod buffer;
+pub mod classify;
+pub mod clock;
+pub mod codec;
+pub mod datatype;
+pub mod entry;
+pub mod error;
+pub mod expiry;
+pub mod faults;
+pub mod grpc;
+pub mod ledger;
+pub mod news;
+pub mod queue;
+pub mod regions;
+pub mod routes;
+pub mod spec;
+pub mod validate;
+pub mod wire;

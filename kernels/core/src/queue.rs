@@ -1,0 +1,567 @@
+//! What waits for one loaded version, in order. The reference is `headrace.scheduling.queue`.
+//!
+//! Threads: the I/O thread and callers in the process push, instance threads take turns, the expiry thread drops what is
+//! overdue, whoever hands over an answer settles. One lock guards all of it, and nobody is called with it held. Invariants: an
+//! entry is in `order` iff it waits and is not parked; `unsettled` counts every pushed entry until its record is written; one
+//! turn is open at a time.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustc_hash::FxHashMap;
+
+use crate::admission::{BEHIND_EVERYONE, Depth, Limits, check, due};
+use crate::batch::Batch;
+use crate::buffer::Pool;
+use crate::clock::{Clock, NEVER, Nanos};
+use crate::codec::Request;
+use crate::entry::{Entry, Fate, Lane, Letter, Settlement, Sink, Ticket, lane_of};
+use crate::error::{Error, Kind};
+use crate::expiry::Expiry;
+use crate::ledger::{BatchRecord, Ledger, RequestRecord};
+use crate::news::{LocalAnswer, News};
+use crate::spec::Spec;
+use crate::validate::admit;
+
+/// Bytes of an entry in a view; the layout is `headrace.scheduling.plan.VIEW`.
+pub const VIEW_BYTES: usize = 64;
+
+/// What all queues of a kernel share.
+pub struct House {
+    pub clock: Clock,
+    pub ledger: Arc<Ledger>,
+    pub news: Arc<News>,
+    pub expiry: Arc<Expiry>,
+}
+
+/// A request that was not admitted; it comes back whole where another queue may take it.
+pub struct Rejected {
+    pub error: Error,
+    pub request: Option<Box<Request>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// (key, number) → rows.
+    order: BTreeMap<(i64, u64), u64>,
+    waiting: FxHashMap<u64, Box<Entry>>,
+    overdue: BinaryHeap<Reverse<(Nanos, u64)>>,
+    /// Busy lanes: those behind the one that is under way, by number.
+    lanes: FxHashMap<Lane, VecDeque<u64>>,
+    depth: Depth,
+    in_level: FxHashMap<u32, usize>,
+    /// Settlements of local entries that were answered, until the caller says that it has the answer.
+    handed: FxHashMap<u64, Settlement>,
+    /// The fates of local entries that are not settled.
+    local_fates: FxHashMap<u64, Arc<Fate>>,
+    numbers: u64,
+    batches: u64,
+    unsettled: usize,
+    running: usize,
+    turn_open: bool,
+    has_news: bool,
+    is_closed: bool,
+}
+
+/// See the head of this file. `id` tells the queues of a kernel apart, `model` is the ledger's number of the version.
+pub struct Queue {
+    pub id: u64,
+    pub model: u32,
+    pub spec: Spec,
+    pub version: String,
+    pub clock: Clock,
+    pub pool: Arc<Pool>,
+    house: Arc<House>,
+    limits: Mutex<Limits>,
+    state: Mutex<State>,
+    changed: Condvar,
+    all_settled: Condvar,
+}
+
+/// The right to take from a queue.
+pub struct Turn {
+    /// The most urgent entries, `VIEW_BYTES` each.
+    pub view: Vec<u8>,
+    /// The queue is closed: nobody else will come.
+    pub is_last_call: bool,
+}
+
+impl Queue {
+    pub fn new(house: Arc<House>, id: u64, model: u32, spec: Spec, limits: Limits) -> Arc<Queue> {
+        Arc::new(Queue {
+            id,
+            model,
+            version: spec.version.to_string(),
+            spec,
+            clock: house.clock.clone(),
+            pool: Arc::default(),
+            house,
+            limits: Mutex::new(limits),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            all_settled: Condvar::new(),
+        })
+    }
+
+    /// Admit a request. Nobody is woken: see `wake`.
+    pub fn push(self: &Arc<Self>, mut request: Box<Request>, sink: Sink) -> Result<Ticket, Rejected> {
+        if self.state.lock().is_closed {
+            return Err(Rejected { error: Error::queue_closed(&request.id), request: Some(request) });
+        }
+        let mut admitted = admit(&self.spec, &mut request).map_err(|error| Rejected { error, request: None })?;
+        let now = self.clock.now();
+        let times = due(&request, &self.spec.batching, now);
+        let lane = request.sequence.as_ref().filter(|_| self.spec.sequences).map(|sequence| lane_of(&sequence.id));
+        let fate = Arc::new(Fate::default());
+        let size = Depth { requests: 1, rows: u64::from(admitted.rows.max(1)), nbytes: admitted.nbytes };
+        let overdue = times.deadline.min(times.queue_until);
+
+        let mut state = self.state.lock();
+        if let Err(error) = self.check(&state, &request.id, &times, size, now) {
+            drop(state);
+            if error.kind == Some(Kind::QueueClosed) {
+                restore(&self.spec, &mut request, &mut admitted);
+                return Err(Rejected { error, request: Some(request) });
+            }
+            return Err(Rejected { error, request: None });
+        }
+        state.numbers += 1;
+        let number = state.numbers;
+        let record = RequestRecord {
+            number,
+            received: request.received,
+            decoded: request.decoded,
+            queued: now,
+            deadline: if times.deadline == NEVER { 0 } else { times.deadline },
+            bytes_in: admitted.nbytes,
+            model: self.model,
+            rows: admitted.rows,
+            level: times.level,
+            ..RequestRecord::default()
+        };
+        let settlement = Settlement::new(Arc::clone(self), record, lane.clone(), Arc::clone(&fate));
+        let entry = Box::new(Entry {
+            number,
+            key: times.key,
+            due: times,
+            request: *request,
+            admitted,
+            sink,
+            lane,
+            is_parked: false,
+            queued: now,
+            fate: Arc::clone(&fate),
+            settlement: Some(settlement),
+        });
+        state.unsettled += 1;
+        if matches!(entry.sink, Sink::Local) {
+            state.local_fates.insert(number, Arc::clone(&fate));
+        }
+        state.count(&entry, true);
+        state.line_up(entry);
+        let is_first = state.note_overdue(number, overdue);
+        drop(state);
+        if is_first {
+            self.house.expiry.at(self, overdue);
+        }
+        Ok(Ticket { queue: Arc::clone(self), number, fate })
+    }
+
+    /// Let an idle instance look at what was pushed.
+    pub fn wake(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Nobody wants the answer of this entry any more, as its `Fate` says already.
+    pub fn cancel(&self, number: u64) {
+        let mut state = self.state.lock();
+        let gone = state.leave(number);
+        let handed = state.handed.remove(&number);
+        drop(state);
+        // Dropped settlements are those of cancelled requests.
+        drop((gone, handed));
+    }
+
+    /// Nobody wants the answer of a local entry any more, wherever it is. What runs is not answered.
+    pub fn cancel_local(&self, number: u64) {
+        let state = self.state.lock();
+        if let Some(fate) = state.local_fates.get(&number) {
+            fate.cancel();
+        }
+        drop(state);
+        self.cancel(number);
+    }
+
+    /// Wait for something to plan; None when the queue is closed and empty. `until`: come back then although nothing came.
+    pub fn turn(&self, until: Option<Nanos>) -> Option<Turn> {
+        let mut state = self.state.lock();
+        loop {
+            if state.is_closed && state.order.is_empty() && state.lanes.is_empty() {
+                return None;
+            }
+            let is_fresh = until.is_none_or(|until| state.has_news || until <= self.clock.now());
+            // With `preserve_ordering`, one batch at a time: the next could overtake it.
+            let is_held = self.spec.batching.preserve_ordering && state.running > 0;
+            if !state.order.is_empty() && is_fresh && !state.turn_open && !is_held {
+                (state.turn_open, state.has_news) = (true, false);
+                return Some(Turn { view: self.view(&state), is_last_call: state.is_closed });
+            }
+            let until = if state.order.is_empty() { None } else { until };
+            wait(&self.changed, &mut state, &self.clock, until);
+        }
+    }
+
+    /// Carry out a plan and end the turn: these entries as one batch, those are expired.
+    pub fn take(self: &Arc<Self>, take: &[u64], drop_them: &[u64], instance: u16, reason: u16) -> Option<Batch> {
+        let now = self.clock.now();
+        let mut state = self.state.lock();
+        let expired: Vec<_> = drop_them.iter().filter_map(|number| state.leave(*number)).collect();
+        let mut entries: Vec<Box<Entry>> = Vec::with_capacity(take.len());
+        for number in take {
+            let Some(entry) = state.waiting.get(number) else { continue };
+            // A bucket in the view is a hash; entries share a batch only if the shapes themselves are equal.
+            let is_mate = entries.first().is_none_or(|first| first.admitted.is_mate(&entry.admitted, self.spec.batches()));
+            if is_mate && let Some(entry) = state.leave(*number) {
+                entries.push(entry);
+            }
+        }
+        let number = if entries.is_empty() { 0 } else { state.batches + 1 };
+        state.batches = state.batches.max(number);
+        state.running += usize::from(!entries.is_empty());
+        state.turn_open = false;
+        drop(state);
+        self.changed.notify_one();
+        self.answer_expired(expired, now);
+        if entries.is_empty() {
+            return None;
+        }
+        for (place, entry) in entries.iter_mut().enumerate() {
+            if let Some(settlement) = &mut entry.settlement {
+                let record = &mut settlement.record;
+                (record.batch, record.place, record.taken) = (number, place as u32, now);
+            }
+        }
+        Some(Batch::new(Arc::clone(self), number, entries, instance, reason, now))
+    }
+
+    /// End a turn that no plan came out of.
+    pub fn abandon_turn(&self) {
+        self.state.lock().turn_open = false;
+        self.changed.notify_one();
+    }
+
+    /// A batch is answered in full.
+    pub fn finished(&self, record: &BatchRecord) {
+        self.house.ledger.write_batch(record);
+        self.state.lock().running -= 1;
+        self.changed.notify_one();
+    }
+
+    /// Change the bounds, from the next push on.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.limits.lock() = limits;
+    }
+
+    pub fn depth(&self) -> Depth {
+        self.state.lock().depth
+    }
+
+    /// Entries that wait, and entries that are not settled: for people.
+    pub fn counts(&self) -> (u64, usize, bool) {
+        let state = self.state.lock();
+        (state.depth.requests, state.unsettled, state.is_closed)
+    }
+
+    /// Wait until every pushed entry is settled, or `until`; says whether it is so.
+    pub fn wait_settled(&self, until: Nanos) -> bool {
+        let mut state = self.state.lock();
+        while state.unsettled > 0 && self.clock.now() < until {
+            wait(&self.all_settled, &mut state, &self.clock, Some(until));
+        }
+        state.unsettled == 0
+    }
+
+    /// Take no more. What is queued is still served.
+    pub fn close(&self) {
+        self.state.lock().is_closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Take no more, and refuse what waits.
+    pub fn abandon(self: &Arc<Self>) {
+        self.close();
+        let mut state = self.state.lock();
+        let mut numbers: Vec<u64> = state.waiting.keys().copied().collect();
+        numbers.sort_unstable();
+        let left: Vec<_> = numbers.into_iter().filter_map(|number| state.leave(number)).collect();
+        drop(state);
+        self.changed.notify_all();
+        let refused = left.into_iter().map(|entry| {
+            let error = Error::queue_closed(&entry.request.id);
+            (entry, error)
+        });
+        self.answer(refused.collect());
+    }
+
+    /// Answer what is overdue at `now` and still waits. Returns the instant to come back at, if any.
+    pub fn expire(self: &Arc<Self>, now: Nanos) -> Option<Nanos> {
+        let mut gone = Vec::new();
+        let mut state = self.state.lock();
+        while let Some(Reverse((at, number))) = state.overdue.peek().copied()
+            && at <= now
+        {
+            state.overdue.pop();
+            let Some(entry) = state.waiting.get(&number) else { continue };
+            if entry.due.deadline > now && self.spec.batching.policy_of(entry.due.level).delay {
+                state.postpone(number);
+                self.changed.notify_one();
+            } else {
+                gone.extend(state.leave(number));
+            }
+        }
+        let again = state.overdue.peek().map(|Reverse((at, _))| *at);
+        drop(state);
+        self.answer_expired(gone, now);
+        again
+    }
+
+    /// A settlement has ended: the record first, so that whoever waits for the last entry finds it in the ledger.
+    pub fn settled(&self, record: &RequestRecord, lane: Option<Lane>) {
+        self.house.ledger.write(record);
+        let mut state = self.state.lock();
+        state.unsettled -= 1;
+        if !state.local_fates.is_empty() {
+            state.local_fates.remove(&record.number);
+        }
+        let frees = lane.is_some_and(|lane| state.free_lane(&lane));
+        let is_last = state.unsettled == 0;
+        drop(state);
+        if frees {
+            self.changed.notify_all();
+        }
+        if is_last {
+            self.all_settled.notify_all();
+        }
+    }
+
+    /// The answer of a local entry goes to its caller, who settles it: see `settle_local`.
+    pub fn hand(&self, number: u64, settlement: Settlement) {
+        self.state.lock().handed.insert(number, settlement);
+    }
+
+    /// The settlement of a local entry that was answered; None if it has been settled.
+    pub fn take_handed(&self, number: u64) -> Option<Settlement> {
+        self.state.lock().handed.remove(&number)
+    }
+
+    /// Answer entries that left the queue with errors.
+    fn answer(&self, entries: Vec<(Box<Entry>, Error)>) {
+        let mut post = Post::default();
+        for (mut entry, error) in entries {
+            let Some(settlement) = entry.settlement.take() else { continue };
+            match &entry.sink {
+                Sink::Local => {
+                    self.hand(entry.number, settlement);
+                    self.house.news.answer(LocalAnswer { queue: self.id, number: entry.number, error });
+                }
+                Sink::Remote { outbox, mailbox, ask, .. } => {
+                    let (mailbox, ask) = (*mailbox, *ask);
+                    post.add(
+                        outbox,
+                        Letter { mailbox, ask, result: Err(error), is_final: true, settlement: Some(settlement) },
+                    );
+                }
+            }
+        }
+        post.send();
+    }
+
+    fn answer_expired(&self, entries: Vec<Box<Entry>>, now: Nanos) {
+        let expired = entries.into_iter().map(|entry| {
+            let error = if entry.fate.is_cancelled() {
+                Error::cancelled()
+            } else if entry.due.deadline > now {
+                Error::queue_timeout()
+            } else {
+                Error::deadline_expired(&self.spec.name)
+            };
+            (entry, error)
+        });
+        self.answer(expired.collect());
+    }
+
+    fn check(&self, state: &State, id: &str, times: &crate::admission::Due, size: Depth, now: Nanos) -> Result<(), Error> {
+        if state.is_closed {
+            return Err(Error::queue_closed(id));
+        }
+        let most = self.spec.batching.policy_of(times.level).max_requests;
+        if most > 0 && state.in_level.get(&times.level).is_some_and(|count| *count >= most) {
+            return Err(Error::queue_full(id));
+        }
+        let ahead = || state.order.range(..=(times.key, u64::MAX)).map(|(_, rows)| *rows).sum();
+        check(id, times, size, state.depth, ahead, &self.limits.lock(), now)
+    }
+
+    fn view(&self, state: &State) -> Vec<u8> {
+        let most = 4 * self.spec.max_batch_size.max(1) as usize;
+        let mut view = Vec::with_capacity(most.min(state.order.len()) * VIEW_BYTES);
+        for (_, number) in state.order.keys().take(most) {
+            let Some(entry) = state.waiting.get(number) else { continue };
+            view.extend_from_slice(&entry.number.to_le_bytes());
+            for instant in [entry.key, entry.queued, entry.due.target, entry.due.deadline] {
+                view.extend_from_slice(&instant.to_le_bytes());
+            }
+            view.extend_from_slice(&entry.admitted.bucket.to_le_bytes());
+            view.extend_from_slice(&entry.admitted.nbytes.to_le_bytes());
+            view.extend_from_slice(&entry.admitted.rows.max(1).to_le_bytes());
+            view.extend_from_slice(&entry.due.level.to_le_bytes());
+        }
+        view
+    }
+}
+
+impl State {
+    fn count(&mut self, entry: &Entry, enters: bool) {
+        let (size, depth) = (entry.size(), &mut self.depth);
+        let level = self.in_level.entry(entry.due.level).or_default();
+        if enters {
+            *level += 1;
+            *depth = Depth {
+                requests: depth.requests + 1,
+                rows: depth.rows + size.rows,
+                nbytes: depth.nbytes + size.nbytes,
+            };
+        } else {
+            *level -= 1;
+            *depth = Depth {
+                requests: depth.requests - 1,
+                rows: depth.rows - size.rows,
+                nbytes: depth.nbytes - size.nbytes,
+            };
+        }
+    }
+
+    /// Into the order, or behind the others of its lane.
+    fn line_up(&mut self, mut entry: Box<Entry>) {
+        let number = entry.number;
+        if let Some(lane) = &entry.lane {
+            if let Some(behind) = self.lanes.get_mut(lane) {
+                behind.push_back(number);
+                entry.is_parked = true;
+                self.waiting.insert(number, entry);
+                return;
+            }
+            self.lanes.insert(lane.clone(), VecDeque::new());
+        }
+        self.waiting.insert(number, entry);
+        self.show(number);
+    }
+
+    fn show(&mut self, number: u64) {
+        if let Some(entry) = self.waiting.get_mut(&number) {
+            entry.is_parked = false;
+            self.order.insert((entry.key, number), entry.size().rows);
+            self.has_news = true;
+        }
+    }
+
+    /// Remember when to expire an entry; true when that is earlier than all others.
+    fn note_overdue(&mut self, number: u64, at: Nanos) -> bool {
+        if at == NEVER {
+            return false;
+        }
+        if self.overdue.len() > 2 * self.waiting.len() + 1024 {
+            // Those that were answered in time are still in here: far deadlines at a high rate would pile up.
+            let waiting = &self.waiting;
+            self.overdue.retain(|Reverse((_, number))| waiting.contains_key(number));
+        }
+        let is_first = self.overdue.peek().is_none_or(|Reverse((first, _))| at < *first);
+        self.overdue.push(Reverse((at, number)));
+        is_first
+    }
+
+    /// Behind everyone whose time is not over, until its deadline if it has one.
+    fn postpone(&mut self, number: u64) {
+        let Some(entry) = self.waiting.get_mut(&number) else { return };
+        let (key, is_parked, deadline) = (entry.key, entry.is_parked, entry.due.deadline);
+        entry.key += BEHIND_EVERYONE;
+        if !is_parked {
+            self.order.remove(&(key, number));
+            self.show(number);
+        }
+        self.note_overdue(number, deadline);
+    }
+
+    /// Out of the queue, into a batch or to be answered. Its lane stays busy until it is settled.
+    fn leave(&mut self, number: u64) -> Option<Box<Entry>> {
+        let mut entry = self.waiting.remove(&number)?;
+        if !entry.is_parked {
+            self.order.remove(&(entry.key, number));
+        } else if let Some(lane) = entry.lane.take() {
+            if let Some(behind) = self.lanes.get_mut(&lane) {
+                behind.retain(|other| *other != number);
+            }
+            if let Some(settlement) = &mut entry.settlement {
+                settlement.leave_lane();
+            }
+        }
+        self.count(&entry, false);
+        Some(entry)
+    }
+
+    /// The one under way in this lane is settled: the next comes into the order. True when somebody should look.
+    fn free_lane(&mut self, lane: &str) -> bool {
+        let Some(behind) = self.lanes.get_mut(lane) else { return false };
+        match behind.pop_front() {
+            Some(next) => self.show(next),
+            None => {
+                self.lanes.remove(lane);
+            }
+        }
+        true
+    }
+}
+
+/// Letters by the outbox they go to, so that each is woken once.
+#[derive(Default)]
+pub struct Post {
+    letters: Vec<(Arc<dyn crate::entry::Outbox>, Vec<Letter>)>,
+}
+
+impl Post {
+    pub fn add(&mut self, outbox: &Arc<dyn crate::entry::Outbox>, letter: Letter) {
+        match self.letters.iter_mut().find(|(known, _)| Arc::ptr_eq(known, outbox)) {
+            Some((_, letters)) => letters.push(letter),
+            None => self.letters.push((Arc::clone(outbox), vec![letter])),
+        }
+    }
+
+    pub fn send(self) {
+        for (outbox, letters) in self.letters {
+            outbox.post(letters);
+        }
+    }
+}
+
+/// Give a request back the data that `admit` took.
+fn restore(spec: &Spec, request: &mut Request, admitted: &mut crate::validate::Admitted) {
+    for (declared, tensor) in spec.inputs.iter().zip(&mut admitted.inputs) {
+        let given = request.inputs.iter_mut().find(|input| *input.name == *declared.name);
+        if let (Some(given), Some(tensor)) = (given, tensor) {
+            given.data = std::mem::take(&mut tensor.data);
+        }
+    }
+}
+
+fn wait(condition: &Condvar, state: &mut MutexGuard<'_, State>, clock: &Clock, until: Option<Nanos>) {
+    match until {
+        None | Some(NEVER) => condition.wait(state),
+        Some(until) => {
+            let left = until.saturating_sub(clock.now()).max(0) as u64;
+            condition.wait_for(state, Duration::from_nanos(left));
+        }
+    }
+}

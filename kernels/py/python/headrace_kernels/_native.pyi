@@ -1,0 +1,254 @@
+"""The border between Headrace's policy (Python) and its mechanism (Rust). Only plain types and buffers cross it.
+
+Instants and durations are ns of CLOCK_MONOTONIC. Codes, outcomes, reasons and record layouts are those of `headrace.errors`,
+`headrace.ledger` and `headrace.scheduling.plan`. Everything may be called from any thread.
+"""
+
+from collections.abc import Buffer as BufferLike
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, final
+
+__version__: str
+PROFILE: str
+"""`release`, or `checked`: with assertions, as the tests build it. Measure `release` only."""
+
+Input: TypeAlias = tuple[str, str, Sequence[int], BufferLike]
+"""Of a request of this process: name, datatype, shape, contiguous bytes as on the wire (BYTES length-prefixed)."""
+Output: TypeAlias = tuple[int, Sequence[int], BufferLike, BufferLike | None]
+"""Of a model: place in the spec, shape as clients see it, contiguous bytes; for BYTES also int64 offsets into them."""
+Gathered: TypeAlias = tuple[int, list[int], Buffer, Buffer | None]
+"""Of a batch: place in the spec, shape, bytes; for BYTES also int64 offsets into them."""
+News: TypeAlias = tuple[list[tuple[int, int, str, str]], list[tuple[str, str]], int, bool]
+"""Errors for local entries (queue id, number, class of the error, message), log lines (level, text), how many lines were not
+kept, whether the ledger fills and should be drained."""
+
+class KernelError(Exception):
+    """A request was not admitted, or something broke: `args` are the class in `headrace.errors` and the message."""
+
+@final
+class Kernel:
+    """What the queues and servers of one engine share: routes, regions, records, and the thread that expires.
+
+    Args:
+        now: for tests: the instant that is the present until `set_now`. Then nothing expires by itself.
+    """
+
+    def __new__(cls, now: int | None = None) -> Kernel: ...
+    def open_queue(self, spec: Any, model_number: int, limits: Any) -> Queue:
+        """A queue for a `headrace.model.ModelSpec` with `headrace.scheduling.admission.Limits`; records name `model_number`."""
+
+    def publish(self, model: str, versions: Mapping[int, Queue | None] | None) -> None:
+        """Replace the routes of a model. None for a version: it is not ready; None for all: forget the model."""
+
+    def close_routes(self) -> None:
+        """Refuse every request of every server from now on."""
+
+    def map_region(self, name: str, key: str, offset: int, byte_size: int, descriptor: int) -> None:
+        """Let requests use a region of shared memory; the descriptor is duplicated."""
+
+    def unmap_region(self, name: str) -> None:
+        """Forget a region. Requests on their way keep theirs."""
+
+    def next_news(self) -> News | None:
+        """Wait for something that Python has to do; None once the kernel is closed. One thread should."""
+
+    def take_records(self) -> tuple[bytes, bytes]:
+        """All unread records: packed `ledger.REQUEST`, packed `ledger.BATCH`."""
+
+    def written(self) -> tuple[int, int]:
+        """How many records there have been: of requests, of batches."""
+
+    def set_now(self, now: int) -> None:
+        """Move the clock of a kernel that was made with one.
+
+        Raises:
+            ValueError: it goes by the real clock.
+        """
+
+    def start_server(
+        self,
+        descriptor: int,
+        *,
+        is_unix: bool,
+        methods: Sequence[str],
+        dialogues: Sequence[str],
+        header_pattern: str,
+        window: tuple[int, int, int],
+    ) -> Server:
+        """Serve gRPC on a listening socket, which belongs to the server from now on, whatever happens.
+
+        Args:
+            descriptor: of the socket.
+            is_unix: whether it is a socket file's.
+            methods: unary calls that are handed to Python, by their full names.
+            dialogues: calls with a stream each way, in which every message gets one answer from Python.
+            header_pattern: which headers become parameters; see `check_pattern`.
+            window: of each stream: requests on their way, unsent bytes, unsent bytes of answers that are not final.
+
+        Raises:
+            ValueError: the pattern is not understood.
+            OSError: the machine has no thread or no poller left.
+        """
+
+    def close(self) -> None:
+        """End the threads of the kernel, after its servers and queues."""
+
+@final
+class Queue:
+    """What waits for one loaded version. See `headrace.scheduling.base.Queue`."""
+
+    @property
+    def id(self) -> int:
+        """Its number in the kernel."""
+
+    def push(self, request: Any, inputs: Sequence[Input], registry: dict[int, Any], entry: Any) -> int:
+        """Admit a `headrace.request.Request` of this process; its inputs are copied.
+
+        `registry[number]` is `entry` from the moment on in which anybody can see the request.
+
+        Raises:
+            KernelError: it is invalid or refused.
+        """
+
+    def cancel(self, number: int) -> None:
+        """Nobody wants the answer of this local entry any more."""
+
+    def settle(self, number: int, outcome: int, code: int, sent: int, bytes_out: int) -> bool:
+        """The caller of a local entry has its answer; False if it was settled before."""
+
+    def turn(self, until: int | None) -> tuple[bytes, bool] | None:
+        """Write what this thread has replied, then wait for something to plan.
+
+        Returns:
+            The view (packed `plan.VIEW`) and whether nobody else will come; None when the queue is closed and empty.
+        """
+
+    def take(self, take: Sequence[int], drop: Sequence[int], instance: int, reason: int) -> Batch | None:
+        """Carry out a plan and end the turn; None when nothing of it was left to take."""
+
+    def abandon_turn(self) -> None:
+        """End a turn that no plan came out of."""
+
+    def set_limits(self, limits: Any) -> None:
+        """Change the bounds, from the next push on."""
+
+    def depth(self) -> tuple[int, int, int]:
+        """Requests, rows and bytes that wait."""
+
+    def counts(self) -> tuple[int, int, bool]:
+        """Requests that wait, requests that are not settled, whether the queue is closed."""
+
+    def wait_settled(self, until: int) -> bool:
+        """Wait until every pushed entry is settled, or `until`; says whether it is so."""
+
+    def close(self) -> None:
+        """Take no more. What is queued is still served."""
+
+    def abandon(self) -> None:
+        """Take no more, and refuse what waits."""
+
+    def expire(self, now: int) -> int | None:
+        """Answer what is overdue; when to come back."""
+
+@final
+class Batch:
+    """Entries that run together. Requests are counted from 0, in the order of their rows."""
+
+    @property
+    def number(self) -> int:
+        """Its number in the queue."""
+
+    @property
+    def offsets(self) -> list[int]:
+        """Where the rows of each request begin; one more than there are requests."""
+
+    @property
+    def locals(self) -> list[tuple[int, int]]:
+        """Requests that came from this process: place, number in the queue."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request still waits for an answer."""
+
+    def wanted(self, index: int | None = None) -> list[int]:
+        """The outputs somebody asked for, or the request at `index`, by their places in the spec."""
+
+    def gather(self, index: int | None = None) -> list[Gathered]:
+        """Copy the inputs of all requests, or of one, into memory aligned to 64 bytes.
+
+        Raises:
+            KernelError: it panicked.
+        """
+
+    def reply(self, outputs: Sequence[Output]) -> list[int]:
+        """Answer every open request with its rows. Small answers leave with the thread's next `turn`, others at once.
+
+        Returns:
+            The places of local requests: their callers have to be told, and settle.
+        """
+
+    def send(self, index: int, outputs: Sequence[Output], is_final: bool) -> bool:
+        """One answer to one request. Whether it is a local one.
+
+        Raises:
+            KernelError: it was answered after its final answer.
+        """
+
+    def fail(self, code: int, message: str, outcome: int, index: int | None = None) -> list[int]:
+        """An error to one request, or to all that are open. The places of local ones."""
+
+    def finish(self) -> None:
+        """Everything is answered; what is not, fails. Writes the record of the batch."""
+
+    def request(self, index: int) -> dict[str, Any]:
+        """A request field by field, as `headrace.request.Request` has them.
+
+        Inputs are (name, datatype, shape, bytes), classes (output, count), a sequence (id, start, end).
+        """
+
+@final
+class Buffer:
+    """Memory of a batch: bytes, writable, aligned to 64. It is used again when the last view of it is gone."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Server:
+    """Serves gRPC from its start to `close`."""
+
+    def next_call(self) -> Call | None:
+        """Wait for a control call; None once the server has ended."""
+
+    def stop_accepting(self) -> None:
+        """Refuse new requests; those that run go on."""
+
+    def close(self, deadline: int) -> None:
+        """Say goodbye to every connection, wait until `deadline` for the calls that run, then end the rest. Once."""
+
+@final
+class Call:
+    """A control call. If it is dropped without an answer, its client is told that something broke."""
+
+    @property
+    def method(self) -> str:
+        """The full name of the method."""
+
+    @property
+    def payload(self) -> bytes:
+        """The message.
+
+        Raises:
+            RuntimeError: the call is answered.
+        """
+
+    def answer(self, payload: bytes) -> None:
+        """Answer it. Only the first answer counts."""
+
+    def fail(self, code: int, message: str) -> None:
+        """Fail it."""
+
+def check_pattern(pattern: str) -> str | None:
+    """Why the server does not understand a pattern for headers; None if it does."""
+
+def python_entries() -> int:
+    """How often native code has entered Python on behalf of requests since the process started."""

@@ -1,0 +1,125 @@
+//! Queues.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use headrace_core::codec::Input;
+use headrace_core::entry::Sink;
+use headrace_core::error::Code;
+use headrace_core::ledger::Outcome;
+use headrace_core::queue;
+use pyo3::buffer::PyBuffer;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::arguments::{GivenLimits, GivenRequest};
+use crate::batch::{Batch, Parked, slice_of};
+use crate::{outside, raised};
+
+thread_local! {
+    /// Answers that leave with the thread's next turn: see `Batch::reply`.
+    static PARKED: RefCell<Vec<Parked>> = const { RefCell::new(Vec::new()) };
+}
+
+pub fn park(parked: Parked) {
+    PARKED.with_borrow_mut(|all| all.push(parked));
+}
+
+/// Name, datatype, shape, bytes.
+type GivenInput = (String, String, Vec<i64>, PyBuffer<u8>);
+
+#[pyclass(frozen, module = "headrace_kernels")]
+pub struct Queue {
+    pub core: Arc<queue::Queue>,
+}
+
+#[pymethods]
+impl Queue {
+    #[getter]
+    fn id(&self) -> u64 {
+        self.core.id
+    }
+
+    /// Admit a request of this process; its number. Whoever could answer it needs the interpreter to find its entry in
+    /// `registry`, and we hold the interpreter until it is there.
+    fn push(
+        &self,
+        request: GivenRequest,
+        inputs: Vec<GivenInput>,
+        registry: &Bound<'_, PyDict>,
+        entry: Bound<'_, PyAny>,
+    ) -> PyResult<u64> {
+        let mut request: Box<headrace_core::codec::Request> = Box::new(request.into());
+        for (name, datatype, shape, data) in inputs {
+            let data = Bytes::copy_from_slice(slice_of(&data)?);
+            request.inputs.push(Input { name: name.into(), datatype: datatype.into(), shape, data });
+        }
+        let ticket = self.core.push(request, Sink::Local).map_err(|rejected| raised(&rejected.error))?;
+        registry.set_item(ticket.number, entry)?;
+        self.core.wake();
+        Ok(ticket.number)
+    }
+
+    /// Nobody wants the answer of this local entry any more.
+    fn cancel(&self, py: Python<'_>, number: u64) {
+        py.detach(|| self.core.cancel_local(number));
+    }
+
+    /// Settle a local entry whose answer was handed over; False if it is settled.
+    fn settle(&self, py: Python<'_>, number: u64, outcome: u8, code: u8, sent: i64, bytes_out: u64) -> bool {
+        let Some(settlement) = self.core.take_handed(number) else { return false };
+        py.detach(|| settlement.end(Outcome::from_number(outcome), Code::from_number(code), sent, bytes_out));
+        true
+    }
+
+    /// Wait for something to plan: the view, and whether nobody else will come. None: the queue is closed and empty.
+    fn turn<'py>(&self, py: Python<'py>, until: Option<i64>) -> Option<(Bound<'py, PyBytes>, bool)> {
+        let parked = PARKED.take();
+        let turn = outside(py, || {
+            drop(parked);
+            self.core.turn(until)
+        })?;
+        Some((PyBytes::new(py, &turn.view), turn.is_last_call))
+    }
+
+    /// Carry out a plan and end the turn.
+    #[allow(clippy::needless_pass_by_value)]
+    fn take(&self, take: Vec<u64>, drop: Vec<u64>, instance: u16, reason: u16) -> Option<Batch> {
+        self.core.take(&take, &drop, instance, reason).map(Batch::new)
+    }
+
+    fn abandon_turn(&self) {
+        self.core.abandon_turn();
+    }
+
+    fn set_limits(&self, limits: GivenLimits) {
+        self.core.set_limits(limits.into());
+    }
+
+    fn depth(&self) -> (u64, u64, u64) {
+        let depth = self.core.depth();
+        (depth.requests, depth.rows, depth.nbytes)
+    }
+
+    /// How many wait, how many are not settled, whether it is closed.
+    fn counts(&self) -> (u64, usize, bool) {
+        self.core.counts()
+    }
+
+    fn wait_settled(&self, py: Python<'_>, until: i64) -> bool {
+        py.detach(|| self.core.wait_settled(until))
+    }
+
+    fn close(&self) {
+        self.core.close();
+    }
+
+    fn abandon(&self, py: Python<'_>) {
+        py.detach(|| self.core.abandon());
+    }
+
+    fn expire(&self, py: Python<'_>, now: i64) -> Option<i64> {
+        py.detach(|| self.core.expire(now))
+    }
+}
