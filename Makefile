@@ -1,7 +1,7 @@
 # The two commands are `make run` and `make test`; both work on a fresh clone and need python3 >= 3.11 and a network.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow protocol constraints fix clean
+.PHONY: help run test test-rust test-slow kernels kernels-checked bench protocol constraints fix clean
 SHELL := /bin/sh
 
 VENV := .venv
@@ -22,15 +22,47 @@ help:
 	@echo 'make run        serve a real model, ask it about real files, check the answers'
 	@echo 'make test       every check and every test but the slow ones'
 	@echo 'make test-slow  the slow tests'
+	@echo 'make kernels    build the native transport for use and for measuring (make test builds one with checks)'
+	@echo 'make bench      measure the transports against a bare grpc.aio front; needs libb64-0d'
 	@echo 'make fix        format, and mend what ruff can mend'
 	@echo 'make protocol   compile runtime/headrace/protocol/*.proto'
 	@echo 'make constraints  take the newest versions of what is installed'
 	@echo 'make clean      remove everything that was made'
 
 run: $(VENV)/.run-installed
+	@$(MAKE) --no-print-directory kernels KERNELS=if-possible
 	@$(BIN)/python -m demo
 
+# The native transport. Where cargo or its registry is out of reach, Headrace runs without it and a line says so; where they
+# are there, a build that fails is a failure. One build is installed at a time: the stamp says which.
+KERNEL_FILES := $(shell find kernels -name target -prune -o -type f \( -name '*.rs' -o -name '*.toml' -o -name 'Cargo.lock' -o -name '*.py*' \) -print)
+KERNELS := always
+cargo_is_there = cargo --version >/dev/null 2>&1 && cargo fetch --quiet --locked --manifest-path kernels/Cargo.toml 2>$(VENV)/.cargo.log
+
+kernels: $(VENV)/.run-installed
+	@$(call build_kernels,release,--release)
+
+kernels-checked: $(VENV)/.dev-installed
+	@$(call build_kernels,checked,--profile checked --features faults)
+
+# $(1): the stamp, $(2): maturin's options.
+define build_kernels
+if [ -f $(VENV)/.kernels-$(1) ] && [ -z "$$(find $(KERNEL_FILES) -newer $(VENV)/.kernels-$(1))" ]; then exit 0; fi; \
+if ! { $(cargo_is_there); }; then \
+  rm -f $(VENV)/.kernels-*; \
+  if $(BIN)/python -c 'import headrace_kernels' 2>/dev/null; then $(BIN)/python -m pip uninstall --quiet --yes headrace-kernels; fi; \
+  if [ $(KERNELS) = always ]; then echo 'the native transport needs cargo (https://rustup.rs) and its registry' >&2; exit 1; fi; \
+  echo 'no cargo, or no way to its registry: the portable transport takes the requests'; exit 0; fi; \
+printf '\033[1m== %s\033[0m\n' 'kernels ($(1) build)'; \
+$(BIN)/python -c 'import maturin' 2>/dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt maturin || exit 1; \
+cd kernels && VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH="$(CURDIR)/$(BIN):$$PATH" \
+  $(CURDIR)/$(BIN)/maturin develop --locked $(2) >../$(VENV)/.kernels.log 2>&1 || { cat ../$(VENV)/.kernels.log >&2; exit 1; }; \
+cd .. && rm -f $(VENV)/.kernels-* && touch $(VENV)/.kernels-$(1)
+endef
+
 test: $(VENV)/.dev-installed $(VENV)/.prometheus
+	@$(MAKE) --no-print-directory kernels-checked KERNELS=if-possible
+	@if [ -f $(VENV)/.kernels-checked ]; then $(MAKE) --no-print-directory test-rust; fi
 	$(call step,ruff)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check . || { echo 'not formatted: make fix'; exit 1; }
@@ -41,9 +73,18 @@ test: $(VENV)/.dev-installed $(VENV)/.prometheus
 	$(call step,generated protocol is up to date)
 	@$(BIN)/python tools/check_protocol.py
 	$(call step,pytest)
-	@$(BIN)/python -m pytest -q --parts
+	@if [ -f $(VENV)/.kernels-checked ]; then $(BIN)/python -m pytest -q --parts; \
+	  else $(BIN)/python -m pytest -q --parts --without-kernels; fi
+
+# What needs no interpreter.
+test-rust:
+	$(call step,cargo fmt$(comma) clippy$(comma) test)
+	@cd kernels && cargo fmt --check
+	@cd kernels && cargo clippy --quiet --locked --all-targets --features headrace-core/faults -- -D warnings
+	@cd kernels && cargo test --quiet --locked -p headrace-core
 
 test-slow: $(VENV)/.dev-installed
+	@$(MAKE) --no-print-directory kernels-checked KERNELS=if-possible
 	$(call step,slow tests)
 	@$(BIN)/python -m pytest -q -m slow
 
@@ -56,12 +97,16 @@ constraints: $(VENV)/.dev-installed
 	@$(BIN)/uv pip compile --quiet --upgrade --no-annotate --no-header --extra gpu pyproject.toml \
 		| grep '^onnxruntime-gpu==' >> constraints.txt
 
+bench: $(VENV)/.dev-installed kernels
+	@$(BIN)/python -m benchmarks.transports
+
 fix: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@if cargo --version >/dev/null 2>&1; then cd kernels && cargo fmt; fi
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis kernels/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp says that an install went well; a stale one (new pins, new extras) makes it run again, which takes a second.

@@ -110,7 +110,9 @@ class House:
         )
 
     def push(self, name: str = "", rows: int = 1, width: int = 2, **keywords: Any) -> Any:
-        return self.queue.push(self.request(name, rows, width, **keywords), self.sink)
+        entry = self.queue.push(self.request(name, rows, width, **keywords), self.sink)
+        entry.wake()
+        return entry
 
     def take(self) -> Any:
         """One turn with the real plan."""

@@ -10,7 +10,7 @@ import pytest
 
 from headrace.clock import MonotonicClock
 from headrace.request import Request, Response
-from headrace.scheduling.entry import Answer, Entry, Sink
+from headrace.scheduling.entry import Answer, Entry, PortableEntry, Sink
 from headrace.scheduling.sinks import LoopSink
 from headrace.tensor import RawTensor
 
@@ -36,13 +36,16 @@ class Pushes:
     def __call__(self, request: Request, sink: Sink) -> Entry:
         self.has_come.set()
         assert self.may_push.wait(10)
-        entry = Entry.__new__(Entry)
+        entry = PortableEntry.__new__(PortableEntry)
         entry.owner, entry.request, entry.sink = self, request, sink  # type: ignore[assignment]
         self.entries.append(entry)
         return entry
 
     def cancel(self, entry: Entry) -> None:
         self.cancelled.append(entry)
+
+    def wake(self) -> None:
+        pass
 
 
 @pytest.mark.asyncio

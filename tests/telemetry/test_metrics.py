@@ -261,7 +261,7 @@ def test_the_first_response_of_several(observe: Observe) -> None:
     sink = _Collects()
     now = seen.engine.clock.now()
     request = Request("echo", {"x": np.zeros((1, 3), np.int32)}, received=now, decoded=now)
-    seen.engine.routes.push(request, sink)
+    seen.engine.routes.push(request, sink).wake()
     assert seen.engine.routes.resolve("echo").queue.wait_settled(now + int(PATIENCE * 1e9))
     assert len(sink.answers) == 3
     # The second answer was scattered after the first had been delivered.

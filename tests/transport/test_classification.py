@@ -162,7 +162,7 @@ def test_of_several_answers_the_first_that_fails_is_the_last(tmp_path: Path) -> 
 
         def push(sink: Sink, columns: int, classes: dict[str, int]) -> None:
             array = np.zeros((1, 2, columns), np.float32)
-            engine.routes.push(Request("m", {"x": array}, outputs=("y",), classes=classes), sink)
+            engine.routes.push(Request("m", {"x": array}, outputs=("y",), classes=classes), sink).wake()
 
         push(first, 1, {"y": 1})
         gate.wait_for(1)

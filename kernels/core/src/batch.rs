@@ -54,14 +54,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    pub fn new(
-        queue: Arc<Queue>,
-        number: u64,
-        entries: Vec<Box<Entry>>,
-        instance: u16,
-        reason: u16,
-        taken: Nanos,
-    ) -> Batch {
+    pub fn new(queue: Arc<Queue>, number: u64, entries: Vec<Box<Entry>>, instance: u16, reason: u16, taken: Nanos) -> Batch {
         let mut offsets = Vec::with_capacity(entries.len() + 1);
         offsets.push(0);
         let mut rows = 0;
@@ -309,7 +302,9 @@ impl Batch {
     fn encode(&self, index: usize, outputs: &[Returned<'_>], shared: bool, is_final: bool) -> Result<bytes::Bytes> {
         faults::pass(Point::Scatter);
         let (spec, entry) = (&self.queue.spec, &*self.members[index].entry);
-        let Sink::Remote { is_stream, .. } = entry.sink else { return Ok(bytes::Bytes::new()) };
+        let Sink::Remote { is_stream, .. } = entry.sink else {
+            return Ok(bytes::Bytes::new());
+        };
         if is_stream && is_final && outputs.is_empty() && !entry.request.wants_empty_final {
             return Ok(bytes::Bytes::new());
         }
@@ -336,7 +331,9 @@ impl Batch {
                             (true, false) => returned.shape.first().copied().unwrap_or(1) as usize,
                             (false, _) => 1,
                         };
-                        let Part::Raw(data) = part else { return classify::check(Datatype::Bytes).map(|()| bytes::Bytes::new()) };
+                        let Part::Raw(data) = part else {
+                            return classify::check(Datatype::Bytes).map(|()| bytes::Bytes::new());
+                        };
                         let (wire, kept) = classify::top(datatype, data, batch, asked.classes as usize, labels)?;
                         let shape = if spec.batches() { vec![batch as i64, kept as i64] } else { vec![kept as i64] };
                         Some((wire, shape))

@@ -39,9 +39,16 @@ pub fn top(datatype: Datatype, data: &[u8], rows: usize, count: usize, labels: &
     }
     macro_rules! floats {
         ($type:ty) => {
-            told.rows(data, width, kept, |bytes| <$type>::from_le_bytes(bytes), nan_last, |to, value| {
-                if value.is_finite() { write!(to, "{value:.6}") } else { write!(to, "{}", value.to_string().to_lowercase()) }
-            })
+            told.rows(
+                data,
+                width,
+                kept,
+                |bytes| <$type>::from_le_bytes(bytes),
+                nan_last,
+                |to, value| {
+                    if value.is_finite() { write!(to, "{value:.6}") } else { write!(to, "{}", value.to_string().to_lowercase()) }
+                },
+            )
         };
     }
     match datatype {
@@ -85,8 +92,7 @@ impl Told<'_> {
             return;
         }
         for row in data.chunks_exact(width * N) {
-            let mut ranked: Vec<(usize, T)> =
-                row.as_chunks::<N>().0.iter().map(|bytes| read(*bytes)).enumerate().collect();
+            let mut ranked: Vec<(usize, T)> = row.as_chunks::<N>().0.iter().map(|bytes| read(*bytes)).enumerate().collect();
             // Stable, and the largest first: equals keep their order.
             ranked.sort_by(|(_, a), (_, b)| order(b, a));
             for (index, value) in &ranked[..kept] {

@@ -133,7 +133,9 @@ impl Settlement {
     }
 
     fn finish(&mut self, outcome: Outcome, code: Code, sent: Nanos, bytes_out: u64) {
-        let Some(Place { queue, lane, fate }) = self.place.take() else { return };
+        let Some(Place { queue, lane, fate }) = self.place.take() else {
+            return;
+        };
         let (outcome, code) = if fate.is_cancelled() { (Outcome::Cancelled, Code::Cancelled) } else { (outcome, code) };
         let record = &mut self.record;
         (record.outcome, record.code, record.sent) = (outcome as u8, code as u8, sent);

@@ -45,7 +45,8 @@ mod armed {
     #[allow(clippy::panic)]
     pub fn pass(point: Point) {
         let left = &LEFT[point as usize];
-        if left.load(Ordering::Relaxed) > 0 && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+        if left.load(Ordering::Relaxed) > 0 && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
+        {
             panic!("a fault was injected at {point:?}");
         }
     }

@@ -90,9 +90,8 @@ impl RequestRecord {
         for number in [r.number, r.batch] {
             to.extend_from_slice(&number.to_le_bytes());
         }
-        let instants = [
-            r.received, r.decoded, r.queued, r.taken, r.gathered, r.executed, r.first, r.scattered, r.sent, r.deadline,
-        ];
+        let instants =
+            [r.received, r.decoded, r.queued, r.taken, r.gathered, r.executed, r.first, r.scattered, r.sent, r.deadline];
         for instant in instants {
             to.extend_from_slice(&instant.to_le_bytes());
         }

@@ -221,7 +221,9 @@ impl Queue {
         let expired: Vec<_> = drop_them.iter().filter_map(|number| state.leave(*number)).collect();
         let mut entries: Vec<Box<Entry>> = Vec::with_capacity(take.len());
         for number in take {
-            let Some(entry) = state.waiting.get(number) else { continue };
+            let Some(entry) = state.waiting.get(number) else {
+                continue;
+            };
             // A bucket in the view is a hash; entries share a batch only if the shapes themselves are equal.
             let is_mate = entries.first().is_none_or(|first| first.admitted.is_mate(&entry.admitted, self.spec.batches()));
             if is_mate && let Some(entry) = state.leave(*number) {
@@ -314,7 +316,9 @@ impl Queue {
             && at <= now
         {
             state.overdue.pop();
-            let Some(entry) = state.waiting.get(&number) else { continue };
+            let Some(entry) = state.waiting.get(&number) else {
+                continue;
+            };
             if entry.due.deadline > now && self.spec.batching.policy_of(entry.due.level).delay {
                 state.postpone(number);
                 self.changed.notify_one();
@@ -361,7 +365,9 @@ impl Queue {
     fn answer(&self, entries: Vec<(Box<Entry>, Error)>) {
         let mut post = Post::default();
         for (mut entry, error) in entries {
-            let Some(settlement) = entry.settlement.take() else { continue };
+            let Some(settlement) = entry.settlement.take() else {
+                continue;
+            };
             match &entry.sink {
                 Sink::Local => {
                     self.hand(entry.number, settlement);
@@ -369,10 +375,7 @@ impl Queue {
                 }
                 Sink::Remote { outbox, mailbox, ask, .. } => {
                     let (mailbox, ask) = (*mailbox, *ask);
-                    post.add(
-                        outbox,
-                        Letter { mailbox, ask, result: Err(error), is_final: true, settlement: Some(settlement) },
-                    );
+                    post.add(outbox, Letter { mailbox, ask, result: Err(error), is_final: true, settlement: Some(settlement) });
                 }
             }
         }
@@ -409,7 +412,9 @@ impl Queue {
         let most = 4 * self.spec.max_batch_size.max(1) as usize;
         let mut view = Vec::with_capacity(most.min(state.order.len()) * VIEW_BYTES);
         for (_, number) in state.order.keys().take(most) {
-            let Some(entry) = state.waiting.get(number) else { continue };
+            let Some(entry) = state.waiting.get(number) else {
+                continue;
+            };
             view.extend_from_slice(&entry.number.to_le_bytes());
             for instant in [entry.key, entry.queued, entry.due.target, entry.due.deadline] {
                 view.extend_from_slice(&instant.to_le_bytes());
@@ -429,18 +434,10 @@ impl State {
         let level = self.in_level.entry(entry.due.level).or_default();
         if enters {
             *level += 1;
-            *depth = Depth {
-                requests: depth.requests + 1,
-                rows: depth.rows + size.rows,
-                nbytes: depth.nbytes + size.nbytes,
-            };
+            *depth = Depth { requests: depth.requests + 1, rows: depth.rows + size.rows, nbytes: depth.nbytes + size.nbytes };
         } else {
             *level -= 1;
-            *depth = Depth {
-                requests: depth.requests - 1,
-                rows: depth.rows - size.rows,
-                nbytes: depth.nbytes - size.nbytes,
-            };
+            *depth = Depth { requests: depth.requests - 1, rows: depth.rows - size.rows, nbytes: depth.nbytes - size.nbytes };
         }
     }
 
@@ -485,7 +482,9 @@ impl State {
 
     /// Behind everyone whose time is not over, until its deadline if it has one.
     fn postpone(&mut self, number: u64) {
-        let Some(entry) = self.waiting.get_mut(&number) else { return };
+        let Some(entry) = self.waiting.get_mut(&number) else {
+            return;
+        };
         let (key, is_parked, deadline) = (entry.key, entry.is_parked, entry.due.deadline);
         entry.key += BEHIND_EVERYONE;
         if !is_parked {
@@ -514,7 +513,9 @@ impl State {
 
     /// The one under way in this lane is settled: the next comes into the order. True when somebody should look.
     fn free_lane(&mut self, lane: &str) -> bool {
-        let Some(behind) = self.lanes.get_mut(lane) else { return false };
+        let Some(behind) = self.lanes.get_mut(lane) else {
+            return false;
+        };
         match behind.pop_front() {
             Some(next) => self.show(next),
             None => {

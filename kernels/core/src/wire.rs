@@ -179,7 +179,9 @@ impl<'a> Reader<'a> {
         }
         loop {
             match self.tag()? {
-                (number, 4) => return if number == group { Ok(()) } else { Err(Malformed) },
+                (number, 4) => {
+                    return if number == group { Ok(()) } else { Err(Malformed) };
+                }
                 (number, 3) => self.skip_group(number, depth + 1)?,
                 (_, kind) => {
                     self.content(kind)?;
@@ -243,8 +245,7 @@ mod tests {
     fn what_is_malformed() {
         let endless = [&[0x08][..], &[0x80; 20]].concat();
         let deep = [0x0b; 300].to_vec();
-        let cases: [&[u8]; 8] =
-            [&[0x80], &[0x00, 0x00], &[0x0a, 5, 1], &[0x0e], &[0x0c], &[0x09, 1, 2], &endless, &deep];
+        let cases: [&[u8]; 8] = [&[0x80], &[0x00, 0x00], &[0x0a, 5, 1], &[0x0e], &[0x0c], &[0x09, 1, 2], &endless, &deep];
         for bytes in cases {
             let bytes = Bytes::copy_from_slice(bytes);
             let mut reader = Reader::new(&bytes);

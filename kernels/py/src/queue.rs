@@ -57,8 +57,12 @@ impl Queue {
         }
         let ticket = self.core.push(request, Sink::Local).map_err(|rejected| raised(&rejected.error))?;
         registry.set_item(ticket.number, entry)?;
-        self.core.wake();
         Ok(ticket.number)
+    }
+
+    /// Let an idle instance look at what was pushed.
+    fn wake(&self) {
+        self.core.wake();
     }
 
     /// Nobody wants the answer of this local entry any more.
@@ -68,7 +72,9 @@ impl Queue {
 
     /// Settle a local entry whose answer was handed over; False if it is settled.
     fn settle(&self, py: Python<'_>, number: u64, outcome: u8, code: u8, sent: i64, bytes_out: u64) -> bool {
-        let Some(settlement) = self.core.take_handed(number) else { return false };
+        let Some(settlement) = self.core.take_handed(number) else {
+            return false;
+        };
         py.detach(|| settlement.end(Outcome::from_number(outcome), Code::from_number(code), sent, bytes_out));
         true
     }

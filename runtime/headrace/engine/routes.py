@@ -46,6 +46,7 @@ class Routes:
     def __init__(self, ledger: Ledger, now: Callable[[], int]) -> None:
         self._ledger, self._now = ledger, now
         self._models: Mapping[str, Mapping[int, Route | None]] = {}
+        self._defaults: Mapping[str, Route | None] = {}
         self._publishing = threading.Lock()
         self._followers: list[Follower] = []
         self._is_open = True
@@ -55,6 +56,7 @@ class Routes:
         with self._publishing:
             others = {name: known for name, known in self._models.items() if name != model}
             self._models = others if versions is None else {**others, model: versions}
+            self._defaults = {name: _best(known) for name, known in self._models.items()}
             for follower in self._followers:
                 follower.publish(model, versions)
 
@@ -95,8 +97,7 @@ class Routes:
             if route is None:
                 raise ModelNotReady(model, version)
             return route
-        best = max((number for number, route in versions.items() if route is not None), default=None)
-        route = versions[best] if best is not None else None
+        route = self._defaults.get(model)
         if route is None:
             raise ModelNotFound(model, known=True)
         return route
@@ -140,3 +141,8 @@ class Routes:
                 refusal=refusal_of(error),
             )
         )
+
+
+def _best(versions: Mapping[int, Route | None]) -> Route | None:
+    """The highest that is ready."""
+    return versions[max(ready)] if (ready := [number for number, route in versions.items() if route is not None]) else None

@@ -80,9 +80,10 @@ def read_request(
     """
     model, request_id = message.model_name, message.id
     version = decode_version(message.model_version)
-    special, parameters = _decode_parameters(message.parameters)
+    # Most requests have neither parameters nor a choice of outputs; protobuf tells that for less than it reads them.
+    special, parameters = _decode_parameters(message.parameters) if message.parameters else ({}, {})
     inputs = _decode_inputs(message, raw, windows)
-    outputs = _decode_outputs(message, windows)
+    outputs = _decode_outputs(message, windows) if message.outputs else _Outputs((), {}, {})
     return Request(
         model,
         inputs,
@@ -194,8 +195,9 @@ def _decode_inputs(message: ModelInferRequest, raw: Sequence[bytes], windows: Wi
         else:
             data = _typed_contents(tensor.contents, tensor.datatype, what)
         inputs[name] = RawTensor(tensor.datatype, tuple(tensor.shape), data)
-    for name, copy in read_inputs(placed).items():
-        inputs[name] = replace(inputs[name], data=copy)
+    if placed:
+        for name, copy in read_inputs(placed).items():
+            inputs[name] = replace(inputs[name], data=copy)
     return inputs
 
 

@@ -26,6 +26,11 @@ class HeaderForwarding:
         except re.error as error:
             raise InvalidRepository(f"header forward pattern '{pattern}' is no regular expression: {error}") from None
 
+    @property
+    def is_on(self) -> bool:
+        """Whether any header is forwarded at all."""
+        return self._pattern is not None
+
     def parameters(self, headers: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
         """The parameters that a call's headers give its request. Values of a header that comes twice are joined by commas.
 

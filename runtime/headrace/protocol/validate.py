@@ -84,6 +84,8 @@ class Validator:
 
     def _check_names(self, request: Request) -> None:
         given = request.inputs
+        if given.keys() == self._inputs.keys():
+            return
         if not len(self._required) <= len(given) <= len(self._inputs):
             raise self._wrong_inputs(request)
         for name in given:
@@ -135,7 +137,7 @@ class Validator:
                 f"'{spec.datatype}'"
             )
         shape = given.shape
-        if any(size < 0 for size in shape):
+        if shape and min(shape) < 0:
             raise InvalidRequest(
                 f"{prefix(request.id)}All input dimensions should be specified for input '{spec.name}' for model '{model}', "
                 f"got {format_shape(shape)}"

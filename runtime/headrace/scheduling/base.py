@@ -98,7 +98,7 @@ class Queue(Protocol):
     model_number: int
 
     def push(self, request: Request, sink: Sink) -> Entry:
-        """Admit a request.
+        """Admit a request. Nobody is woken by it: the sink calls `Entry.wake`, once for all that came together.
 
         Raises:
             InvalidRequest: it does not fit the version.

@@ -81,6 +81,10 @@ class Entry(Protocol):
         """Nobody wants the answer any more. What waits leaves its queue at once; what runs is not answered."""
         ...
 
+    def wake(self) -> None:
+        """Let an idle instance look at its queue."""
+        ...
+
 
 class EntryOwner(Protocol):
     """The queue of an entry, as the entry sees it."""
@@ -91,6 +95,10 @@ class EntryOwner(Protocol):
 
     def cancel(self, entry: PortableEntry) -> None:
         """Nobody wants the answer any more."""
+        ...
+
+    def wake(self) -> None:
+        """Let an idle instance look at it."""
         ...
 
 
@@ -123,32 +131,37 @@ class PortableEntry:
         """Nobody wants the answer any more. What waits leaves its queue at once; what runs is not answered."""
         self.owner.cancel(self)
 
+    def wake(self) -> None:
+        """Let an idle instance look at its queue."""
+        self.owner.wake()
+
     def record(self, model: int, outcome: Outcome, code: Code, sent: int) -> RequestRecord:
         """What the ledger keeps of it."""
         request, stamps = self.request, self.stamps
+        # By position: with so many fields, their names would cost more than the record.
         return RequestRecord(
-            number=self.number,
-            batch=self.batch,
-            received=request.received,
-            decoded=request.decoded,
-            queued=stamps.queued,
-            taken=stamps.taken,
-            gathered=stamps.gathered,
-            executed=stamps.executed,
-            first=stamps.first,
-            scattered=stamps.scattered,
-            sent=sent,
-            deadline=0 if self.due.deadline == NEVER else self.due.deadline,
-            bytes_in=self.admitted.nbytes,
-            bytes_out=self.bytes_out,
-            model=model,
-            rows=self.admitted.rows,
-            place=self.index,
-            outcome=outcome,
-            code=code.value,
-            level=self.due.level,
+            self.number,
+            self.batch,
+            request.received,
+            request.decoded,
+            stamps.queued,
+            stamps.taken,
+            stamps.gathered,
+            stamps.executed,
+            stamps.first,
+            stamps.scattered,
+            sent,
+            0 if self.due.deadline == NEVER else self.due.deadline,
+            self.admitted.nbytes,
+            self.bytes_out,
+            model,
+            self.admitted.rows,
+            self.index,
+            self.due.level,
+            outcome,
+            code.value,
             # Whoever was admitted is refused for one reason only: the queue was abandoned.
-            refusal=Refusal.QUEUE_CLOSED if outcome is Outcome.REFUSED else Refusal.NONE,
+            Refusal.QUEUE_CLOSED if outcome is Outcome.REFUSED else Refusal.NONE,
         )
 
     def __repr__(self) -> str:

@@ -118,6 +118,10 @@ class NativeEntry:
         self.queue.forget(self)
         self.queue.core.cancel(self.number)
 
+    def wake(self) -> None:
+        """Let an idle instance look at its queue."""
+        self.queue.core.wake()
+
     def __repr__(self) -> str:
         return f"<NativeEntry {self.number}>"
 

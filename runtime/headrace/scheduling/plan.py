@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from struct import Struct
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ VIEW: np.dtype[Any] = np.dtype(
 `rows` is at least 1; entries of one `bucket` may share a batch."""
 
 VIEW_FORMAT = "<QqqqqQQII"
+_ENTRY = Struct(VIEW_FORMAT)
 NEVER = (1 << 63) - 1
 
 
@@ -88,6 +90,19 @@ class Unlearned:
         return None
 
 
+@dataclass(slots=True)
+class _Run:
+    """Entries that can go together. With each, the rows and the earliest target up to it."""
+
+    numbers: list[int]
+    sums: list[int]
+    earliest: list[int]
+    bucket: int
+    arrival: int
+    is_full: bool
+    """No further one fits."""
+
+
 def plan(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, now: int) -> Plan:
     """Decide what an idle instance does with what waits.
 
@@ -101,49 +116,73 @@ def plan(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, no
         set_points: limits from configuration and controller.
         now: the instant, in ns.
     """
-    expired = view["deadline"] <= now
-    drop = tuple(view["number"][expired].tolist())
-    live = view[~expired] if drop else view
-    if not len(live):
+    run, drop = _run(view, set_points, now)
+    if not run.numbers:
         return Plan((), drop, None, Reason.WAIT)
-    is_mate = live["bucket"] == live["bucket"][0]
-    mates = live[np.logical_and.accumulate(is_mate)] if set_points.in_order else live[is_mate]
-    sums = np.cumsum(mates["rows"].astype(np.int64))
-    fitting = max(1, int(np.searchsorted(sums, set_points.max_rows, side="right")))
-    count, reason, until = _size(mates, sums, fitting, predictor, set_points, now)
-    return Plan(tuple(mates["number"][:count].tolist()), drop, until, reason)
+    count, reason, until = _size(run, predictor, set_points, now)
+    return Plan(tuple(run.numbers[:count]), drop, until, reason)
 
 
-def _size(
-    mates: NDArray[np.void], sums: NDArray[np.int64], fitting: int, predictor: Predictor, set_points: SetPoints, now: int
-) -> tuple[int, Reason, int | None]:
-    """How many of `mates` to take, why, and until when to wait if none."""
+def _run(view: NDArray[np.void], set_points: SetPoints, now: int) -> tuple[_Run, tuple[int, ...]]:
+    """The longest run that fits, and everybody who is expired."""
+    numbers: list[int] = []
+    sums: list[int] = []
+    earliest: list[int] = []
+    drop: list[int] = []
+    max_rows, in_order = set_points.max_rows, set_points.in_order
+    total, soonest, oldest, mate, is_full, is_over = 0, NEVER, NEVER, -1, False, False
+    # Unpacked, not computed with numpy: most views have a few entries, and a single call of numpy costs more than those.
+    for number, _, arrival, target, deadline, bucket, _, rows, _ in _ENTRY.iter_unpack(view):
+        if deadline <= now:
+            drop.append(number)
+        elif is_over:
+            continue
+        elif bucket != mate and numbers:
+            is_over = in_order
+        elif total + rows > max_rows and numbers:
+            is_over = is_full = True
+        else:
+            mate = bucket
+            total += rows
+            if target < soonest:
+                soonest = target
+            if arrival < oldest:
+                oldest = arrival
+            numbers.append(number)
+            sums.append(total)
+            earliest.append(soonest)
+            is_over = is_full = total >= max_rows
+    return _Run(numbers, sums, earliest, mate, oldest, is_full), tuple(drop)
+
+
+def _size(run: _Run, predictor: Predictor, set_points: SetPoints, now: int) -> tuple[int, Reason, int | None]:
+    """How many of the run to take, why, and until when to wait if none."""
     if set_points.max_rows == 1:
         return 1, Reason.ALONE, None
-    punctual = _punctual(mates[:fitting], sums, predictor, now)
+    fitting = len(run.numbers)
+    punctual = _punctual(run, predictor, now)
     if punctual < fitting:
         return punctual, Reason.SLACK, None
-    if fitting < len(mates) or int(sums[fitting - 1]) >= set_points.max_rows:
+    if run.is_full:
         return fitting, Reason.FULL, None
     ripe: int | None = None
     if set_points.delay_ns:
         # A wait must not make anyone late: where times are known, it ends when the most urgent one has to start.
-        lasts = predictor.execute_ns(int(mates["bucket"][0]), int(sums[-1])) or 0
-        ripe = min(int(mates["arrival"].min()) + set_points.delay_ns, int(mates["target"].min()) - lasts)
+        lasts = predictor.execute_ns(run.bucket, run.sums[-1]) or 0
+        ripe = min(run.arrival + set_points.delay_ns, run.earliest[-1] - lasts)
         if ripe <= now:
             return fitting, Reason.WINDOW, None
-    preferred = [count for count in range(1, fitting + 1) if int(sums[count - 1]) in set_points.preferred]
-    if preferred:
-        return preferred[-1], Reason.PREFERRED, None
+    if set_points.preferred:
+        preferred = [count for count, rows in enumerate(run.sums, 1) if rows in set_points.preferred]
+        if preferred:
+            return preferred[-1], Reason.PREFERRED, None
     return (fitting, Reason.IDLE, None) if ripe is None else (0, Reason.WAIT, ripe)
 
 
-def _punctual(mates: NDArray[np.void], sums: NDArray[np.int64], predictor: Predictor, now: int) -> int:
-    """How many of `mates` can run together without making the most urgent of them late; at least 1."""
-    earliest = np.minimum.accumulate(mates["target"])
-    bucket = int(mates["bucket"][0])
-    for count in range(len(mates), 1, -1):
-        lasts = predictor.execute_ns(bucket, int(sums[count - 1]))
-        if lasts is None or now + lasts <= int(earliest[count - 1]):
+def _punctual(run: _Run, predictor: Predictor, now: int) -> int:
+    """How many of the run can go together without making the most urgent of them late; at least 1."""
+    for count in range(len(run.numbers), 1, -1):
+        lasts = predictor.execute_ns(run.bucket, run.sums[count - 1])
+        if lasts is None or now + lasts <= run.earliest[count - 1]:
             return count
     return 1

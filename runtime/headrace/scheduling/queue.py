@@ -83,6 +83,11 @@ class PortableQueue:
             self._expires(self, min(times.deadline, times.queue_until))
         return entry
 
+    def wake(self) -> None:
+        """Let an idle instance look at what was pushed."""
+        with self._lock:
+            self._changed.notify()
+
     def cancel(self, entry: PortableEntry) -> None:
         """Nobody wants the answer any more. What waits leaves at once; what runs is not answered."""
         with self._lock:
@@ -169,6 +174,7 @@ class PortableQueue:
                     continue
                 if entry.due.deadline > now and policy_of(self.spec.batching, entry.due.level).delay:
                     self._postpone(entry)
+                    self._changed.notify()
                 else:
                     self._leave(entry, EntryState.ANSWERED)
                     gone.append(entry)
@@ -285,7 +291,6 @@ class PortableQueue:
         )
         insort(self._order, (entry.key, entry.number, entry, seen))
         self._has_news = True
-        self._changed.notify()
 
     def _hide(self, entry: PortableEntry) -> None:
         del self._order[bisect_left(self._order, (entry.key, entry.number))]
@@ -319,6 +324,7 @@ class PortableQueue:
         behind = self._lanes[lane]
         if behind:
             self._show(behind.popleft())
+            self._changed.notify()
         else:
             del self._lanes[lane]
             self._changed.notify_all()

@@ -37,10 +37,11 @@ class ThreadSink:
         with self._lock:
             self._calls[id(request)] = future
         try:
-            self._push(request, self)
+            entry = self._push(request, self)
         except BaseException:
             self._pop(request)
             raise
+        entry.wake()
         return future
 
     def deliver(self, answers: Sequence[Answer]) -> None:
@@ -68,6 +69,7 @@ class LoopSink:
     def __init__(self, push: Push, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
         self._push, self._clock, self._loop = push, clock, loop
         self._calls: dict[int, Receive] = {}
+        self._pushed: list[Entry] = []
 
     async def ask(self, request: Request) -> Answer:
         """Push a request and wait for its one answer, which the caller settles. Being cancelled cancels the entry.
@@ -94,12 +96,18 @@ class LoopSink:
         self._calls[id(request)] = receive
         try:
             # Decoding as many elements as fit into a large request takes long; others shall not wait for that.
-            if sum(tensor.nbytes for tensor in request.inputs.values()) > _LARGE_BYTES:
-                return await self._push_aside(request)
-            return self._push(request, self)
+            if any(tensor.nbytes > _LARGE_BYTES for tensor in request.inputs.values()):
+                entry = await self._push_aside(request)
+            else:
+                entry = self._push(request, self)
         except BaseException:
             self._calls.pop(id(request), None)
             raise
+        # Behind all that has arrived: what comes together runs together, and costs one wake.
+        if not self._pushed:
+            self._loop.call_soon(self._wake)
+        self._pushed.append(entry)
+        return entry
 
     def forget(self, entry: Entry) -> None:
         """Nobody waits for this entry any more: cancel it, and drop the answers it still gets."""
@@ -118,6 +126,11 @@ class LoopSink:
         except asyncio.CancelledError:
             pushing.add_done_callback(lambda done: None if done.exception() else done.result().cancel())
             raise
+
+    def _wake(self) -> None:
+        pushed, self._pushed = self._pushed, []
+        for entry in pushed:
+            entry.wake()
 
     def _resolve(self, answers: Sequence[Answer]) -> None:
         for answer in answers:

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for transports whose libraries are asynchronous."""
+"""An event loop in a thread of its own, uvloop's, for transports whose libraries are asynchronous."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import uvloop
+
 T = TypeVar("T")
 _PATIENT_THREADS = 8
 
@@ -16,7 +18,7 @@ class LoopThread:
     """Runs from `start` to `end`. `loop` is the event loop."""
 
     def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._patient = ThreadPoolExecutor(_PATIENT_THREADS, f"{name}-patient")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -128,7 +128,7 @@ class PortableTransport:
         received = self._clock.now()
         try:
             self._check_accepting(received)
-            request = self._decoder(context)(payload)
+            request = decode_request(payload, self._control.regions, self._forwarded(context))
             if (route := self._routes.find(request.model, request.version)) is not None and route.spec.decoupled:
                 raise Unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy")
         except HeadraceError as error:
@@ -173,8 +173,12 @@ class PortableTransport:
         Raises:
             InvalidRequest: a header must not be forwarded.
         """
-        forwarded = self._forwarding.parameters(context.invocation_metadata())
-        return partial(decode_request, windows=self._control.regions, forwarded=forwarded)
+        return partial(decode_request, windows=self._control.regions, forwarded=self._forwarded(context))
+
+    def _forwarded(self, context: _Context) -> Mapping[str, str] | None:
+        """The headers of a call that become parameters; see `HeaderForwarding.parameters`."""
+        # gRPC makes the headers when somebody asks for them.
+        return self._forwarding.parameters(context.invocation_metadata()) if self._forwarding.is_on else None
 
     def _check_accepting(self, now: int) -> None:
         if not self._is_accepting:

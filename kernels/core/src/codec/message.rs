@@ -135,7 +135,9 @@ fn read_value(mut reader: Reader<'_>, value: &mut Value) -> Result<(), Malformed
 
 fn read_contents(mut reader: Reader<'_>, contents: &mut Contents) -> Result<(), Malformed> {
     while let Some((number, field)) = reader.next_field()? {
-        let Some(to) = (number as usize).checked_sub(1).and_then(|index| contents.fields.get_mut(index)) else { continue };
+        let Some(to) = (number as usize).checked_sub(1).and_then(|index| contents.fields.get_mut(index)) else {
+            continue;
+        };
         match (number, field) {
             (1..=5, Field::Varint(bits)) => put_integer(number, bits, to),
             (1..=5, Field::Bytes(mut packed)) => {

@@ -83,7 +83,9 @@ pub fn decode(bytes: &Bytes, regions: &Regions, forwarded: &[(Text, Parameter)])
 
 /// The id in a message that could not be decoded into a request; empty if it is no such message.
 pub fn request_id_of(bytes: &Bytes) -> Text {
-    let Ok(message) = Message::read(bytes) else { return Text::default() };
+    let Ok(message) = Message::read(bytes) else {
+        return Text::default();
+    };
     message.id
 }
 
@@ -214,7 +216,9 @@ const TYPED: [(&str, &[&str], usize); 8] = [
 /// Typed contents in their raw form, so that everything after this line knows one form only.
 fn typed_contents(contents: Contents, datatype: &str, what: impl Fn() -> String) -> Result<Bytes> {
     let mut given = contents.fields.into_iter().zip(TYPED).filter(|(field, _)| !field.is_empty());
-    let Some((field, (told, carries, width))) = given.next() else { return Ok(Bytes::new()) };
+    let Some((field, (told, carries, width))) = given.next() else {
+        return Ok(Bytes::new());
+    };
     if given.next().is_some() {
         return Err(Error::invalid(format!(
             "unexpected explicit tensor data for input tensor {}, binary data was already supplied.",
@@ -288,7 +292,9 @@ fn placement_of<'a>(parameters: &'a Values, tensor: &str) -> Result<Option<Place
         return Ok(None);
     }
     let wrong = |key: &str, expected: &str| {
-        Error::invalid(format!("invalid value type for 'shared_memory_{key}' parameter for tensor '{tensor}', expected {expected}."))
+        Error::invalid(format!(
+            "invalid value type for 'shared_memory_{key}' parameter for tensor '{tensor}', expected {expected}."
+        ))
     };
     let region = match find(parameters, "shared_memory_region") {
         None => None,

@@ -86,7 +86,9 @@ pub async fn serve(io: Rc<Io>, socket: impl AsyncRead + AsyncWrite + Unpin, id: 
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEADERS)
         .max_send_buffer_size(SEND_BUFFER);
-    let Ok(Ok(http2)) = tokio::time::timeout(HANDSHAKE, builder.handshake(socket)).await else { return };
+    let Ok(Ok(http2)) = tokio::time::timeout(HANDSHAKE, builder.handshake(socket)).await else {
+        return;
+    };
     let mut connection = Connection {
         ping: Ping::new(&io),
         io,
@@ -208,7 +210,9 @@ impl Ping {
 
     /// Ready when the other side is gone.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(pinger) = &mut self.pinger else { return Poll::Pending };
+        let Some(pinger) = &mut self.pinger else {
+            return Poll::Pending;
+        };
         if self.is_out && pinger.poll_pong(cx).is_ready() {
             self.is_out = false;
             self.next.as_mut().reset(Instant::now() + PING_EVERY);

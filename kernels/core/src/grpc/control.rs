@@ -131,7 +131,9 @@ pub async fn converse(io: &Rc<Io>, method: &str, mut messages: Messages, reply: 
             Ok(None) => return reply.end(Ok(())),
             Err(failed) => return end(reply, failed),
         };
-        let Ok(Ok(message)) = ask(io, &mailbox, method, payload, reply).await else { return };
+        let Ok(Ok(message)) = ask(io, &mailbox, method, payload, reply).await else {
+            return;
+        };
         if reply.send_all(message).await.is_err() {
             return;
         }

@@ -49,7 +49,9 @@ pub async fn infer(io: &Rc<Io>, head: Head, mut messages: Messages, reply: &mut 
         Ok(payload) => payload,
         Err(Failed::Gone) => return,
         Err(Failed::Told(error)) => return reply.end(Err(&error)),
-        Err(Failed::Encoding(error)) => return reply.end_with(status::with_encodings(status::failed(&error))),
+        Err(Failed::Encoding(error)) => {
+            return reply.end_with(status::with_encodings(status::failed(&error)));
+        }
     };
     let mailbox = io.open_mailbox();
     let outbox = Arc::clone(&io.shared.inbox) as Arc<dyn crate::entry::Outbox>;
@@ -163,7 +165,9 @@ fn push_there(io: &Io, queue: &Arc<Queue>, request: Box<Request>, sink: Sink) ->
         Ok(ticket) => ticket,
         Err(rejected) => {
             // The version was replaced a moment ago: once more, to its successor.
-            let Some(request) = rejected.request else { return Err(rejected.error) };
+            let Some(request) = rejected.request else {
+                return Err(rejected.error);
+            };
             let successor = io.shared.routes.resolve(&request.model, request.version)?;
             successor.push(request, sink).map_err(|rejected| rejected.error)?
         }

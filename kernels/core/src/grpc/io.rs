@@ -168,7 +168,9 @@ pub struct MailboxOwner {
 impl MailboxOwner {
     pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Letter> {
         let mut mailboxes = self.io.mailboxes.borrow_mut();
-        let Some(mailbox) = mailboxes.get_mut(&self.id) else { return Poll::Pending };
+        let Some(mailbox) = mailboxes.get_mut(&self.id) else {
+            return Poll::Pending;
+        };
         match mailbox.letters.pop_front() {
             Some(letter) => Poll::Ready(letter),
             None => {

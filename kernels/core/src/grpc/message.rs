@@ -70,7 +70,9 @@ impl Messages {
                 }
                 Some(Err(_)) => return Poll::Ready(Err(Failed::Gone)),
                 None if self.held == 0 && self.head.is_none() => return Poll::Ready(Ok(None)),
-                None => return Poll::Ready(Err(told(Code::Internal, "the message of the call ends too soon"))),
+                None => {
+                    return Poll::Ready(Err(told(Code::Internal, "the message of the call ends too soon")));
+                }
             }
         }
     }
@@ -123,7 +125,9 @@ impl Messages {
         }
         let mut whole = BytesMut::with_capacity(size);
         while whole.len() < size {
-            let Some(chunk) = self.chunks.front_mut() else { break };
+            let Some(chunk) = self.chunks.front_mut() else {
+                break;
+            };
             let wanted = (size - whole.len()).min(chunk.len());
             whole.extend_from_slice(&chunk.split_to(wanted));
             if chunk.is_empty() {
@@ -139,7 +143,9 @@ impl Messages {
         let read = match &self.encoding {
             Encoding::Gzip => flate2::read::GzDecoder::new(&message[..]).take(most).read_to_end(&mut plain),
             Encoding::Deflate => flate2::read::ZlibDecoder::new(&message[..]).take(most).read_to_end(&mut plain),
-            Encoding::Identity => return Err(told(Code::Internal, "a message is compressed, and no encoding was named")),
+            Encoding::Identity => {
+                return Err(told(Code::Internal, "a message is compressed, and no encoding was named"));
+            }
             Encoding::Unknown(name) => {
                 let message = format!("messages in the encoding '{name}' cannot be read; gzip and deflate can");
                 return Err(Failed::Encoding(error(Code::Unimplemented, &message)));

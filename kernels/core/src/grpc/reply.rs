@@ -51,7 +51,9 @@ impl Reply {
 
     /// Whether the last message has been handed to HTTP/2 in full.
     pub fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
-        let State::Open(stream) = &mut self.state else { return Poll::Ready(Ok(())) };
+        let State::Open(stream) = &mut self.state else {
+            return Poll::Ready(Ok(()));
+        };
         while !self.rest.is_empty() {
             let mut room = stream.capacity();
             if room == 0 {

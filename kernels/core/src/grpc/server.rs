@@ -52,7 +52,9 @@ impl Forwarding {
 
     /// Values of a header that comes twice are joined by commas.
     pub fn parameters(&self, headers: &HeaderMap) -> Result<Vec<(Text, Parameter)>> {
-        let Some(pattern) = &self.pattern else { return Ok(Vec::new()) };
+        let Some(pattern) = &self.pattern else {
+            return Ok(Vec::new());
+        };
         let mut found = Vec::new();
         for name in headers.keys().map(http::HeaderName::as_str) {
             // What ends in -bin is bytes, which no parameter carries; the others are between gRPC and us.

@@ -139,8 +139,12 @@ impl Stream<'_> {
                         is_idle = false;
                     }
                     Poll::Ready(Err(Failed::Gone)) => return Poll::Ready(End::Gone),
-                    Poll::Ready(Err(Failed::Told(error))) => return Poll::Ready(End::Failed(error)),
-                    Poll::Ready(Err(Failed::Encoding(error))) => return Poll::Ready(End::Encoding(error)),
+                    Poll::Ready(Err(Failed::Told(error))) => {
+                        return Poll::Ready(End::Failed(error));
+                    }
+                    Poll::Ready(Err(Failed::Encoding(error))) => {
+                        return Poll::Ready(End::Encoding(error));
+                    }
                     Poll::Pending => {}
                 }
             }
@@ -227,7 +231,9 @@ impl Stream<'_> {
 
     fn receive(&mut self, letter: Letter) {
         // Dropped asks have been cancelled, and so has what is still on its way for them.
-        let Some(asked) = self.asked.get(&letter.ask) else { return };
+        let Some(asked) = self.asked.get(&letter.ask) else {
+            return;
+        };
         let (payload, error) = match letter.result {
             Ok(payload) => (payload, None),
             Err(error) => (failure(&error, &asked.model, asked.version, &asked.id), Some(error)),
@@ -246,7 +252,9 @@ impl Stream<'_> {
                 return self.fail(Error::reader_too_slow(self.flood));
             }
         }
-        let Some(asked) = self.asked.get_mut(&piece.ask) else { return };
+        let Some(asked) = self.asked.get_mut(&piece.ask) else {
+            return;
+        };
         if !asked.is_ordered {
             return self.ready.push_back(piece);
         }
@@ -281,14 +289,18 @@ impl Stream<'_> {
         let mut wrote = false;
         loop {
             if self.sending.is_none() {
-                let Some(piece) = self.ready.pop_front() else { return Poll::Ready(Ok(wrote)) };
+                let Some(piece) = self.ready.pop_front() else {
+                    return Poll::Ready(Ok(wrote));
+                };
                 if !piece.payload.is_empty() && !piece.closes && self.reply.send(piece.payload.clone()).is_err() {
                     return Poll::Ready(Err(End::Gone));
                 }
                 self.sending = Some(piece);
             }
             match self.reply.poll_sent(cx) {
-                Poll::Pending => return if wrote { Poll::Ready(Ok(true)) } else { Poll::Pending },
+                Poll::Pending => {
+                    return if wrote { Poll::Ready(Ok(true)) } else { Poll::Pending };
+                }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Gone)),
                 Poll::Ready(Ok(())) => {}
             }

@@ -104,11 +104,14 @@ class Queue:
     def push(self, request: Any, inputs: Sequence[Input], registry: dict[int, Any], entry: Any) -> int:
         """Admit a `headrace.request.Request` of this process; its inputs are copied.
 
-        `registry[number]` is `entry` from the moment on in which anybody can see the request.
+        `registry[number]` is `entry` from the moment on in which anybody can see the request. Nobody is woken: see `wake`.
 
         Raises:
             KernelError: it is invalid or refused.
         """
+
+    def wake(self) -> None:
+        """Let an idle instance look at what was pushed."""
 
     def cancel(self, number: int) -> None:
         """Nobody wants the answer of this local entry any more."""
