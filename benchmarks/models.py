@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def perceptron(widths: tuple[int, ...]) -> onnx.ModelProto:
     """Gemm and ReLU by turns, [n, first] → [n, last], FP32."""
     random = np.random.default_rng(7)
     nodes, weights, last = [], [], "x"
-    for layer, (given, made) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (given, made) in enumerate(pairwise(widths)):
         weights.append(numpy_helper.from_array(random.standard_normal((given, made), np.float32) / given**0.5, f"w{layer}"))
         weights.append(numpy_helper.from_array(random.standard_normal(made, np.float32), f"b{layer}"))
         is_last = layer == len(widths) - 2

@@ -61,6 +61,9 @@ class Front(service_pb2_grpc.GRPCInferenceServiceServicer):
                 future.set_result(answers[at : at + len(row)])
             at += len(row)
 
+    # Its methods are the protocol's, and so are their names.
+    # ruff: noqa: D102
+
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         row = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(-1, self.inputs)
         future: asyncio.Future[np.ndarray[Any, Any]] = self.loop.create_future()

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from headrace.version import __version__
+
 if TYPE_CHECKING:
     from headrace.engine.engine import Engine, ModelControl
 
 __all__ = ["Engine", "ModelControl", "__version__"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

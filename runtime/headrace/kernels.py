@@ -10,8 +10,8 @@ import importlib
 from importlib.util import find_spec
 from types import ModuleType
 
-from headrace import __version__
 from headrace.errors import KernelsUnusable
+from headrace.version import __version__
 
 _MODULE = "headrace_kernels"
 

@@ -100,7 +100,7 @@ class PortableBatch:
         for index, entry in self._open.items():
             mine = {name: self._slice(checked[name], index) for name in entry.admitted.outputs}
             responses[index] = response_of(entry.request, self._owner.spec, mine, final=True)
-        self._deliver([self._answer(index, response) for index, response in responses.items()])
+        self._deliver(responses)
 
     def send(self, index: int, outputs: Mapping[str, Tensor], final: bool) -> None:
         """Answer the request at `index` with `outputs` of its own; it may get several answers, the last of which is `final`.
@@ -121,14 +121,14 @@ class PortableBatch:
         response = response_of(entry.request, self._owner.spec, checked, final=final)
         if isinstance(response, HeadraceError) and not final:
             self._given_up.add(index)
-        self._deliver([self._answer(index, response)])
+        self._deliver({index: response})
 
     def fail(self, error: HeadraceError, index: int | None = None) -> None:
         """Answer with an error: the request at `index`, or all that are still open."""
         indices = list(self._open) if index is None else [index]
         self._failed += len(indices)
         self._stamp_executed(self._open[i] for i in indices)
-        self._deliver([self._answer(i, error) for i in indices])
+        self._deliver(dict.fromkeys(indices, error))
 
     def __enter__(self) -> PortableBatch:
         return self
@@ -172,20 +172,18 @@ class PortableBatch:
             return tensor
         return rows_of(tensor, self.offsets[index], self.offsets[index + 1])
 
-    def _answer(self, index: int, result: Response | HeadraceError) -> Answer:
-        answer = Answer(self._entries[index], result)
-        if answer.is_final:
-            del self._open[index]
-        return answer
-
-    def _deliver(self, answers: Sequence[Answer]) -> None:
+    def _deliver(self, results: Mapping[int, Response | HeadraceError]) -> None:
+        """Hand one answer to each of these requests, unless nobody wants it any more."""
         scattered = self._scattered = self._owner.clock.now()
-        for answer in answers:
-            stamps = answer.entry.stamps
-            if stamps.executed:
-                stamps.first = stamps.first or scattered
-                stamps.scattered = scattered
-        deliver(
-            [a for a in answers if (self._owner.answering(a.entry) if a.is_final else a.entry.state is EntryState.TAKEN)],
-            scattered,
-        )
+        answers: list[Answer] = []
+        for index, result in results.items():
+            entry = self._entries[index]
+            answer = Answer(entry, result)
+            if entry.stamps.executed:
+                entry.stamps.first = entry.stamps.first or scattered
+                entry.stamps.scattered = scattered
+            if answer.is_final:
+                del self._open[index]
+            if self._owner.answering(entry) if answer.is_final else entry.state is EntryState.TAKEN:
+                answers.append(answer)
+        deliver(answers, scattered)

@@ -271,9 +271,10 @@ class NativeBatch:
             for place, shape, data, offsets in gathered:
                 name, dtype = self._queue.layout.inputs[place]
                 if dtype is not None:
-                    self._tensors[name] = np.ndarray(shape, dtype, data)
+                    self._tensors[name] = np.ndarray(shape, dtype, memoryview(data))
                 elif offsets is not None:
-                    self._tensors[name] = BytesTensor(shape, np.frombuffer(offsets, np.int64), np.frombuffer(data, np.uint8))
+                    begins = np.frombuffer(memoryview(offsets), np.int64)
+                    self._tensors[name] = BytesTensor(shape, begins, np.frombuffer(memoryview(data), np.uint8))
         return self._tensors
 
     def only(self, index: int) -> NativeBatch:
@@ -326,7 +327,7 @@ class NativeBatch:
             self._core.finish()
         return True
 
-    def _parts(self, outputs: Mapping[str, Tensor]) -> list[native.Output]:
+    def _parts(self, outputs: Mapping[str, Tensor]) -> list[tuple[int, Sequence[int], Any, Any]]:
         return [(self._queue.layout.places[name], *_as_buffers(tensor)) for name, tensor in outputs.items()]
 
     def _tell(self, places: Sequence[int], outputs: Mapping[str, Tensor], *, shared: bool, final: bool) -> None:

@@ -4,9 +4,10 @@ Instants and durations are ns of CLOCK_MONOTONIC. Codes, outcomes, reasons and r
 `headrace.ledger` and `headrace.scheduling.plan`. Everything may be called from any thread.
 """
 
-from collections.abc import Buffer as BufferLike
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, final
+
+from typing_extensions import Buffer as BufferLike
 
 __version__: str
 PROFILE: str
