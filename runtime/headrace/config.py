@@ -25,7 +25,16 @@ def _address(text: str) -> str:
     return text
 
 
+def _grpc_address(text: str) -> str:
+    if text.startswith("unix:"):
+        if len(text) == len("unix:"):
+            raise PydanticCustomError("address", "expected unix:PATH, as in unix:/run/headrace.sock")
+        return text
+    return _address(text)
+
+
 Address = Annotated[str, AfterValidator(_address)]
+GrpcAddress = Annotated[str, AfterValidator(_grpc_address)]
 Listen = Annotated[Address | None, BeforeValidator(lambda value: None if value == "none" else value)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -38,8 +47,8 @@ class ServerConfig(BaseModel):
 
     repository: Path | None = None
     """The folder of models, in Triton's layout. In a file, a relative path starts from the file's folder."""
-    grpc: Address = "127.0.0.1:8001"
-    """Where gRPC listens, HOST:PORT; port 0 takes a free one."""
+    grpc: GrpcAddress = "127.0.0.1:8001"
+    """Where gRPC listens: HOST:PORT, where port 0 takes a free one, or unix:PATH."""
     http: Listen = "127.0.0.1:8000"
     """Where REST listens, or `none`."""
     http_max_input_size: Annotated[int, Field(gt=0)] = 64 << 20

@@ -21,10 +21,12 @@ from onnx import TensorProto, helper
 from headrace.backends import installed
 from headrace.cli import doctor
 from headrace.errors import InvalidRepository
+from headrace.transport.ways import chosen_transport
 
 ROOT = Path(__file__).parent.parent.parent
 HEADRACE = [sys.executable, "-m", "headrace"]
 ALONE = ("--http=none", "--metrics=none")
+TRANSPORT = chosen_transport("auto")
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -144,7 +146,7 @@ def test_a_bad_key_is_told_with_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serving_one_file(identity: Path, number: signal.Signals) -> None:
     with serving(identity) as (server, ready):
-        assert re.fullmatch(r"ready grpc=127\.0\.0\.1:[1-9]\d* models=1/1 transport=portable\n", ready)
+        assert re.fullmatch(rf"ready grpc=127\.0\.0\.1:[1-9]\d* models=1/1 transport={TRANSPORT}\n", ready)
         out, err = stop(server, number)
     assert out == ""
     lines = [json.loads(line) for line in err.splitlines()]
@@ -224,7 +226,7 @@ def test_doctor_looks_at_everything() -> None:
     assert (done.returncode, told["ok"]) == (0, True)
     topics = {finding["topic"]: finding for finding in told["findings"]}
     assert "CPUExecutionProvider" in topics["execution providers"]["found"]
-    assert "auto takes portable" in topics["transport"]["found"]
+    assert f"auto takes {TRANSPORT}" in topics["transport"]["found"]
     assert {"python", "gpus", "cpus", "memory", "shared memory", "extra triton", "extra ray"} <= topics.keys()
 
 
@@ -252,7 +254,7 @@ def test_help_has_examples(command: list[str]) -> None:
 
 def test_every_way_in_at_once(identity: Path) -> None:
     with serving(identity, "--http=127.0.0.1:0", "--metrics=127.0.0.1:0", "--allow-client-shm") as (server, ready):
-        found = re.fullmatch(r"ready grpc=(\S+) http=(\S+) metrics=(\S+) models=1/1 transport=portable\n", ready)
+        found = re.fullmatch(rf"ready grpc=(\S+) http=(\S+) metrics=(\S+) models=1/1 transport={TRANSPORT}\n", ready)
         assert found, ready
         body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}).encode()
         with urllib.request.urlopen(f"http://{found[2]}/v2/models/identity/infer", body) as answer:

@@ -37,6 +37,7 @@ VIOLATIONS = {
     "onnxruntime only in its backend": ("engine.routes", "onnxruntime"),
     "prometheus_client only in telemetry": ("transport.metrics", "prometheus_client"),
     "grpc only in the portable transport and in control": ("cli.serve", "grpc"),
+    "kernels only in the native queue and transport": ("engine.engine", "headrace_kernels"),
     "starlette and uvicorn only in the REST transport": ("transport.portable", "uvicorn"),
 }
 

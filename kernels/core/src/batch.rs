@@ -245,8 +245,11 @@ impl Batch {
         for &index in indices {
             let is_local = matches!(self.members[index].entry.sink, Sink::Local);
             let encoded = (!is_local && !self.members[index].entry.fate.is_cancelled()).then(|| {
-                catch_unwind(AssertUnwindSafe(|| self.encode(index, outputs, shared, is_final)))
-                    .unwrap_or_else(|panic| Err(Error::broken(format!("an answer panicked: {}", faults::said(&*panic)))))
+                catch_unwind(AssertUnwindSafe(|| self.encode(index, outputs, shared, is_final))).unwrap_or_else(|panic| {
+                    let error = Error::broken(format!("an answer panicked: {}", faults::said(&*panic)));
+                    self.queue.report(&error);
+                    Err(error)
+                })
             });
             let is_final = is_final || matches!(encoded, Some(Err(_)));
             if matches!(encoded, Some(Err(_))) && !shared {

@@ -22,7 +22,7 @@ use crate::entry::{Entry, Fate, Lane, Letter, Settlement, Sink, Ticket, lane_of}
 use crate::error::{Error, Kind};
 use crate::expiry::Expiry;
 use crate::ledger::{BatchRecord, Ledger, RequestRecord};
-use crate::news::{LocalAnswer, News};
+use crate::news::{Level, LocalAnswer, News};
 use crate::spec::Spec;
 use crate::validate::admit;
 
@@ -260,6 +260,11 @@ impl Queue {
         self.house.ledger.write_batch(record);
         self.state.lock().running -= 1;
         self.changed.notify_one();
+    }
+
+    /// A line in the log about something that went wrong on our side.
+    pub fn report(&self, error: &Error) {
+        self.house.news.log(Level::Error, error.message.clone());
     }
 
     /// Change the bounds, from the next push on.

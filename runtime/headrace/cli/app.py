@@ -73,7 +73,7 @@ def serve(
     repository: Annotated[Path | None, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as YAML; options win over it.")] = None,
     grpc: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="gRPC listens here; port 0: any. [127.0.0.1:8001]")
+        str | None, typer.Option(metavar="HOST:PORT", help="gRPC listens here; port 0: any; or unix:PATH. [127.0.0.1:8001]")
     ] = None,
     http: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="REST listens here, or none. [127.0.0.1:8000]")] = None,
     metrics: Annotated[

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
 
+use super::authority::Lenient;
 use super::connection;
 use super::io::Io;
 use crate::news::Level;
@@ -57,7 +58,7 @@ impl Listener {
                     match listener.accept().await {
                         Ok((socket, _)) => {
                             told = false;
-                            open(&io, socket);
+                            open(&io, Lenient::new(socket));
                         }
                         Err(error) => back_off(&io, &error, &mut told).await,
                     }

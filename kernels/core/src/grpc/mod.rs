@@ -4,6 +4,7 @@
 //! `control` hands them to Python; what comes back lies in a mailbox (`io`) and is written with a `status`. Whatever is
 //! dropped on the way – a call, a connection, the thread – cancels what it had asked for.
 
+mod authority;
 mod connection;
 mod control;
 mod infer;

@@ -13,13 +13,13 @@ __version__: str
 PROFILE: str
 """`release`, or `checked`: with assertions, as the tests build it. Measure `release` only."""
 
-Input: TypeAlias = tuple[str, str, Sequence[int], BufferLike]
+_Input: TypeAlias = tuple[str, str, Sequence[int], BufferLike]
 """Of a request of this process: name, datatype, shape, contiguous bytes as on the wire (BYTES length-prefixed)."""
-Output: TypeAlias = tuple[int, Sequence[int], BufferLike, BufferLike | None]
+_Output: TypeAlias = tuple[int, Sequence[int], BufferLike, BufferLike | None]
 """Of a model: place in the spec, shape as clients see it, contiguous bytes; for BYTES also int64 offsets into them."""
-Gathered: TypeAlias = tuple[int, list[int], Buffer, Buffer | None]
+_Gathered: TypeAlias = tuple[int, list[int], Buffer, Buffer | None]
 """Of a batch: place in the spec, shape, bytes; for BYTES also int64 offsets into them."""
-News: TypeAlias = tuple[list[tuple[int, int, str, str]], list[tuple[str, str]], int, bool]
+_News: TypeAlias = tuple[list[tuple[int, int, str, str]], list[tuple[str, str]], int, bool]
 """Errors for local entries (queue id, number, class of the error, message), log lines (level, text), how many lines were not
 kept, whether the ledger fills and should be drained."""
 
@@ -50,7 +50,7 @@ class Kernel:
     def unmap_region(self, name: str) -> None:
         """Forget a region. Requests on their way keep theirs."""
 
-    def next_news(self) -> News | None:
+    def next_news(self) -> _News | None:
         """Wait for something that Python has to do; None once the kernel is closed. One thread should."""
 
     def take_records(self) -> tuple[bytes, bytes]:
@@ -102,7 +102,7 @@ class Queue:
     def id(self) -> int:
         """Its number in the kernel."""
 
-    def push(self, request: Any, inputs: Sequence[Input], registry: dict[int, Any], entry: Any) -> int:
+    def push(self, request: Any, inputs: Sequence[_Input], registry: dict[int, Any], entry: Any) -> int:
         """Admit a `headrace.request.Request` of this process; its inputs are copied.
 
         `registry[number]` is `entry` from the moment on in which anybody can see the request. Nobody is woken: see `wake`.
@@ -177,21 +177,21 @@ class Batch:
     def wanted(self, index: int | None = None) -> list[int]:
         """The outputs somebody asked for, or the request at `index`, by their places in the spec."""
 
-    def gather(self, index: int | None = None) -> list[Gathered]:
+    def gather(self, index: int | None = None) -> list[_Gathered]:
         """Copy the inputs of all requests, or of one, into memory aligned to 64 bytes.
 
         Raises:
             KernelError: it panicked.
         """
 
-    def reply(self, outputs: Sequence[Output]) -> list[int]:
+    def reply(self, outputs: Sequence[_Output]) -> list[int]:
         """Answer every open request with its rows. Small answers leave with the thread's next `turn`, others at once.
 
         Returns:
             The places of local requests: their callers have to be told, and settle.
         """
 
-    def send(self, index: int, outputs: Sequence[Output], is_final: bool) -> bool:
+    def send(self, index: int, outputs: Sequence[_Output], is_final: bool) -> bool:
         """One answer to one request. Whether it is a local one.
 
         Raises:
