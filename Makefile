@@ -90,6 +90,7 @@ test-slow: $(VENV)/.dev-installed
 
 protocol: $(VENV)/.dev-installed
 	@$(BIN)/python tools/generate_protocol.py
+	@cd kernels && cargo run --quiet --locked -p headrace-gen -- "$$(sha256sum ../runtime/headrace/protocol/headrace.proto | cut -d' ' -f1)"
 
 constraints: $(VENV)/.dev-installed
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --no-annotate --custom-compile-command 'make constraints' \

@@ -91,7 +91,6 @@ def one_line(text: str) -> str:
         (["serve", "--repository", "configs", "--load-model", "m"], "model_control explicit only"),
         (["serve", "--repository", "configs", "--bogus"], "No such option: --bogus"),
         (["serve", "--repository", "configs", "--transport", "quic"], "option --transport is 'quic'"),
-        (["serve", "--repository", "configs", "--transport", "native"], "native transport is not built"),
         (["serve", "--repository", "configs", "--drain-grace", "soon"], "--drain-grace"),
         (["serve", "--repository", "configs", "--drain-grace", "-1"], "option --drain-grace is -1"),
         (["serve", "--repository", "configs", "--grpc", "8001"], "expected HOST:PORT"),

@@ -4,11 +4,32 @@ from collections.abc import Iterator
 
 import pytest
 
+from headrace import kernels
+from tests.scheduling import support
 from tests.scheduling.support import House
+
+BOTH = ("test_queue.py", "test_batch.py")
+"""Their tests run over the queues of each transport, but for those marked `portable`, which look inside."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.path.name in BOTH:
+        only = metafunc.definition.get_closest_marker("portable") is not None or not kernels.are_installed()
+        metafunc.fixturenames.append("transport")
+        metafunc.parametrize("transport", ["portable"] if only else ["portable", "native"], indirect=True)
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which queues a `House` has."""
+    monkeypatch.setitem(support.QUEUES, "transport", request.param)
+    return request.param
+
+
+@pytest.fixture
+def house(request: pytest.FixtureRequest) -> Iterator[House]:
+    if "transport" in request.fixturenames:
+        request.getfixturevalue("transport")
     made = House()
     yield made
     made.close()

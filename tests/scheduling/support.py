@@ -17,7 +17,6 @@ from headrace.scheduling.admission import Limits
 from headrace.scheduling.entry import Answer
 from headrace.scheduling.expiry import PortableQueues
 from headrace.scheduling.plan import SetPoints, Unlearned, plan
-from headrace.scheduling.queue import PortableQueue
 from headrace.tensor import TensorSpec
 
 
@@ -65,6 +64,10 @@ class Collector:
         return {a.entry.request.id: a.result for a in self.answers if isinstance(a.result, Response)}
 
 
+QUEUES = {"transport": "portable"}
+"""Which queues a house has; see the fixture `transport`."""
+
+
 class House:
     """A queue, its ledger and its clock."""
 
@@ -73,9 +76,14 @@ class House:
         self.records: list[Records] = []
         self.batches: list[Records] = []
         self.ledger = Ledger(self._fold)
-        self.queues = PortableQueues(self.ledger, self.clock)
+        if QUEUES["transport"] == "native":
+            from tests.scheduling import native
+
+            self.clock, self.queues = native.queues(self.ledger)
+        else:
+            self.queues = PortableQueues(self.ledger, self.clock)
         self.spec = model or spec()
-        self.queue: PortableQueue = self.queues(self.spec, limits or Limits())
+        self.queue: Any = self.queues(self.spec, limits or Limits())
         self.sink = Collector(self.clock)
         batching = self.spec.batching
         self.points = SetPoints(self.spec.max_batch_size, batching.delay_ns, batching.preferred, batching.preserve_ordering)

@@ -23,6 +23,7 @@ def test_each_gets_its_own_rows_with_one_call_to_the_sink(house: House) -> None:
         )
 
 
+@pytest.mark.portable
 def test_one_request_is_not_copied(house: House) -> None:
     house.push("a")
     with house.take() as batch:

@@ -105,6 +105,7 @@ def test_expiry_answers_without_anyone_taking_a_turn(house: House) -> None:
     assert sorted(house.outcomes()) == [Outcome.ANSWERED, Outcome.EXPIRED]
 
 
+@pytest.mark.portable
 def test_the_expiry_thread_wakes_by_itself() -> None:
     house = House()
     answered = threading.Event()
@@ -154,6 +155,7 @@ def test_a_queue_policy_may_put_behind_everyone_instead() -> None:
     house.close()
 
 
+@pytest.mark.portable
 def test_answered_deadlines_do_not_pile_up(house: House) -> None:
     for _ in range(3000):
         house.push(deadline=3600 * SECOND)
@@ -237,6 +239,7 @@ def test_one_turn_at_a_time(house: House) -> None:
     assert len(second) == 1
 
 
+@pytest.mark.portable
 def test_a_turn_comes_back_at_its_time_or_with_news(house: House) -> None:
     house.push("a")
     turn = house.queue.turn(None)
@@ -285,6 +288,7 @@ def test_a_sink_that_raises_has_lost_its_client(house: House) -> None:
     assert sorted(house.outcomes()) == [Outcome.ANSWERED, Outcome.CANCELLED]
 
 
+@pytest.mark.portable
 def test_the_state_can_be_read(house: House) -> None:
     house.push("a")
     assert repr(house.queue) == "<PortableQueue m/1 open, 1 waiting, 1 unsettled>"
@@ -349,4 +353,4 @@ def test_a_lost_sink_of_several_answers_settles_once(house: House) -> None:
             batch.send(0, {"y": batch.tensors()["x"]}, final)
     assert house.outcomes() == [Outcome.CANCELLED]
     assert house.queue.wait_settled(0)
-    assert repr(house.queue).endswith("0 waiting, 0 unsettled>")
+    assert "0 waiting, 0 unsettled>" in repr(house.queue)

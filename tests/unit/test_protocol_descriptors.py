@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, FileDescriptor
@@ -98,3 +100,11 @@ POOL = headrace_pb2.DESCRIPTOR.pool
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_messages_of_the_kernels_come_from_the_same_file() -> None:
+    """`make protocol` writes both; cargo is not needed to see that one was forgotten."""
+    root = Path(__file__).parent.parent.parent
+    source = (root / "runtime/headrace/protocol/headrace.proto").read_bytes()
+    generated = (root / "kernels/core/tests/proto/inference.rs").read_text()
+    assert f"// SHA-256 of the source: {hashlib.sha256(source).hexdigest()}\n" in generated

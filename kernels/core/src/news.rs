@@ -72,10 +72,10 @@ impl News {
         self.changed.notify_one();
     }
 
-    /// Wait for something; None once it is closed and everything was taken.
-    pub fn wait(&self) -> Option<Items> {
+    /// Wait for something; None once it is closed and everything was taken, or, without patience, when there is nothing.
+    pub fn wait(&self, is_patient: bool) -> Option<Items> {
         let mut state = self.state.lock();
-        while state.items.is_empty() && !state.is_closed {
+        while is_patient && state.items.is_empty() && !state.is_closed {
             self.changed.wait(&mut state);
         }
         if state.items.is_empty() { None } else { Some(std::mem::take(&mut state.items)) }

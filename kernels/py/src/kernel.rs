@@ -97,9 +97,10 @@ impl Kernel {
     }
 
     /// Wait for what native code has to tell; None when the kernel is closed.
-    fn next_news(&self, py: Python<'_>) -> Option<GivenNews> {
+    #[pyo3(signature = (*, wait=true))]
+    fn next_news(&self, py: Python<'_>, wait: bool) -> Option<GivenNews> {
         let news = Arc::clone(&self.house.news);
-        let items = crate::outside(py, move || news.wait())?;
+        let items = crate::outside(py, move || news.wait(wait))?;
         let answers = items.answers.into_iter().map(|answer| {
             let kind = answer.error.kind.map_or("Broken", Kind::name);
             (answer.queue, answer.number, kind, answer.error.message)

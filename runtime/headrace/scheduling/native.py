@@ -59,7 +59,11 @@ class NativeQueues:
         self._queues: WeakValueDictionary[int, NativeQueue] = WeakValueDictionary()
         ledger.add_source(kernel.take_records)
         self._thread = threading.Thread(target=self._listen, name="headrace-news", daemon=True)
+
+    def start(self) -> NativeQueues:
+        """Begin to listen to the kernel. Once."""
         self._thread.start()
+        return self
 
     def __call__(self, spec: ModelSpec, limits: Limits) -> NativeQueue:
         """A queue for one loaded version."""
@@ -71,17 +75,19 @@ class NativeQueues:
     def close(self) -> None:
         """End the threads of the kernel, and ours."""
         self._kernel.close()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _listen(self) -> None:
         while (news := self._kernel.next_news()) is not None:
             try:
-                self._hear(*news)
+                self.hear(*news)
             except Exception:
                 log.exception("news from the kernel were not heard; this is a bug in Headrace")
             del news
 
-    def _hear(self, answers: list[tuple[int, int, str, str]], lines: list[tuple[str, str]], unsaid: int, fills: bool) -> None:
+    def hear(self, answers: list[tuple[int, int, str, str]], lines: list[tuple[str, str]], unsaid: int, fills: bool) -> None:
+        """Do what the kernel has for Python: see `headrace_kernels.Kernel.next_news`."""
         if fills:
             self._ledger.drain()
         for level, line in lines:

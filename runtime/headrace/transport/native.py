@@ -59,7 +59,7 @@ class NativeTransport:
 
     def queues(self, ledger: Ledger, clock: Clock) -> NativeQueues:
         """The queues of the engine that this transport serves. See `scheduling.base.MakeQueues`."""
-        return NativeQueues(self._kernel, ledger, clock)
+        return NativeQueues(self._kernel, ledger, clock).start()
 
     def start(self, routes: Routes, control: ControlCalls) -> None:
         """Listen. See `Transport.start`."""

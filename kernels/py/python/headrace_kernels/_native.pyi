@@ -50,8 +50,8 @@ class Kernel:
     def unmap_region(self, name: str) -> None:
         """Forget a region. Requests on their way keep theirs."""
 
-    def next_news(self) -> _News | None:
-        """Wait for something that Python has to do; None once the kernel is closed. One thread should."""
+    def next_news(self, *, wait: bool = True) -> _News | None:
+        """Wait for something that Python has to do; None once the kernel is closed, or, not waiting, when there is nothing."""
 
     def take_records(self) -> tuple[bytes, bytes]:
         """All unread records: packed `ledger.REQUEST`, packed `ledger.BATCH`."""

@@ -1,0 +1,184 @@
+//! The queue: the estimate's golden vectors, which Python meets too, and threads that all want something at once.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use headrace_core::admission::{Estimate, Limits};
+use headrace_core::batch::Returned;
+use headrace_core::clock::Clock;
+use headrace_core::codec::{Input, Request};
+use headrace_core::datatype::Datatype;
+use headrace_core::entry::{Letter, Outbox, Sink};
+use headrace_core::expiry::Expiry;
+use headrace_core::ledger::{Ledger, RECORD_BYTES};
+use headrace_core::news::News;
+use headrace_core::queue::{House, Queue, VIEW_BYTES};
+use headrace_core::spec::{Batching, Spec, TensorSpec};
+
+#[test]
+fn the_golden_vectors_of_the_estimate() {
+    let file = include_str!("../../../tests/scheduling/estimate.json");
+    let golden: serde_json::Value = serde_json::from_str(file).unwrap();
+    let vectors = golden["vectors"].as_array().unwrap();
+    assert!(!vectors.is_empty());
+    for vector in vectors {
+        let number = |key: &str| vector[key].as_i64().unwrap();
+        let free_at = vector["free_at"].as_array().unwrap().iter().map(|at| at.as_i64().unwrap()).collect();
+        let estimate = Estimate { base: number("base_ns"), row: number("row_ns"), max_rows: number("max_rows") as u64, free_at };
+        let done = estimate.done_at(number("rows_ahead") as u64, number("rows") as u64, number("now"));
+        assert_eq!(done, number("done_at"), "{}", vector["why"]);
+    }
+}
+
+fn house() -> Arc<House> {
+    let news = Arc::new(News::default());
+    Arc::new(House {
+        clock: Clock::Monotonic,
+        ledger: Arc::new(Ledger::new(Arc::clone(&news))),
+        news,
+        expiry: Arc::new(Expiry::default()),
+    })
+}
+
+fn queue(house: &Arc<House>, sequences: bool) -> Arc<Queue> {
+    let tensor = |name: &str| TensorSpec {
+        name: name.to_owned(),
+        datatype: Datatype::Int32,
+        dims: vec![1],
+        reshape: None,
+        optional: false,
+        labels: Vec::new(),
+    };
+    let spec = Spec {
+        name: "m".to_owned(),
+        version: 1,
+        max_batch_size: 8,
+        inputs: vec![tensor("x")],
+        outputs: vec![tensor("y")],
+        batching: Batching::default(),
+        decoupled: false,
+        sequences,
+    };
+    let limits = Limits { requests: 1 << 20, rows: 1 << 20, nbytes: 1 << 30, estimate: None };
+    Queue::new(Arc::clone(house), 1, 1, spec, limits)
+}
+
+/// Settles what arrives, and counts it.
+#[derive(Default)]
+struct Counter {
+    answers: AtomicUsize,
+}
+
+impl Outbox for Counter {
+    fn post(&self, letters: Vec<Letter>) {
+        for letter in letters {
+            let answer = letter.result.unwrap();
+            let value = answer.len().checked_sub(4).map(|at| answer[at..].to_vec()).unwrap();
+            assert_eq!(value, (letter.ask as u32).to_le_bytes(), "somebody else's answer");
+            self.answers.fetch_add(1, Ordering::Relaxed);
+            letter.settlement.unwrap().answered(1, answer.len() as u64);
+        }
+    }
+}
+
+fn request(value: u32) -> Box<Request> {
+    let data = Bytes::copy_from_slice(&value.to_le_bytes());
+    let input = Input { name: "x".to_owned().into(), datatype: "INT32".to_owned().into(), shape: vec![1, 1], data };
+    Box::new(Request { model: "m".to_owned().into(), inputs: vec![input], ..Request::default() })
+}
+
+/// Take turns until the queue is closed and empty; every batch is the echo of what it gathers.
+fn instance(queue: &Arc<Queue>, number: u16) {
+    while let Some(turn) = queue.turn(None) {
+        let entries = turn.view.chunks_exact(VIEW_BYTES).take(8);
+        let numbers: Vec<u64> = entries.map(|entry| u64::from_le_bytes(entry[..8].try_into().unwrap())).collect();
+        let Some(mut batch) = queue.take(&numbers, &[], number, 0) else { continue };
+        let all = 0..batch.len();
+        let gathered = batch.gather(all).unwrap();
+        batch.stamp_executed(None);
+        let echo = Returned { output: 0, shape: &gathered[0].shape, data: gathered[0].data.as_slice(), offsets: None };
+        assert!(batch.reply(&[echo]).is_empty());
+        batch.finish();
+    }
+}
+
+#[test]
+fn threads_that_push_cancel_and_run_at_once() {
+    const PUSHERS: u32 = 4;
+    const EACH: u32 = 2000;
+    let house = house();
+    let queue = queue(&house, false);
+    let counter = Arc::new(Counter::default());
+    let cancelled = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let instances: Vec<_> = (0..2)
+            .map(|number| {
+                scope.spawn({
+                    let queue = &queue;
+                    move || instance(queue, number)
+                })
+            })
+            .collect();
+        let pushers: Vec<_> = (0..PUSHERS)
+            .map(|pusher| {
+                let (queue, counter, cancelled) = (&queue, &counter, &cancelled);
+                scope.spawn(move || {
+                    for number in 0..EACH {
+                        let value = pusher * EACH + number;
+                        let outbox = Arc::clone(counter) as Arc<dyn Outbox>;
+                        let sink = Sink::Remote { outbox, mailbox: 0, ask: u64::from(value), is_stream: false };
+                        let Ok(ticket) = queue.push(request(value), sink) else { panic!("refused") };
+                        queue.wake();
+                        if number % 7 == 0 {
+                            ticket.cancel();
+                            cancelled.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                })
+            })
+            .collect();
+        pushers.into_iter().for_each(|pusher| pusher.join().unwrap());
+        queue.close();
+        instances.into_iter().for_each(|instance| instance.join().unwrap());
+    });
+    assert!(queue.wait_settled(0), "everything is settled");
+    let (requests, batches) = house.ledger.take();
+    assert_eq!(requests.len() / RECORD_BYTES.0, (PUSHERS * EACH) as usize, "one record a request");
+    assert!(batches.len() / RECORD_BYTES.1 > 0);
+    let mut outcomes = [0; 6];
+    requests.chunks_exact(RECORD_BYTES.0).for_each(|record| outcomes[record[128] as usize] += 1);
+    let (answered, gone) = (counter.answers.load(Ordering::Relaxed), cancelled.load(Ordering::Relaxed));
+    // Who cancelled may have had the answer already.
+    assert!(outcomes[5] <= gone);
+    assert_eq!(outcomes[0] + outcomes[5], (PUSHERS * EACH) as usize);
+    assert!(answered >= outcomes[0]);
+}
+
+#[test]
+fn a_batch_that_is_dropped_fails_what_it_holds() {
+    struct Failed(AtomicUsize);
+    impl Outbox for Failed {
+        fn post(&self, letters: Vec<Letter>) {
+            for letter in letters {
+                let error = letter.result.unwrap_err();
+                assert!(error.message.contains("was left without an answer"), "{}", error.message);
+                self.0.fetch_add(1, Ordering::Relaxed);
+                letter.settlement.unwrap().failed(&error, 1);
+            }
+        }
+    }
+    let house = house();
+    let queue = queue(&house, false);
+    let outbox = Arc::new(Failed(AtomicUsize::new(0)));
+    for value in 0..3 {
+        let sink = Sink::Remote { outbox: Arc::clone(&outbox) as Arc<dyn Outbox>, mailbox: 0, ask: 0, is_stream: false };
+        assert!(queue.push(request(value), sink).is_ok());
+    }
+    assert!(queue.turn(None).is_some());
+    drop(queue.take(&[1, 2, 3], &[], 0, 0));
+    assert_eq!(outbox.0.load(Ordering::Relaxed), 3);
+    assert!(queue.wait_settled(0));
+}
