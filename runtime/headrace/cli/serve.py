@@ -6,6 +6,7 @@ live and not ready, and stopping goes the other way round: not ready, grace, no 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
@@ -117,6 +118,9 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
         log.debug("listening, loading models", extra=addresses)
         engine.start()
         _check_serves(engine, config)
+        # What is there now stays: the collector need not walk through it again and again.
+        gc.collect()
+        gc.freeze()
         signals.listen()
         _announce(engine, addresses, name)
         signals.wait(None)
