@@ -3,11 +3,11 @@
 //! So an answer needs no wake of its own: the letters of a batch wake the tasks of their connections, and each writes all of
 //! them at once.
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::infer::Head;
 use super::io::Io;
+use super::link::{Drive, Link};
 use super::message::Messages;
 use super::reply::Reply;
 use super::{control, infer, status, stream};
@@ -45,39 +46,40 @@ const PING_PATIENCE: Duration = Duration::from_secs(20);
 const UNSENT: usize = 64 << 20;
 const MOST_UNSENT: usize = 512 << 20;
 
-type Served = Pin<Box<dyn Future<Output = ()>>>;
+type Served = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What a client has asked for and does not read.
 #[derive(Default)]
 pub struct Outgoing {
-    unsent: Cell<usize>,
+    unsent: AtomicUsize,
 }
 
 impl Outgoing {
     pub fn add(&self, bytes: usize) {
-        self.unsent.set(self.unsent.get() + bytes);
+        self.unsent.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub fn remove(&self, bytes: usize) {
-        self.unsent.set(self.unsent.get() - bytes);
+        self.unsent.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Whether an answer of so many bytes may wait, too. One always may.
     pub fn has_room(&self, bytes: usize) -> bool {
-        self.unsent.get() == 0 || self.unsent.get() + bytes <= MOST_UNSENT
+        let unsent = self.unsent.load(Ordering::Relaxed);
+        unsent == 0 || unsent + bytes <= MOST_UNSENT
     }
 
     pub fn too_slow(&self) -> Error {
         let message = format!(
             "{} MiB of answers wait on this connection for their reader; read them, or ask for fewer at a time",
-            self.unsent.get() >> 20
+            self.unsent.load(Ordering::Relaxed) >> 20
         );
         Error::new(Kind::ReaderTooSlow, message)
     }
 }
 
 /// Serve a connection to its end.
-pub async fn serve(io: Rc<Io>, socket: impl AsyncRead + AsyncWrite + Unpin, id: u64) {
+pub async fn serve(io: Arc<Io>, socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -86,46 +88,57 @@ pub async fn serve(io: Rc<Io>, socket: impl AsyncRead + AsyncWrite + Unpin, id: 
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEADERS)
         .max_send_buffer_size(SEND_BUFFER);
-    let Ok(Ok(http2)) = tokio::time::timeout(HANDSHAKE, builder.handshake(socket)).await else {
-        return;
-    };
-    let mut connection = Connection {
-        ping: Ping::new(&io),
-        io,
-        id,
-        http2,
-        calls: FuturesUnordered::new(),
-        outgoing: Rc::default(),
-        is_ending: false,
-    };
-    connection.ping.pinger = connection.http2.ping_pong();
-    poll_fn(|cx| connection.poll(cx)).await;
+    let link = Arc::new(Link::default());
+    let open = Open::new(&io, &link);
+    let Ok(Ok(mut http2)) = tokio::time::timeout(HANDSHAKE, builder.handshake(socket)).await else { return };
+    let ping = Ping::new(&io, http2.ping_pong());
+    let (calls, outgoing) = (FuturesUnordered::new(), Arc::default());
+    link.set(Box::new(Connection { io, http2, calls, outgoing, ping, is_ending: false }));
+    poll_fn(|cx| link.poll(cx)).await;
+    drop(open);
+}
+
+/// Counts a connection for as long as it is open.
+struct Open {
+    io: Arc<Io>,
+    link: Arc<Link>,
+    id: u64,
+}
+
+impl Open {
+    fn new(io: &Arc<Io>, link: &Arc<Link>) -> Open {
+        Open { id: io.enter(link), io: Arc::clone(io), link: Arc::clone(link) }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.link.clear();
+        self.io.leave(self.id);
+    }
 }
 
 struct Connection<S> {
-    io: Rc<Io>,
-    id: u64,
+    io: Arc<Io>,
     http2: Http2<S, Bytes>,
     calls: FuturesUnordered<Served>,
-    outgoing: Rc<Outgoing>,
+    outgoing: Arc<Outgoing>,
     ping: Ping,
     is_ending: bool,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Drive for Connection<S> {
     /// Ready when the connection is over. Its calls are dropped with it then, and so is what they asked for.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(waker) = self.io.connections.borrow_mut().get_mut(&self.id) {
-            *waker = Some(cx.waker().clone());
-        }
-        if self.io.is_finishing.get() && !self.is_ending {
+    fn drive(&mut self, cx: &mut Context<'_>, is_task: bool) -> Poll<()> {
+        if self.io.is_finishing.load(Ordering::Acquire) && !self.is_ending {
             self.is_ending = true;
             self.http2.graceful_shutdown();
         }
         loop {
             while let Poll::Ready(Some(())) = self.calls.poll_next_unpin(cx) {}
-            if self.outgoing.unsent.get() > UNSENT {
-                // The client has enough to read: what it asks now stays with HTTP/2, and then with the client.
+            // New calls are for the task; and a client that has enough to read has to read first: what it asks meanwhile stays
+            // with HTTP/2, and then with the client.
+            if !is_task || self.outgoing.unsent.load(Ordering::Relaxed) > UNSENT {
                 if self.http2.poll_closed(cx).is_ready() {
                     return Poll::Ready(());
                 }
@@ -137,41 +150,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Poll::Pending => break,
             }
         }
-        self.ping.poll(cx)
+        if is_task { self.ping.poll(cx) } else { Poll::Pending }
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     fn take_call(&mut self, request: Request<h2::RecvStream>, respond: SendResponse<Bytes>) {
-        let call = serve_call(Rc::clone(&self.io), request, respond, Rc::clone(&self.outgoing));
+        let call = serve_call(Arc::clone(&self.io), request, respond, Arc::clone(&self.outgoing));
         self.calls.push(Box::pin(call));
     }
 }
 
 /// Counts a call for as long as it lasts.
-struct UnderWay(Rc<Io>);
+struct UnderWay(Arc<Io>);
 
 impl UnderWay {
-    fn new(io: &Rc<Io>) -> UnderWay {
-        io.calls.set(io.calls.get() + 1);
-        UnderWay(Rc::clone(io))
+    fn new(io: &Arc<Io>) -> UnderWay {
+        io.calls.fetch_add(1, Ordering::AcqRel);
+        UnderWay(Arc::clone(io))
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.calls.set(self.0.calls.get() - 1);
+        self.0.calls.fetch_sub(1, Ordering::AcqRel);
         self.0.ended.notify_waiters();
     }
 }
 
-async fn serve_call(io: Rc<Io>, request: Request<h2::RecvStream>, respond: SendResponse<Bytes>, outgoing: Rc<Outgoing>) {
+async fn serve_call(io: Arc<Io>, request: Request<h2::RecvStream>, respond: SendResponse<Bytes>, outgoing: Arc<Outgoing>) {
     let received = io.shared.house.clock.now();
     let _under_way = UnderWay::new(&io);
-    let mut reply = Reply::new(respond, Rc::clone(&outgoing));
+    let mut reply = Reply::new(respond, Arc::clone(&outgoing));
     let (head, body) = request.into_parts();
     if !status::is_grpc(&head.headers) {
         return reply.end_with(status::not_grpc());
     }
-    let messages = Messages::new(body, &head.headers, Rc::clone(&io.partial));
+    let messages = Messages::new(body, &head.headers, Arc::clone(&io.partial));
     let path = head.uri.path();
     let served = async {
         match path {
@@ -200,12 +215,12 @@ struct Ping {
     pinger: Option<h2::PingPong>,
     next: Pin<Box<Sleep>>,
     is_out: bool,
-    io: Rc<Io>,
+    io: Arc<Io>,
 }
 
 impl Ping {
-    fn new(io: &Rc<Io>) -> Ping {
-        Ping { pinger: None, next: Box::pin(tokio::time::sleep(PING_EVERY)), is_out: false, io: Rc::clone(io) }
+    fn new(io: &Arc<Io>, pinger: Option<h2::PingPong>) -> Ping {
+        Ping { pinger, next: Box::pin(tokio::time::sleep(PING_EVERY)), is_out: false, io: Arc::clone(io) }
     }
 
     /// Ready when the other side is gone.

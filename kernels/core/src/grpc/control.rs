@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -15,7 +14,7 @@ use super::message::{Failed, Messages};
 use super::reply::{Gone, Reply};
 use super::status;
 use crate::codec::framed;
-use crate::entry::{Letter, Outbox};
+use crate::entry::Letter;
 use crate::error::{Code, Error};
 use crate::ledger::{Outcome, Refusal};
 
@@ -45,7 +44,8 @@ impl Call {
 
     fn post(&mut self, result: Result<Bytes, Error>) {
         if let Some(inbox) = self.inbox.take() {
-            inbox.post(vec![Letter { mailbox: self.mailbox, ask: 0, result, is_final: true, settlement: None }]);
+            // Left to the I/O thread: this one holds the interpreter.
+            inbox.distribute(vec![Letter { mailbox: self.mailbox, ask: 0, result, is_final: true, settlement: None }]);
         }
     }
 }
@@ -109,12 +109,12 @@ impl Calls {
 }
 
 /// Serve a call with one message each way.
-pub async fn call(io: &Rc<Io>, method: &str, mut messages: Messages, reply: &mut Reply) {
+pub async fn call(io: &Arc<Io>, method: &str, mut messages: Messages, reply: &mut Reply) {
     let payload = match one_message(&mut messages).await {
         Ok(payload) => payload,
         Err(failed) => return end(reply, failed),
     };
-    let mailbox = io.open_mailbox();
+    let mailbox = io.shared.inbox.open();
     if let Ok(Ok(message)) = ask(io, &mailbox, method, payload, reply).await
         && reply.send_all(message).await.is_ok()
     {
@@ -123,8 +123,8 @@ pub async fn call(io: &Rc<Io>, method: &str, mut messages: Messages, reply: &mut
 }
 
 /// Serve a call with a stream each way, in which every message gets one answer.
-pub async fn converse(io: &Rc<Io>, method: &str, mut messages: Messages, reply: &mut Reply) {
-    let mailbox = io.open_mailbox();
+pub async fn converse(io: &Arc<Io>, method: &str, mut messages: Messages, reply: &mut Reply) {
+    let mailbox = io.shared.inbox.open();
     loop {
         let payload = match poll_fn(|cx| messages.poll_next(cx)).await {
             Ok(Some(payload)) => payload,

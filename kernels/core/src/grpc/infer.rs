@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -44,7 +43,7 @@ impl Head {
 }
 
 /// Serve one call to its end.
-pub async fn infer(io: &Rc<Io>, head: Head, mut messages: Messages, reply: &mut Reply, outgoing: &Outgoing) {
+pub async fn infer(io: &Arc<Io>, head: Head, mut messages: Messages, reply: &mut Reply, outgoing: &Outgoing) {
     let payload = match one_message(&mut messages).await {
         Ok(payload) => payload,
         Err(Failed::Gone) => return,
@@ -53,7 +52,7 @@ pub async fn infer(io: &Rc<Io>, head: Head, mut messages: Messages, reply: &mut 
             return reply.end_with(status::with_encodings(status::failed(&error)));
         }
     };
-    let mailbox = io.open_mailbox();
+    let mailbox = io.shared.inbox.open();
     let outbox = Arc::clone(&io.shared.inbox) as Arc<dyn crate::entry::Outbox>;
     let sink = Sink::Remote { outbox, mailbox: mailbox.id, ask: 0, is_stream: false };
     let pushed = decode(io, &payload, &head, head.received).and_then(|request| {

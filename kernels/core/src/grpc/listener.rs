@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
@@ -33,7 +33,7 @@ impl Listener {
     }
 
     /// Accept connections, for ever.
-    pub async fn accept(self, io: Rc<Io>) -> io::Result<()> {
+    pub async fn accept(self, io: Arc<Io>) -> io::Result<()> {
         match self {
             Listener::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
@@ -68,27 +68,8 @@ impl Listener {
     }
 }
 
-fn open(io: &Rc<Io>, socket: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static) {
-    let id = io.next_connection();
-    let io = Rc::clone(io);
-    let opened = Opened { id, io: Rc::clone(&io) };
-    tokio::task::spawn_local(async move {
-        connection::serve(io, socket, id).await;
-        drop(opened);
-    });
-}
-
-/// Counts a connection for as long as it is open.
-struct Opened {
-    id: u64,
-    io: Rc<Io>,
-}
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        self.io.connections.borrow_mut().remove(&self.id);
-        self.io.ended.notify_waiters();
-    }
+fn open(io: &Arc<Io>, socket: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) {
+    tokio::task::spawn_local(connection::serve(Arc::clone(io), socket));
 }
 
 /// Descriptors may be short; those who are connected are served, and the next connection waits in the kernel.

@@ -1,9 +1,9 @@
 //! Messages of a call: frames of HTTP/2 in, whole messages out, decompressed.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::Read;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -42,11 +42,11 @@ pub struct Messages {
     /// Of the message that is being read: whether it is compressed, and its size.
     head: Option<(bool, usize)>,
     /// Of all calls.
-    partial: Rc<Cell<usize>>,
+    partial: Arc<AtomicUsize>,
 }
 
 impl Messages {
-    pub fn new(body: h2::RecvStream, headers: &HeaderMap, partial: Rc<Cell<usize>>) -> Messages {
+    pub fn new(body: h2::RecvStream, headers: &HeaderMap, partial: Arc<AtomicUsize>) -> Messages {
         let encoding = match headers.get("grpc-encoding").map(|name| name.as_bytes()) {
             None | Some(b"identity") => Encoding::Identity,
             Some(b"gzip") => Encoding::Gzip,
@@ -79,8 +79,7 @@ impl Messages {
 
     fn hold(&mut self, chunk: Bytes) -> Result<(), Failed> {
         self.held += chunk.len();
-        self.partial.set(self.partial.get() + chunk.len());
-        if self.partial.get() > MOST_PARTIAL {
+        if self.partial.fetch_add(chunk.len(), Ordering::Relaxed) + chunk.len() > MOST_PARTIAL {
             return Err(told(Code::ResourceExhausted, "too many large messages arrive at once; try again later"));
         }
         if !chunk.is_empty() {
@@ -114,7 +113,7 @@ impl Messages {
     /// `size` bytes of what is held: without copying if they came in one piece.
     fn take(&mut self, size: usize) -> Bytes {
         self.held -= size;
-        self.partial.set(self.partial.get() - size);
+        self.partial.fetch_sub(size, Ordering::Relaxed);
         if let Some(first) = self.chunks.front_mut() {
             if first.len() == size {
                 return self.chunks.pop_front().unwrap_or_default();
@@ -163,7 +162,7 @@ impl Messages {
 
 impl Drop for Messages {
     fn drop(&mut self) {
-        self.partial.set(self.partial.get() - self.held);
+        self.partial.fetch_sub(self.held, Ordering::Relaxed);
     }
 }
 

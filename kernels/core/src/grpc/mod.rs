@@ -9,6 +9,7 @@ mod connection;
 mod control;
 mod infer;
 mod io;
+mod link;
 mod listener;
 mod message;
 mod reply;

@@ -1,7 +1,7 @@
 //! The way back of a call: head, messages as the client's windows take them, trailers.
 
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -25,13 +25,13 @@ enum State {
 pub struct Reply {
     respond: SendResponse<Bytes>,
     state: State,
-    outgoing: Rc<Outgoing>,
+    outgoing: Arc<Outgoing>,
     /// What is left of the message that is being sent.
     rest: Bytes,
 }
 
 impl Reply {
-    pub fn new(respond: SendResponse<Bytes>, outgoing: Rc<Outgoing>) -> Reply {
+    pub fn new(respond: SendResponse<Bytes>, outgoing: Arc<Outgoing>) -> Reply {
         Reply { respond, state: State::Before, outgoing, rest: Bytes::new() }
     }
 

@@ -1,7 +1,6 @@
 //! The server: an I/O thread from start to close, and what other threads share with it.
 
 use std::collections::HashSet;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -173,19 +172,18 @@ impl Server {
     }
 }
 
-async fn run(io: Rc<Io>, listener: Listener, stopped: oneshot::Receiver<Nanos>) {
-    tokio::task::spawn_local(Rc::clone(&io).deliver());
-    tokio::task::spawn_local(Rc::clone(&io).flush());
-    let accepting = tokio::task::spawn_local(listener.accept(Rc::clone(&io)));
+async fn run(io: Arc<Io>, listener: Listener, stopped: oneshot::Receiver<Nanos>) {
+    tokio::task::spawn_local(Arc::clone(&io).flush());
+    let accepting = tokio::task::spawn_local(listener.accept(Arc::clone(&io)));
     let deadline = stopped.await.unwrap_or(0);
     accepting.abort();
     // Otherwise the socket would be closed only when the task is next looked at.
     let _ = accepting.await;
-    io.is_finishing.set(true);
+    io.is_finishing.store(true, Ordering::Release);
     io.wake_all();
     let left = Duration::from_nanos(deadline.saturating_sub(io.shared.house.clock.now()).max(0) as u64);
-    let _ = tokio::time::timeout(left, until(&io, |io| io.calls.get() == 0)).await;
-    let _ = tokio::time::timeout(LINGER.min(left), until(&io, |io| io.connections.borrow().is_empty())).await;
+    let _ = tokio::time::timeout(left, until(&io, |io| io.calls.load(Ordering::Acquire) == 0)).await;
+    let _ = tokio::time::timeout(LINGER.min(left), until(&io, |io| io.connections.lock().is_empty())).await;
 }
 
 async fn until(io: &Io, holds: impl Fn(&Io) -> bool) {

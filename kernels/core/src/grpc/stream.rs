@@ -6,8 +6,8 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -29,13 +29,13 @@ const OVERHEAD: usize = 512;
 const AT_A_TIME: usize = 64;
 
 /// Serve one stream to its end. Being dropped – the client is gone – cancels whatever is on its way.
-pub async fn serve(io: &Rc<Io>, head: Head, messages: Messages, reply: &mut Reply) {
+pub async fn serve(io: &Arc<Io>, head: Head, messages: Messages, reply: &mut Reply) {
     let refused = io.shared.check_accepting().and_then(|()| head.forwarded.as_ref().map(|_| ()).map_err(Error::clone));
     if let Err(error) = refused {
         return reply.end(Err(&error));
     }
     let mut stream = Stream {
-        mailbox: io.open_mailbox(),
+        mailbox: io.shared.inbox.open(),
         io,
         head,
         messages,
@@ -102,7 +102,7 @@ impl Piece {
 }
 
 struct Stream<'a> {
-    io: &'a Rc<Io>,
+    io: &'a Arc<Io>,
     head: Head,
     messages: Messages,
     reply: &'a mut Reply,
@@ -167,7 +167,7 @@ impl Stream<'_> {
     // Reading.
 
     fn is_finishing(&self) -> bool {
-        self.io.is_finishing.get()
+        self.io.is_finishing.load(Ordering::Acquire)
     }
 
     fn may_read(&self) -> bool {
