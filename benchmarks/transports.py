@@ -59,7 +59,8 @@ def measure(start: Callable[[], servers.Server], model: str, clients: int, secon
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.transports", description=__doc__.splitlines()[0])
+    about = "Measure the transports against a bare grpc.aio front."
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.transports", description=about)
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of one of perf_analyzer's three windows")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -113,8 +113,7 @@ class BytesTensor:
         return f"<BytesTensor {list(self.shape)}, {self.nbytes} bytes>"
 
 
-@dataclass(frozen=True, slots=True)
-class RawTensor:
+class RawTensor(NamedTuple):
     """A tensor as it came over the wire: nothing checked, `data` little-endian and row-major, BYTES length-prefixed."""
 
     datatype: str

@@ -188,11 +188,17 @@ class Ledger:
 
     def write(self, record: RequestRecord) -> None:
         """One request has been settled."""
-        self._write(self._requests, record)
+        with self._lock:
+            if self._requests.is_full:
+                self._drain()
+            self._requests.write(record)
 
     def write_batch(self, record: BatchRecord) -> None:
         """One batch has been answered."""
-        self._write(self._batches, record)
+        with self._lock:
+            if self._batches.is_full:
+                self._drain()
+            self._batches.write(record)
 
     def drain(self) -> None:
         """Fold everything that is unread."""
@@ -212,12 +218,6 @@ class Ledger:
     def written(self) -> tuple[int, int]:
         """How many records there have been, up to the last drain: of requests, of batches."""
         return self._requests.written + self._taken[0], self._batches.written + self._taken[1]
-
-    def _write(self, ring: _Ring, record: tuple[int, ...]) -> None:
-        with self._lock:
-            if ring.is_full:
-                self._drain()
-            ring.write(record)
 
     def _drain(self) -> None:
         self._fold(self._requests.take_unread(), self._batches.take_unread())

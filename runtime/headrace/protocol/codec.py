@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -180,25 +179,30 @@ def _decode_inputs(message: ModelInferRequest, raw: Sequence[bytes], windows: Wi
         name = tensor.name
         if name in inputs:
             raise InvalidRequest(f"{request_prefix(message.id)}input '{name}' already exists in request")
-        what = f"'{name}' for model '{message.model_name}'"
         if tensor.parameters and (placement := placement_of(tensor.parameters, name)) is not None:
             if tensor.HasField("contents"):
-                raise InvalidRequest(f"unexpected 'content' provided when using shared memory for input tensor {what}")
+                told = f"unexpected 'content' provided when using shared memory for input tensor {_what(name, message)}"
+                raise InvalidRequest(told)
             placed[name] = _window(windows, placement)
             data = b""
         elif not tensor.HasField("contents"):
             data = next(contents, None)
             if data is None:
-                raise InvalidRequest(f"unable to find data for input tensor {what} in request.")
+                raise InvalidRequest(f"unable to find data for input tensor {_what(name, message)} in request.")
         elif raw:
-            raise InvalidRequest(f"contents field must not be specified when using raw_input_contents for {what}")
+            told = f"contents field must not be specified when using raw_input_contents for {_what(name, message)}"
+            raise InvalidRequest(told)
         else:
-            data = _typed_contents(tensor.contents, tensor.datatype, what)
+            data = _typed_contents(tensor.contents, tensor.datatype, _what(name, message))
         inputs[name] = RawTensor(tensor.datatype, tuple(tensor.shape), data)
     if placed:
         for name, copy in read_inputs(placed).items():
-            inputs[name] = replace(inputs[name], data=copy)
+            inputs[name] = inputs[name]._replace(data=copy)
     return inputs
+
+
+def _what(name: str, message: ModelInferRequest) -> str:
+    return f"'{name}' for model '{message.model_name}'"
 
 
 def _window(windows: Windows | None, placement: Placement) -> Window:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,7 @@ _ADDRESSABLE = 1 << 47
 """Bytes that a process can address on the machines there are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """A request that its model can run.
 
     `inputs` are in the model's order, as the model sees them (reshaped). `rows` is the size of the batch dimension, 1 without

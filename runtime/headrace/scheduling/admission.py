@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from headrace.clock import SECOND
 from headrace.errors import CannotMeetDeadline, HeadraceError, QueueFull
@@ -55,8 +56,7 @@ class Limits:
     estimate: Estimate | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Depth:
+class Depth(NamedTuple):
     """What waits: requests, their rows and bytes."""
 
     requests: int = 0
@@ -64,8 +64,7 @@ class Depth:
     nbytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(NamedTuple):
     """The times of an entry, absolute, in ns; `NEVER` where there is none.
 
     `deadline` is hard: past it nobody wants the answer. `target` is soft: the order and the plan go by it. `queue_until` is how

@@ -145,14 +145,14 @@ class PortableBatch:
         finally:
             self._owner.finished(
                 BatchRecord(
-                    number=self.number,
-                    taken=self._taken,
-                    gathered=self._gathered,
-                    executed=self._executed,
-                    scattered=self._scattered,
-                    model=self._owner.model_number,
-                    rows=max(1, self.rows),
-                    requests=len(self),
+                    self.number,
+                    self._taken,
+                    self._gathered,
+                    self._executed,
+                    self._scattered,
+                    self._owner.model_number,
+                    max(1, self.rows),
+                    len(self),
                     failed=self._failed,
                     instance=self._instance,
                     reason=self._reason,

@@ -78,7 +78,14 @@ class LoopSink:
             HeadraceError: it was not admitted.
         """
         future: asyncio.Future[Answer] = self._loop.create_future()
-        entry = await self.push(request, lambda answer: answer.entry.cancel() if future.done() else future.set_result(answer))
+
+        def receive(answer: Answer) -> None:
+            if future.done():
+                answer.entry.cancel()
+            else:
+                future.set_result(answer)
+
+        entry = await self.push(request, receive)
         try:
             return await future
         except asyncio.CancelledError:

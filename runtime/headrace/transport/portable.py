@@ -140,9 +140,10 @@ class PortableTransport:
             answer = await self._sink.ask(request)
         except HeadraceError as error:
             return await _abort(context, error)
-        return await self._encode(answer, context)
+        encoded = self._encode(answer)
+        return encoded if isinstance(encoded, bytes) else await _abort(context, encoded)
 
-    async def _encode(self, answer: Answer, context: _Context) -> bytes:
+    def _encode(self, answer: Answer) -> bytes | HeadraceError:
         """The last step: the answer is settled here, whatever becomes of it."""
         try:
             if isinstance(answer.result, Response):
@@ -156,7 +157,7 @@ class PortableTransport:
             log.exception("a response could not be encoded")
             answer.result = error = Broken(f"a response could not be encoded: {raised}")
         answer.settle(self._clock.now())
-        return await _abort(context, error)
+        return error
 
     async def _stream_infer(self, requests: AsyncIterator[bytes], context: _Context) -> None:
         now = self._clock.now()
