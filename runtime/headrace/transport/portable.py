@@ -39,6 +39,11 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
     # Clients that turn keep-alive on ping more often than gRPC's five minutes, and would be cut off.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_concurrent_streams", 4096),
+    # Above a thousand calls that the loop has not seen yet, gRPC cancels some at random, anybody's; the queues have bounds of
+    # their own, and words for it.
+    ("grpc.server.max_pending_requests", 1 << 16),
+    ("grpc.server.max_pending_requests_hard_limit", 1 << 17),
 )
 _QUIET_NS = SECOND // 10
 _LINGER_NS = 2 * SECOND
