@@ -259,7 +259,9 @@ def test_every_way_in_at_once(identity: Path) -> None:
         with urllib.request.urlopen(f"http://{found[2]}/v2/models/identity/infer", body) as answer:
             assert json.load(answer)["outputs"][0]["data"] == [1.0, 2.0, 3.0]
         with urllib.request.urlopen(f"http://{found[3]}/metrics") as page:
-            assert 'nv_inference_request_success{model="identity",version="1"} 1.0' in page.read().decode()
+            metrics = page.read().decode()
+            assert 'nv_inference_request_success{model="identity",version="1"} 1.0' in metrics
+            assert f'headrace_transport_info{{transport="{TRANSPORT}"}} 1.0' in metrics
         with urllib.request.urlopen(f"http://{found[2]}/v2") as answer:
             assert "system_shared_memory" in json.load(answer)["extensions"]
         _, err = stop(server)

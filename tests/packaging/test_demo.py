@@ -110,3 +110,20 @@ def test_the_repository_is_left_as_it_is(repository: Path) -> None:
     file.write_bytes(b"mine")
     build_repository(repository)
     assert file.read_bytes() == b"mine"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_make_run_without_cargo(tmp_path: Path) -> None:
+    """A fresh clone, on a machine without Rust: a line says so, and the portable transport serves."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    without = [folder for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "cargo").exists()]
+    environment = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "MAKEFLAGS", "MFLAGS")}
+    environment |= {"PATH": os.pathsep.join(without), "PYTHON": sys.executable}
+    run = ["make", "run", f"PYTHON={sys.executable}"]
+    done = subprocess.run(run, cwd=clone, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [line for line in done.stdout.splitlines() if "the portable transport takes the requests" in line]
+    assert len(said) == 1
+    assert "answers are those of ONNX Runtime alone" in done.stdout

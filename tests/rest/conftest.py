@@ -13,7 +13,7 @@ from headrace.backends.fake import Script
 from tests.build_models import add_model, optional_bias
 from tests.rest.resting import Rest, resting
 from tests.transport.asking import BROKEN, FAKES, OPTIONAL
-from tests.transport.serving import fill
+from tests.transport.serving import TRANSPORTS, fill
 
 RAW = """
 backend: "fake"
@@ -32,8 +32,14 @@ HALF = WORD.replace("STRING", "FP16")
 FAIL = WORD + 'parameters { key: "fail" value { string_value: "it fell over" } }'
 
 
+@pytest.fixture(scope="session", params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """The gRPC transport beside, whose queues REST pushes into."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
+def rest(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
     """A server of the models in `tests.transport.asking` and of those above; REST takes 100 kB."""
     repository = tmp_path_factory.mktemp("repository")
     own = {"raw": RAW, "word": WORD, "varies": VARIES, "words": WORDS, "half": HALF, "fail": FAIL}
@@ -41,7 +47,7 @@ def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
     fake = fill(repository, fakes)
     fill(repository, {"broken": (BROKEN, Script()), "fail": (FAIL, Script())})
     add_model(repository, "optional", optional_bias(), OPTIONAL)
-    with resting(repository, {"fake": fake}, size=100_000) as started:
+    with resting(transport, repository, {"fake": fake}, size=100_000) as started:
         yield started
 
 
@@ -49,13 +55,13 @@ Serve = Callable[..., Rest]
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
+def serve(transport: str, tmp_path: Path) -> Iterator[Serve]:
     """`serve({name: (config, script)}, **options)`: see `resting`."""
     with ExitStack() as stack:
 
         def start(models: Mapping[str, tuple[str, Script]], **options: Any) -> Rest:
             backend = fill(tmp_path / "repository", models)
-            rest = stack.enter_context(resting(tmp_path / "repository", {"fake": backend}, **options))
+            rest = stack.enter_context(resting(transport, tmp_path / "repository", {"fake": backend}, **options))
             for _, script in models.values():
                 script.batches.clear()
             return rest

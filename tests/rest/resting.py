@@ -92,11 +92,14 @@ GOOD = {
 
 @contextmanager
 def resting(
-    repository: Path, backends: Mapping[str, Backend] | None = None, size: int = 1 << 26, **options: Any
+    beside: str, repository: Path, backends: Mapping[str, Backend] | None = None, size: int = 1 << 26, **options: Any
 ) -> Iterator[Rest]:
-    """A server for `repository`; `size` is the limit of REST, `options` are the engine's."""
+    """A server for `repository`, on the queues of the gRPC transport `beside`; `size` is the limit of REST.
+
+    `options` are the engine's.
+    """
     allow_client_shm = options.get("allow_client_shm", False)
-    with serving("portable", repository, backends, **options) as server:
+    with serving(beside, repository, backends, **options) as server:
         transport = RestTransport("127.0.0.1:0", max_input_bytes=size)
         transport.start(server.engine.routes, Control(server.engine, allow_client_shm=allow_client_shm))
         try:

@@ -23,12 +23,12 @@ FLAT, NESTED = "flat", "nested"
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
+def models(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
     repository = tmp_path_factory.mktemp("repository")
     add_model(repository, "sums", sums())
     for datatype in DATATYPES:
         add_model(repository, f"twice_{datatype}", twice(datatype))
-    with resting(repository) as started:
+    with resting(transport, repository) as started:
         yield started
 
 

@@ -398,3 +398,27 @@ def test_reflection(serve: Serve) -> None:
         assert symbol in found
     with pytest.raises(KeyError):
         database.FindFileContainingSymbol("inference.Nothing")
+
+
+def test_control_calls_are_answered_while_every_instance_is_busy(serve: Serve) -> None:
+    script = Script()
+    server = serve({"m": (ECHO, script)})
+    script.gate = gate = Gate()
+    running = Asked(server, "m", [tensor("x", [[0]])])
+    gate.wait_for(1)
+    waiting = [Asked(server, "m", [tensor("x", [[value]])]) for value in range(1, 4)]
+    wait_until(lambda: server.waiting("m") == 3)
+    client = server.client
+    assert client.is_server_live(client_timeout=PATIENCE)
+    assert client.is_server_ready(client_timeout=PATIENCE)
+    assert client.is_model_ready("m", client_timeout=PATIENCE)
+    assert client.get_model_metadata("m", client_timeout=PATIENCE).name == "m"
+    assert client.get_model_config("m", client_timeout=PATIENCE).config.max_batch_size == 8
+    assert client.get_inference_statistics("m", client_timeout=PATIENCE).model_stats[0].name == "m"
+    assert [model.name for model in client.get_model_repository_index(client_timeout=PATIENCE).models] == ["m"]
+    assert client.get_trace_settings(client_timeout=PATIENCE).settings
+    assert HealthCheckResponse.FromString(server.call("/grpc.health.v1.Health/Check", b"")).status == HealthCheckResponse.SERVING
+    assert ProtoReflectionDescriptorDatabase(server.channel).get_services()
+    assert server.waiting("m") == 3
+    gate.open()
+    assert [one.result().as_numpy("y").tolist() for one in (running, *waiting)] == [[[0]], [[1]], [[2]], [[3]]]
