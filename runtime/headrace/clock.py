@@ -30,9 +30,8 @@ class Clock(Protocol):
 class MonotonicClock:
     """CLOCK_MONOTONIC."""
 
-    def now(self) -> int:
-        """The instant, in ns."""
-        return time.monotonic_ns()
+    now = staticmethod(time.monotonic_ns)
+    """The instant, in ns. Asked ten times a request, so without a step in between."""
 
     def wait(self, condition: threading.Condition, until: int | None) -> None:
         """Wait on a held `condition` until it is notified or `until` (ns) has come."""

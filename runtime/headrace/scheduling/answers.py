@@ -31,8 +31,7 @@ def checked_outputs(
     Raises:
         BackendFailed: one is missing, or its datatype or shape is not the declared one.
     """
-    declared = {output.name: output for output in model.outputs}
-    return {name: _checked(model, declared[name], outputs.get(name), rows) for name in wanted}
+    return {spec.name: _checked(model, spec, outputs.get(spec.name), rows) for spec in model.outputs if spec.name in wanted}
 
 
 def _checked(model: ModelSpec, spec: TensorSpec, tensor: Tensor | None, rows: int | None) -> Tensor:
@@ -45,6 +44,8 @@ def _checked(model: ModelSpec, spec: TensorSpec, tensor: Tensor | None, rows: in
     batch = 1 if model.max_batch_size > 0 else 0
     seen = spec.dims if spec.reshape is None else spec.reshape
     shape = tensor.shape
+    if spec.reshape is None and shape == ((rows, *seen) if batch else seen):
+        return tensor
     fits = len(shape) == len(seen) + batch and all(d in (-1, s) for d, s in zip(seen, shape[batch:], strict=True))
     if not fits or (batch and rows is not None and shape[0] != rows):
         expected = (-1 if rows is None else rows, *seen) if batch else seen

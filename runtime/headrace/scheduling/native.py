@@ -241,6 +241,7 @@ class NativeBatch:
         self._queue, self._core, self._only = queue, core, only
         self._tensors: Mapping[str, Tensor] | None = None
         self._requests: list[Request] | None = None
+        self._wanted: tuple[str, ...] | None = None
         offsets = core.offsets
         self.offsets = offsets if only is None else [0, offsets[only + 1] - offsets[only]]
 
@@ -263,8 +264,10 @@ class NativeBatch:
 
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for, in the order the model declares them."""
-        outputs = self._queue.layout.outputs
-        return tuple(outputs[place] for place in self._core.wanted(self._only))
+        if self._wanted is None:
+            outputs = self._queue.layout.outputs
+            self._wanted = tuple([outputs[place] for place in self._core.wanted(self._only)])
+        return self._wanted
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs by name, rows of all requests stacked; gathered by the first call."""
