@@ -24,4 +24,5 @@ pub mod regions;
 pub mod routes;
 pub mod spec;
 pub mod validate;
+mod waiting;
 pub mod wire;

@@ -6,14 +6,12 @@
 //! turn is open at a time.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use rustc_hash::FxHashMap;
 
-use crate::admission::{BEHIND_EVERYONE, Depth, Limits, check, due};
+use crate::admission::{Depth, Limits, check, due};
 use crate::batch::Batch;
 use crate::buffer::Pool;
 use crate::clock::{Clock, NEVER, Nanos};
@@ -25,6 +23,7 @@ use crate::ledger::{BatchRecord, Ledger, RequestRecord};
 use crate::news::{Level, LocalAnswer, News};
 use crate::spec::Spec;
 use crate::validate::admit;
+use crate::waiting::State;
 
 /// Bytes of an entry in a view; the layout is `headrace.scheduling.plan.VIEW`.
 pub const VIEW_BYTES: usize = 64;
@@ -41,29 +40,6 @@ pub struct House {
 pub struct Rejected {
     pub error: Error,
     pub request: Option<Box<Request>>,
-}
-
-#[derive(Default)]
-struct State {
-    /// (key, number) → rows.
-    order: BTreeMap<(i64, u64), u64>,
-    waiting: FxHashMap<u64, Box<Entry>>,
-    overdue: BinaryHeap<Reverse<(Nanos, u64)>>,
-    /// Busy lanes: those behind the one that is under way, by number.
-    lanes: FxHashMap<Lane, VecDeque<u64>>,
-    depth: Depth,
-    in_level: FxHashMap<u32, usize>,
-    /// Settlements of local entries that were answered, until the caller says that it has the answer.
-    handed: FxHashMap<u64, Settlement>,
-    /// The fates of local entries that are not settled.
-    local_fates: FxHashMap<u64, Arc<Fate>>,
-    numbers: u64,
-    batches: u64,
-    unsettled: usize,
-    running: usize,
-    turn_open: bool,
-    has_news: bool,
-    is_closed: bool,
 }
 
 /// See the head of this file. `id` tells the queues of a kernel apart, `model` is the ledger's number of the version.
@@ -430,104 +406,6 @@ impl Queue {
             view.extend_from_slice(&entry.due.level.to_le_bytes());
         }
         view
-    }
-}
-
-impl State {
-    fn count(&mut self, entry: &Entry, enters: bool) {
-        let (size, depth) = (entry.size(), &mut self.depth);
-        let level = self.in_level.entry(entry.due.level).or_default();
-        if enters {
-            *level += 1;
-            *depth = Depth { requests: depth.requests + 1, rows: depth.rows + size.rows, nbytes: depth.nbytes + size.nbytes };
-        } else {
-            *level -= 1;
-            *depth = Depth { requests: depth.requests - 1, rows: depth.rows - size.rows, nbytes: depth.nbytes - size.nbytes };
-        }
-    }
-
-    /// Into the order, or behind the others of its lane.
-    fn line_up(&mut self, mut entry: Box<Entry>) {
-        let number = entry.number;
-        if let Some(lane) = &entry.lane {
-            if let Some(behind) = self.lanes.get_mut(lane) {
-                behind.push_back(number);
-                entry.is_parked = true;
-                self.waiting.insert(number, entry);
-                return;
-            }
-            self.lanes.insert(lane.clone(), VecDeque::new());
-        }
-        self.waiting.insert(number, entry);
-        self.show(number);
-    }
-
-    fn show(&mut self, number: u64) {
-        if let Some(entry) = self.waiting.get_mut(&number) {
-            entry.is_parked = false;
-            self.order.insert((entry.key, number), entry.size().rows);
-            self.has_news = true;
-        }
-    }
-
-    /// Remember when to expire an entry; true when that is earlier than all others.
-    fn note_overdue(&mut self, number: u64, at: Nanos) -> bool {
-        if at == NEVER {
-            return false;
-        }
-        if self.overdue.len() > 2 * self.waiting.len() + 1024 {
-            // Those that were answered in time are still in here: far deadlines at a high rate would pile up.
-            let waiting = &self.waiting;
-            self.overdue.retain(|Reverse((_, number))| waiting.contains_key(number));
-        }
-        let is_first = self.overdue.peek().is_none_or(|Reverse((first, _))| at < *first);
-        self.overdue.push(Reverse((at, number)));
-        is_first
-    }
-
-    /// Behind everyone whose time is not over, until its deadline if it has one.
-    fn postpone(&mut self, number: u64) {
-        let Some(entry) = self.waiting.get_mut(&number) else {
-            return;
-        };
-        let (key, is_parked, deadline) = (entry.key, entry.is_parked, entry.due.deadline);
-        entry.key += BEHIND_EVERYONE;
-        if !is_parked {
-            self.order.remove(&(key, number));
-            self.show(number);
-        }
-        self.note_overdue(number, deadline);
-    }
-
-    /// Out of the queue, into a batch or to be answered. Its lane stays busy until it is settled.
-    fn leave(&mut self, number: u64) -> Option<Box<Entry>> {
-        let mut entry = self.waiting.remove(&number)?;
-        if !entry.is_parked {
-            self.order.remove(&(entry.key, number));
-        } else if let Some(lane) = entry.lane.take() {
-            if let Some(behind) = self.lanes.get_mut(&lane) {
-                behind.retain(|other| *other != number);
-            }
-            if let Some(settlement) = &mut entry.settlement {
-                settlement.leave_lane();
-            }
-        }
-        self.count(&entry, false);
-        Some(entry)
-    }
-
-    /// The one under way in this lane is settled: the next comes into the order. True when somebody should look.
-    fn free_lane(&mut self, lane: &str) -> bool {
-        let Some(behind) = self.lanes.get_mut(lane) else {
-            return false;
-        };
-        match behind.pop_front() {
-            Some(next) => self.show(next),
-            None => {
-                self.lanes.remove(lane);
-            }
-        }
-        true
     }
 }
 

@@ -38,32 +38,35 @@ impl Listener {
             Listener::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
                 let listener = TcpListener::from_std(listener)?;
-                let mut told = false;
-                loop {
-                    match listener.accept().await {
-                        Ok((socket, _)) => {
-                            told = false;
-                            let _ = socket.set_nodelay(true);
-                            open(&io, socket);
-                        }
-                        Err(error) => back_off(&io, &error, &mut told).await,
-                    }
-                }
+                each(
+                    &io,
+                    async || listener.accept().await.map(|(socket, _)| socket),
+                    |socket| {
+                        let _ = socket.set_nodelay(true);
+                        open(&io, socket);
+                    },
+                )
+                .await
             }
             Listener::Unix(listener) => {
                 listener.set_nonblocking(true)?;
                 let listener = UnixListener::from_std(listener)?;
-                let mut told = false;
-                loop {
-                    match listener.accept().await {
-                        Ok((socket, _)) => {
-                            told = false;
-                            open(&io, Lenient::new(socket));
-                        }
-                        Err(error) => back_off(&io, &error, &mut told).await,
-                    }
-                }
+                let accept = async || listener.accept().await.map(|(socket, _)| socket);
+                each(&io, accept, |socket| open(&io, Lenient::new(socket))).await
             }
+        }
+    }
+}
+
+async fn each<S>(io: &Io, accept: impl AsyncFn() -> io::Result<S>, open: impl Fn(S)) -> io::Result<()> {
+    let mut told = false;
+    loop {
+        match accept().await {
+            Ok(socket) => {
+                told = false;
+                open(socket);
+            }
+            Err(error) => back_off(io, &error, &mut told).await,
         }
     }
 }
