@@ -35,7 +35,7 @@ run: $(VENV)/.run-installed
 
 # The native transport. Where cargo or its registry is out of reach, Headrace runs without it and a line says so; where they
 # are there, a build that fails is a failure. One build is installed at a time: the stamp says which.
-KERNEL_FILES := $(shell find kernels -name target -prune -o -type f \( -name '*.rs' -o -name '*.toml' -o -name 'Cargo.lock' -o -name '*.py*' \) -print)
+KERNEL_FILES := $(shell find kernels -name target -prune -o -type f \( -name '*.rs' -o -name '*.toml' -o -name 'Cargo.lock' -o -name '*.py' -o -name '*.pyi' \) -print)
 KERNELS := always
 cargo_is_there = cargo --version >/dev/null 2>&1 && cargo fetch --quiet --locked --manifest-path kernels/Cargo.toml 2>$(VENV)/.cargo.log
 
