@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import tritonclient.grpc as triton
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from tests.build_models import add_model
@@ -151,3 +153,27 @@ def test_what_is_queued_is_answered_before_the_end(transport: str, tmp_path: Pat
         code, logged = server.end()
     assert (code, done) == (0, Counter({True: 20}))
     assert (logged["drained"]["pushed"], logged["drained"]["answered"]) == (20, 20)
+
+
+def test_an_idle_dialogue_does_not_hold_up_the_end(transport: str, tmp_path: Path) -> None:
+    """The call stays open for as long as its client likes, but not for longer than the server runs."""
+    add_model(tmp_path, "m", None, ECHO)
+    asking = threading.Event()
+
+    def questions() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        asking.wait()
+
+    with process(tmp_path, transport, "--drain-grace", "0") as server, grpc.insecure_channel(server.address, ALONE) as channel:
+        answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(questions())
+        assert next(answers).list_services_response.service
+        server.terminate()
+        with pytest.raises(grpc.RpcError) as ended:
+            next(answers)
+        asking.set()
+        code, _ = server.end()
+    assert code == 0
+    if transport == "native":
+        # It was told, not cut off when time was up.
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "shutting down" in (ended.value.details() or "")

@@ -117,6 +117,11 @@ impl Settlement {
         }
     }
 
+    /// Whether nobody wants the answer any more.
+    pub fn is_cancelled(&self) -> bool {
+        self.place.as_ref().is_some_and(|place| place.fate.is_cancelled())
+    }
+
     /// Its answer was handed over at `sent`.
     pub fn answered(self, sent: Nanos, bytes_out: u64) {
         self.end(Outcome::Answered, Code::Ok, sent, bytes_out);

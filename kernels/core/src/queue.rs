@@ -176,6 +176,8 @@ impl Queue {
         let mut state = self.state.lock();
         loop {
             if state.is_closed && state.order.is_empty() && state.lanes.is_empty() {
+                // Whoever woke us meant an instance that has something to do; the others have to end, too.
+                self.changed.notify_all();
                 return None;
             }
             let is_fresh = until.is_none_or(|until| state.has_news || until <= self.clock.now());
@@ -334,7 +336,13 @@ impl Queue {
 
     /// The answer of a local entry goes to its caller, who settles it: see `settle_local`.
     pub fn hand(&self, number: u64, settlement: Settlement) {
-        self.state.lock().handed.insert(number, settlement);
+        let mut state = self.state.lock();
+        if settlement.is_cancelled() {
+            // Its caller has gone and will not come for it: `cancel` has looked here already. To drop it settles it.
+            drop(state);
+            return drop(settlement);
+        }
+        state.handed.insert(number, settlement);
     }
 
     /// The settlement of a local entry that was answered; None if it has been settled.

@@ -182,3 +182,28 @@ fn a_batch_that_is_dropped_fails_what_it_holds() {
     assert_eq!(outbox.0.load(Ordering::Relaxed), 3);
     assert!(queue.wait_settled(0));
 }
+
+#[test]
+fn an_answer_that_comes_after_its_cancel_is_settled() {
+    let house = house();
+    let queue = queue(&house, false);
+    for value in 0..3 {
+        assert!(queue.push(request(value), Sink::Local).is_ok());
+    }
+    assert!(queue.turn(None).is_some());
+    let mut batch = queue.take(&[1, 2, 3], &[], 0, 0).unwrap();
+    let data: Vec<u8> = (0..3_u32).flat_map(u32::to_le_bytes).collect();
+    let echo = Returned { output: 0, shape: &[3, 1], data: &data, offsets: None };
+    assert_eq!(batch.reply(&[echo]), [0, 1, 2]);
+    batch.finish();
+    // The cancel of the first comes just before its answer is handed over, that of the second just after.
+    let settlement = queue.take_handed(1).unwrap();
+    queue.cancel_local(1);
+    queue.hand(1, settlement);
+    queue.cancel_local(2);
+    assert!(queue.take_handed(1).is_none() && queue.take_handed(2).is_none());
+    queue.take_handed(3).unwrap().answered(1, 0);
+    assert!(queue.wait_settled(0), "everything is settled");
+    let (requests, _) = house.ledger.take();
+    assert_eq!(requests.len() / RECORD_BYTES.0, 3, "one record a request");
+}

@@ -77,6 +77,15 @@ impl Batch {
     }
 }
 
+/// Python has let go of it before everything was answered: what is open fails, without the interpreter.
+impl Drop for Batch {
+    fn drop(&mut self) {
+        if self.is_open() {
+            Python::attach(|py| py.detach(|| self.core.lock().finish()));
+        }
+    }
+}
+
 #[pymethods]
 impl Batch {
     #[getter]

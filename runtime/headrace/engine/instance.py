@@ -41,14 +41,18 @@ class Instance:
     def _loop(self) -> None:
         _yield_to_others()
         until: int | None = None
-        while (turn := self._queue.turn(until)) is not None:
+        while True:
             try:
+                # A turn also sends off what the last batch left to it: that may stumble, too.
+                turn = self._queue.turn(until)
+                if turn is None:
+                    return
                 until = self._step(turn)
             except BaseException:
                 # Whatever it was, the next request needs this thread.
                 log.exception("an instance stumbled; this is a bug in Headrace")
                 until = None
-            del turn
+            turn = None
 
     def _step(self, turn: Turn) -> int | None:
         """One turn and its batch. Returns when to come back at the latest. A method, so that an idle thread holds no tensors."""

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -126,10 +127,16 @@ pub async fn call(io: &Arc<Io>, method: &str, mut messages: Messages, reply: &mu
 pub async fn converse(io: &Arc<Io>, method: &str, mut messages: Messages, reply: &mut Reply) {
     let mailbox = io.shared.inbox.open();
     loop {
-        let payload = match poll_fn(|cx| messages.poll_next(cx)).await {
-            Ok(Some(payload)) => payload,
-            Ok(None) => return reply.end(Ok(())),
-            Err(failed) => return end(reply, failed),
+        let next = poll_fn(|cx| match messages.poll_next(cx) {
+            // The mailbox is empty between two answers; to look is how we are woken when the server ends.
+            Poll::Pending if mailbox.poll_next(cx).is_pending() && io.is_finishing.load(Ordering::Acquire) => Poll::Ready(None),
+            next => next.map(Some),
+        });
+        let payload = match next.await {
+            None => return reply.end(Err(&Error::draining())),
+            Some(Ok(Some(payload))) => payload,
+            Some(Ok(None)) => return reply.end(Ok(())),
+            Some(Err(failed)) => return end(reply, failed),
         };
         let Ok(Ok(message)) = ask(io, &mailbox, method, payload, reply).await else {
             return;

@@ -100,6 +100,7 @@ pub fn driving(distribute: impl FnOnce()) {
         return distribute(); // by somebody who is driving already
     }
     WOKEN.set(Some(Vec::new()));
+    let _end = Collected;
     distribute();
     for _ in 0..ROUNDS {
         let woken = WOKEN.with_borrow_mut(|woken| woken.as_mut().map(std::mem::take)).unwrap_or_default();
@@ -108,7 +109,45 @@ pub fn driving(distribute: impl FnOnce()) {
         }
         woken.iter().for_each(Link::drive_here);
     }
-    // Whoever was woken once more has something to read or to wait for: that is for its task.
-    let left = WOKEN.take().unwrap_or_default();
-    left.iter().for_each(|link| link.wake_task());
+}
+
+/// Ends the collecting of wakes, after a panic, too: otherwise nobody would hear of this thread's answers any more.
+struct Collected;
+
+impl Drop for Collected {
+    fn drop(&mut self) {
+        // Whoever was woken once more has something to read or to wait for: that is for its task.
+        let left = WOKEN.take().unwrap_or_default();
+        left.iter().for_each(|link| link.wake_task());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    struct Counter(AtomicUsize);
+
+    impl Wake for Counter {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn wakes_reach_the_task_after_a_panic() {
+        let (link, counter) = (Arc::new(Link::default()), Arc::new(Counter(AtomicUsize::new(0))));
+        link.task.register(&Waker::from(Arc::clone(&counter)));
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            driving(|| {
+                Waker::from(Arc::clone(&link)).wake();
+                std::panic::resume_unwind(Box::new("distributing failed"));
+            });
+        }));
+        assert!(done.is_err());
+        assert_eq!(counter.0.load(Ordering::Relaxed), 1);
+        assert!(WOKEN.with_borrow(Option::is_none));
+    }
 }
