@@ -1,7 +1,8 @@
 //! One fixed-size record per request and per batch, in the layout of `headrace.ledger.ledger`.
 //!
-//! Written by whoever settles, under one lock, and read in bulk. A ledger that nobody reads makes its writers wait rather
-//! than lose a record.
+//! Written by whoever settles, under one lock, and read in bulk. A ledger that nobody reads holds up those who would make more
+//! of it – instances before their next turn, the I/O thread before it turns a request away – rather than lose a record. Whoever
+//! settles does not wait: he may hold a connection, or be the reader.
 
 use std::sync::Arc;
 
@@ -125,7 +126,7 @@ impl BatchRecord {
 pub const RECORD_BYTES: (usize, usize) = (132, 64);
 /// Unread request records from which on the reader is woken.
 const MANY: usize = 1 << 13;
-/// Unread request records at which writers wait for the reader.
+/// Unread request records at which `wait_for_room` waits for the reader.
 const MOST: usize = 1 << 18;
 
 #[derive(Default)]
@@ -149,12 +150,17 @@ impl Ledger {
         Ledger { unread: Mutex::default(), emptied: Condvar::new(), news }
     }
 
-    /// A request has been settled. Waits where nobody has read for very long; so no lock may be held.
-    pub fn write(&self, record: &RequestRecord) {
+    /// Wait while nobody has read for very long. The interpreter must be free meanwhile: the reader needs it.
+    pub fn wait_for_room(&self) {
         let mut unread = self.unread.lock();
         while unread.requests.len() >= MOST * RECORD_BYTES.0 && !unread.is_closed {
             self.emptied.wait(&mut unread);
         }
+    }
+
+    /// A request has been settled.
+    pub fn write(&self, record: &RequestRecord) {
+        let mut unread = self.unread.lock();
         record.write(&mut unread.requests);
         unread.written.0 += 1;
         if unread.requests.len() == MANY * RECORD_BYTES.0 {

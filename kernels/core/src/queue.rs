@@ -173,6 +173,7 @@ impl Queue {
 
     /// Wait for something to plan; None when the queue is closed and empty. `until`: come back then although nothing came.
     pub fn turn(&self, until: Option<Nanos>) -> Option<Turn> {
+        self.house.ledger.wait_for_room();
         let mut state = self.state.lock();
         loop {
             if state.is_closed && state.order.is_empty() && state.lanes.is_empty() {

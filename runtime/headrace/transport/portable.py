@@ -74,6 +74,8 @@ class PortableTransport:
         self._thread = LoopThread("headrace-grpc")
         self._is_accepting = True
         self._refused_at = 0
+        self._listening: set[asyncio.Future[bytes | None]] = set()
+        """Dialogues that wait for their client; none any more when the server ends."""
 
     def start(self, routes: Routes, control: ControlCalls) -> None:
         """Listen. See `Transport.start`."""
@@ -127,6 +129,8 @@ class PortableTransport:
         while (quiet_at := self._refused_at + _QUIET_NS) > self._clock.now() < last:
             await asyncio.sleep((min(quiet_at, last) - self._clock.now()) / SECOND)
         self._streams.finish()
+        for question in self._listening:
+            question.cancel()
         await self._server.stop(max(0.0, (deadline - self._clock.now()) / SECOND))
 
     async def _infer(self, payload: bytes, context: _Context) -> bytes:
@@ -207,12 +211,29 @@ class PortableTransport:
 
         async def converse(requests: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
             try:
-                async for payload in requests:
+                while (payload := await self._question(requests)) is not None:
                     yield control.handle(method, payload)
             except HeadraceError as error:
                 await _abort(context, error)
 
         return converse
+
+    async def _question(self, requests: AsyncIterator[bytes]) -> bytes | None:
+        """The next message of a dialogue, None at its end.
+
+        Raises:
+            Draining: the server ends.
+        """
+        question = asyncio.ensure_future(anext(requests, None))
+        self._listening.add(question)
+        try:
+            await asyncio.wait([question])
+        finally:
+            self._listening.discard(question)
+            question.cancel()
+        if question.cancelled():
+            raise Draining()
+        return question.result()
 
 
 class _Handlers(grpc.GenericRpcHandler):

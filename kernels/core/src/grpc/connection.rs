@@ -23,6 +23,7 @@ use super::infer::Head;
 use super::io::Io;
 use super::link::{Drive, Link};
 use super::message::Messages;
+use super::paced::{Pace, Paced};
 use super::reply::Reply;
 use super::{control, infer, status, stream};
 use crate::error::{Error, Kind};
@@ -78,6 +79,25 @@ impl Outgoing {
     }
 }
 
+/// An answer that is counted for its connection as long as this lives.
+pub struct Held {
+    outgoing: Arc<Outgoing>,
+    bytes: usize,
+}
+
+impl Held {
+    pub fn new(outgoing: &Arc<Outgoing>, bytes: usize) -> Held {
+        outgoing.add(bytes);
+        Held { outgoing: Arc::clone(outgoing), bytes }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.outgoing.remove(self.bytes);
+    }
+}
+
 /// Serve a connection to its end.
 pub async fn serve(io: Arc<Io>, socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let mut builder = h2::server::Builder::new();
@@ -90,10 +110,11 @@ pub async fn serve(io: Arc<Io>, socket: impl AsyncRead + AsyncWrite + Unpin + Se
         .max_send_buffer_size(SEND_BUFFER);
     let link = Arc::new(Link::default());
     let open = Open::new(&io, &link);
+    let (socket, pace) = Paced::new(socket);
     let Ok(Ok(mut http2)) = tokio::time::timeout(HANDSHAKE, builder.handshake(socket)).await else { return };
     let ping = Ping::new(&io, http2.ping_pong());
     let (calls, outgoing) = (FuturesUnordered::new(), Arc::default());
-    link.set(Box::new(Connection { io, http2, calls, outgoing, ping, is_ending: false }));
+    link.set(Box::new(Connection { io, http2, calls, outgoing, ping, pace, is_ending: false }));
     poll_fn(|cx| link.poll(cx)).await;
     drop(open);
 }
@@ -124,6 +145,7 @@ struct Connection<S> {
     calls: FuturesUnordered<Served>,
     outgoing: Arc<Outgoing>,
     ping: Ping,
+    pace: Pace,
     is_ending: bool,
 }
 
@@ -134,6 +156,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Drive for Connection<S> {
             self.is_ending = true;
             self.http2.graceful_shutdown();
         }
+        self.pace.begin();
         loop {
             while let Poll::Ready(Some(())) = self.calls.poll_next_unpin(cx) {}
             // New calls are for the task; and a client that has enough to read has to read first: what it asks meanwhile stays
@@ -196,7 +219,7 @@ async fn serve_call(io: Arc<Io>, request: Request<h2::RecvStream>, respond: Send
             }
             "/inference.GRPCInferenceService/ModelStreamInfer" => {
                 let head = Head::of(&io, &head.headers, received);
-                stream::serve(&io, head, messages, &mut reply).await;
+                stream::serve(&io, head, messages, &mut reply, &outgoing).await;
             }
             method if io.shared.methods.contains(method) => control::call(&io, method, messages, &mut reply).await,
             method if io.shared.dialogues.contains(method) => control::converse(&io, method, messages, &mut reply).await,

@@ -177,7 +177,9 @@ fn push_there(io: &Io, queue: &Arc<Queue>, request: Box<Request>, sink: Sink) ->
 
 /// Write the record of a request that got no entry.
 pub fn turned_away(io: &Io, error: Error, received: Nanos, model: u32) -> Error {
-    io.shared.house.ledger.write(&RequestRecord {
+    let ledger = &io.shared.house.ledger;
+    ledger.wait_for_room();
+    ledger.write(&RequestRecord {
         received,
         sent: io.shared.house.clock.now(),
         model,

@@ -12,6 +12,7 @@ mod io;
 mod link;
 mod listener;
 mod message;
+mod paced;
 mod reply;
 mod server;
 mod status;

@@ -1,8 +1,8 @@
 //! `ModelStreamInfer`: many requests and many answers over one call. The reference is `headrace.transport.streams`.
 //!
 //! Answers of ordinary models keep the order of their requests; those of decoupled models go as they come. A reader that is
-//! slow meets two bounds: no further request is read while many are on their way or their answers unsent, and a stream that a
-//! decoupled model floods is ended.
+//! slow meets three bounds: no further request is read while many are on their way or their answers unsent, a stream that a
+//! decoupled model floods is ended, and what all streams of a connection hold counts for it.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
+use super::connection::{Held, Outgoing};
 use super::infer::{Head, decode, push};
 use super::io::{Io, MailboxOwner};
 use super::message::{Failed, Messages};
@@ -29,7 +30,7 @@ const OVERHEAD: usize = 512;
 const AT_A_TIME: usize = 64;
 
 /// Serve one stream to its end. Being dropped – the client is gone – cancels whatever is on its way.
-pub async fn serve(io: &Arc<Io>, head: Head, messages: Messages, reply: &mut Reply) {
+pub async fn serve(io: &Arc<Io>, head: Head, messages: Messages, reply: &mut Reply, outgoing: &Arc<Outgoing>) {
     let refused = io.shared.check_accepting().and_then(|()| head.forwarded.as_ref().map(|_| ()).map_err(Error::clone));
     if let Err(error) = refused {
         return reply.end(Err(&error));
@@ -40,6 +41,7 @@ pub async fn serve(io: &Arc<Io>, head: Head, messages: Messages, reply: &mut Rep
         head,
         messages,
         reply,
+        outgoing,
         asked: FxHashMap::default(),
         line: VecDeque::new(),
         ready: VecDeque::new(),
@@ -88,6 +90,8 @@ impl Drop for Asked {
 struct Piece {
     ask: u64,
     payload: Bytes,
+    /// Until it is with `Reply`, which counts what it sends.
+    held: Option<Held>,
     is_last: bool,
     settlement: Option<Settlement>,
     error: Option<Error>,
@@ -106,6 +110,7 @@ struct Stream<'a> {
     head: Head,
     messages: Messages,
     reply: &'a mut Reply,
+    outgoing: &'a Arc<Outgoing>,
     mailbox: MailboxOwner,
     asked: FxHashMap<u64, Asked>,
     /// The ordered ones that have not had their last answer, in their order.
@@ -226,7 +231,7 @@ impl Stream<'_> {
     /// The request was not scheduled: the error is told in the stream, which goes on.
     fn refuse(&mut self, ask: u64, error: &Error) {
         let payload = self.asked.get(&ask).map_or_else(Bytes::new, |asked| refusal(error, &asked.id));
-        self.line_up(Piece { ask, payload, is_last: true, settlement: None, error: None, closes: false });
+        self.line_up(Piece { ask, payload, held: None, is_last: true, settlement: None, error: None, closes: false });
     }
 
     fn receive(&mut self, letter: Letter) {
@@ -234,13 +239,17 @@ impl Stream<'_> {
         let Some(asked) = self.asked.get(&letter.ask) else {
             return;
         };
+        if letter.result.as_ref().is_ok_and(|payload| !self.outgoing.has_room(payload.len())) {
+            return self.fail(self.outgoing.too_slow());
+        }
         let (payload, error) = match letter.result {
             Ok(payload) => (payload, None),
             Err(error) => (failure(&error, &asked.model, asked.version, &asked.id), Some(error)),
         };
         let closes = error.is_some() && self.head.closes_on_error;
         let (ask, is_last, settlement) = (letter.ask, letter.is_final, letter.settlement);
-        self.line_up(Piece { ask, payload, is_last, settlement, error, closes });
+        let held = Some(Held::new(self.outgoing, payload.len()));
+        self.line_up(Piece { ask, payload, held, is_last, settlement, error, closes });
     }
 
     /// To be sent at once, or when all before it in the order of the stream have had their last answer.
@@ -289,9 +298,10 @@ impl Stream<'_> {
         let mut wrote = false;
         loop {
             if self.sending.is_none() {
-                let Some(piece) = self.ready.pop_front() else {
+                let Some(mut piece) = self.ready.pop_front() else {
                     return Poll::Ready(Ok(wrote));
                 };
+                piece.held = None;
                 if !piece.payload.is_empty() && !piece.closes && self.reply.send(piece.payload.clone()).is_err() {
                     return Poll::Ready(Err(End::Gone));
                 }
