@@ -8,6 +8,7 @@ because clients match on them.
     ├── InvalidRequest        the client can mend it
     ├── InvalidRepository     a configuration or a file on disk can be mended
     │   └── LoadFailed, NotInRepository
+    ├── InvalidLoad, TargetFailed    of the load generator
     ├── KernelsUnusable       the native data plane is not here, or is not ours
     ├── ModelNotFound, ModelNotReady
     ├── RegionNotFound, WrongRegion, RegionExists, RegionFailed
@@ -95,6 +96,18 @@ class NotInRepository(InvalidRepository):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"failed to load '{model}', failed to poll from model repository")
+
+
+class InvalidLoad(HeadraceError):
+    """A load that cannot be sent as it was asked for: an option, a file or a shape is not right."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class TargetFailed(HeadraceError):
+    """The server that a load is meant for is not there, or does not know the model."""
+
+    code = Code.UNAVAILABLE
 
 
 class KernelsUnusable(HeadraceError):

@@ -16,12 +16,33 @@ use headrace_core::queue::{House, Queue, VIEW_BYTES};
 use headrace_core::regions::Regions;
 use headrace_core::routes::Routes;
 use headrace_core::spec::{Batching, Spec, TensorSpec};
+use prost::Message;
+use proto::ModelMetadataResponse;
+use proto::model_metadata_response::TensorMetadata;
+
+#[allow(dead_code, clippy::all, clippy::pedantic)]
+#[path = "../tests/proto/inference.rs"]
+mod proto;
 
 const ROWS: i64 = 64;
+/// What a load generator asks first.
+const METADATA: &str = "/inference.GRPCInferenceService/ModelMetadata";
 
 fn tensor(name: &str) -> TensorSpec {
     let (reshape, labels) = (None, Vec::new());
     TensorSpec { name: name.to_owned(), datatype: Datatype::Fp32, dims: vec![-1], reshape, optional: false, labels }
+}
+
+fn metadata() -> ModelMetadataResponse {
+    let tensor = |name: &str, size| TensorMetadata { name: name.to_owned(), datatype: "FP32".to_owned(), shape: vec![-1, size] };
+    ModelMetadataResponse {
+        name: "echo".to_owned(),
+        versions: vec!["1".to_owned()],
+        platform: "echo".to_owned(),
+        inputs: vec![tensor("x", 64)],
+        outputs: vec![tensor("y", 64)],
+        ..ModelMetadataResponse::default()
+    }
 }
 
 fn main() -> std::io::Result<()> {
@@ -52,7 +73,7 @@ fn main() -> std::io::Result<()> {
     // SAFETY: the descriptor was just taken out of its owner.
     let listener = unsafe { Listener::from_descriptor(listener.into_raw_fd(), false) };
     let options = Options {
-        methods: [].into(),
+        methods: [METADATA.to_owned()].into(),
         dialogues: [].into(),
         forwarding: Forwarding::new("").map_err(std::io::Error::other)?,
         window: StreamWindow { requests: 1024, unsent: 64 << 20, flood: 256 << 20 },
@@ -65,7 +86,13 @@ fn main() -> std::io::Result<()> {
             ledger.take();
         }
     });
-    let _server = Server::start(listener, house, routes, Arc::new(Regions::default()), options)?;
+    let server = Server::start(listener, house, routes, Arc::new(Regions::default()), options)?;
+    let calls = server.calls();
+    std::thread::spawn(move || {
+        while let Some(call) = calls.next() {
+            call.answer(&metadata().encode_to_vec());
+        }
+    });
     run(&queue);
     Ok(())
 }

@@ -18,6 +18,7 @@ pub mod expiry;
 pub mod faults;
 pub mod grpc;
 pub mod ledger;
+pub mod load;
 pub mod news;
 pub mod queue;
 pub mod regions;

@@ -6,6 +6,7 @@
 mod arguments;
 mod batch;
 mod kernel;
+mod load;
 mod queue;
 mod server;
 
@@ -68,8 +69,10 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<batch::Buffer>()?;
     module.add_class::<server::Server>()?;
     module.add_class::<server::Call>()?;
+    module.add_class::<load::Load>()?;
     module.add_function(wrap_pyfunction!(python_entries, module)?)?;
     module.add_function(wrap_pyfunction!(kernel::check_pattern, module)?)?;
+    module.add_function(wrap_pyfunction!(load::call, module)?)?;
     #[cfg(feature = "faults")]
     module.add_function(wrap_pyfunction!(inject, module)?)?;
     Ok(())

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from headrace import __version__
+from headrace.cli.bench import bench
 from headrace.errors import HeadraceError
 
 app = typer.Typer(
@@ -21,6 +22,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(bench, name="bench")
 
 RepositoryOption = Annotated[Path, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -63,6 +66,7 @@ def options(
       headrace serve model.onnx
       headrace serve --repository models --model-control poll
       headrace models --repository models
+      headrace bench load --target 127.0.0.1:8001 --model magika --concurrency 16
       headrace doctor
     """
 

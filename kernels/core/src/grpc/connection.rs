@@ -107,6 +107,8 @@ pub async fn serve(io: Arc<Io>, socket: impl AsyncRead + AsyncWrite + Unpin + Se
         .max_frame_size(FRAME)
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEADERS)
+        // Clients whose deadlines pass together give up hundreds of calls at once. h2 takes twenty for an attack.
+        .max_pending_accept_reset_streams(MOST_STREAMS as usize)
         .max_send_buffer_size(SEND_BUFFER);
     let link = Arc::new(Link::default());
     let open = Open::new(&io, &link);

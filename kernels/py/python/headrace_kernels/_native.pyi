@@ -254,5 +254,56 @@ class Call:
 def check_pattern(pattern: str) -> str | None:
     """Why the server does not understand a pattern for headers; None if it does."""
 
+@final
+class Load:
+    """A load on a V2 server, sent by a thread of its own until everything is sent and answered. Dropping it ends it.
+
+    Args:
+        address: `HOST:PORT` or `unix:PATH`.
+        messages: packed `ModelInferRequest`s.
+        picks: packed uint32: which message is sent when, over and over.
+        due: packed int64, in order: when requests are due, in ns after the start. Without it, `clients` ask in a closed loop for
+            `lasts` ns.
+        channels: connections.
+        deadline: how long after it was due the client gives a request up, in ns; 0 for never.
+        most: how many requests may be on their way; what is due above that is not sent.
+        patience: how long to wait for answers in the end, in ns.
+
+    Raises:
+        ConnectionError: nobody is there.
+        ValueError: something is not packed as it should be.
+    """
+
+    def __new__(
+        cls,
+        address: str,
+        messages: Sequence[bytes],
+        picks: bytes,
+        *,
+        due: bytes | None = None,
+        clients: int = 0,
+        lasts: int = 0,
+        channels: int = 1,
+        deadline: int = 0,
+        most: int,
+        patience: int,
+    ) -> Load: ...
+    def take(self) -> bytes:
+        """The samples since the last call: packed `headrace.load.analysis.SAMPLE`."""
+
+    @property
+    def cpu(self) -> int:
+        """CPU time of the sending thread so far, in ns."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything is sent, and answered or given up."""
+
+    def stop(self) -> None:
+        """Send no more."""
+
+def call(address: str, method: str, payload: bytes, patience: int) -> tuple[int, str, bytes]:
+    """One unary call of `/package.Service/Method`: its gRPC code, message and answer. `patience` in ns."""
+
 def python_entries() -> int:
     """How often native code has entered Python on behalf of requests since the process started."""

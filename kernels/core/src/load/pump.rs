@@ -1,0 +1,173 @@
+//! Sends requests when they are due, and notes what becomes of them.
+
+use std::cell::Cell;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use futures_util::future::select;
+
+use super::alarm::Alarm;
+use super::client::Caller;
+use super::{NOT_SENT, Order, Pace, Sample, Shared, now};
+use crate::clock::Nanos;
+
+const METHOD: &str = "/inference.GRPCInferenceService/ModelInfer";
+/// A client whose connection is gone asks again after that.
+const REST: Duration = Duration::from_millis(100);
+/// Requests that are sent one after the other before their connections have their turn.
+const AT_A_TIME: usize = 32;
+const DEADLINE_EXCEEDED: u8 = 4;
+
+/// What all requests of a load share.
+struct Sending {
+    order: Order,
+    shared: Arc<Shared>,
+    callers: Vec<Caller>,
+    count: Cell<usize>,
+    outstanding: Cell<usize>,
+    ended: tokio::sync::Notify,
+}
+
+/// Carry out an order. Says over `told` whether it has begun.
+pub async fn run(order: Order, shared: Arc<Shared>, told: SyncSender<Result<(), String>>) -> Result<(), String> {
+    let mut callers = Vec::with_capacity(order.channels);
+    for _ in 0..order.channels.max(1) {
+        callers.push(Caller::connect(&order.address, METHOD).await?);
+    }
+    let alarm = Alarm::new().map_err(|error| format!("no timer for the load: {error}"))?;
+    let (count, outstanding, ended) = (Cell::new(0), Cell::new(0), tokio::sync::Notify::new());
+    let sending = Rc::new(Sending { order, shared, callers, count, outstanding, ended });
+    let _ = told.send(Ok(()));
+    let stopped = sending.shared.stopping.notified();
+    let all = async {
+        match &sending.order.pace {
+            Pace::Closed { clients, lasts } => closed(&sending, *clients, now() + lasts).await,
+            Pace::Open { due } => open(&sending, due, &alarm).await,
+        }
+    };
+    if !sending.is_stopping() {
+        select(pin!(all), pin!(stopped)).await;
+    }
+    let patience = Duration::from_nanos(sending.order.patience.max(0) as u64);
+    let _ = tokio::time::timeout(patience, sending.all_answered()).await;
+    Ok(())
+}
+
+/// At the instants that are given.
+async fn open(sending: &Rc<Sending>, due: &[Nanos], alarm: &Alarm) {
+    let start = now();
+    let mut sent = 0;
+    for after in due {
+        let due = start + after;
+        if due > now() {
+            let _ = alarm.at(due).await;
+            sent = 0;
+        } else {
+            sent += 1;
+            if sent % AT_A_TIME == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let ask = sending.next();
+        if sending.outstanding.get() >= sending.order.most {
+            let now = now();
+            sending.shared.note(Sample { due, sent: now, done: now, message: ask.message, code: NOT_SENT });
+            continue;
+        }
+        tokio::task::spawn_local(Rc::clone(sending).one(ask, due));
+    }
+}
+
+/// Each when its client has had its answer.
+async fn closed(sending: &Rc<Sending>, clients: usize, end: Nanos) {
+    let clients = (0..clients).map(|_| {
+        let sending = Rc::clone(sending);
+        tokio::task::spawn_local(async move {
+            while now() < end && !sending.is_stopping() {
+                let ask = sending.next();
+                let is_connected = sending.callers[ask.caller].is_connected();
+                Rc::clone(&sending).one(ask, now()).await;
+                if !is_connected {
+                    tokio::time::sleep(REST).await;
+                }
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        let _ = client.await;
+    }
+}
+
+/// Which message goes over which connection.
+#[derive(Clone, Copy)]
+struct Ask {
+    message: u32,
+    caller: usize,
+}
+
+impl Sending {
+    fn next(&self) -> Ask {
+        let count = self.count.get();
+        self.count.set(count + 1);
+        Ask { message: self.order.picks[count % self.order.picks.len()], caller: count % self.callers.len() }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.shared.is_stopping.load(Ordering::Acquire)
+    }
+
+    async fn one(self: Rc<Self>, ask: Ask, due: Nanos) {
+        let mut noted = Noted::new(&self, ask, due);
+        let message = self.order.messages[ask.message as usize].clone();
+        let caller = &self.callers[ask.caller];
+        let deadline = self.order.deadline;
+        noted.code = if deadline == 0 {
+            caller.ask(message, None).await
+        } else {
+            let left = due + deadline - now();
+            let asked = caller.ask(message, Some(left));
+            tokio::time::timeout(Duration::from_nanos(left.max(0) as u64), asked).await.unwrap_or(DEADLINE_EXCEEDED)
+        };
+    }
+
+    async fn all_answered(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.outstanding.get() == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+/// A request on its way. Noted when it ends, or is dropped because nobody waits for it any longer.
+struct Noted {
+    sending: Rc<Sending>,
+    ask: Ask,
+    due: Nanos,
+    sent: Nanos,
+    code: u8,
+}
+
+impl Noted {
+    fn new(sending: &Rc<Sending>, ask: Ask, due: Nanos) -> Noted {
+        sending.outstanding.set(sending.outstanding.get() + 1);
+        Noted { sending: Rc::clone(sending), ask, due, sent: now(), code: DEADLINE_EXCEEDED }
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        let Noted { sending, ask, due, sent, code } = self;
+        sending.shared.note(Sample { due: *due, sent: *sent, done: now(), message: ask.message, code: *code });
+        sending.outstanding.set(sending.outstanding.get() - 1);
+        if sending.outstanding.get() == 0 {
+            sending.ended.notify_waiters();
+        }
+    }
+}

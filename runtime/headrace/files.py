@@ -1,0 +1,39 @@
+"""Writing files so that there is the old one or the new one, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """Write a file of its own beside it, see it to the disk, and put it in the place of `file`.
+
+    Raises:
+        OSError: it cannot be written; `file` is what it was.
+    """
+    descriptor, beside = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())
+            os.fchmod(opened.fileno(), 0o666 & ~_umask())
+        Path(beside).replace(file)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+    directory = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _umask() -> int:
+    # It can be read by setting it only; /proc knows it without.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o022

@@ -1,0 +1,180 @@
+"""A load, from what was asked for to what came back. The kernels send it; Python only looks on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from google.protobuf.message import Message
+
+from headrace import kernels
+from headrace.clock import SECOND
+from headrace.errors import Code, InvalidLoad, TargetFailed
+from headrace.load.analysis import SAMPLE, Samples, Summary, name_of, summarise
+from headrace.load.arrivals import due
+from headrace.load.messages import Messages, Share, messages_of_file, random_messages
+from headrace.protocol.headrace_pb2 import ModelMetadataRequest, ModelMetadataResponse
+
+_SERVICE = "/inference.GRPCInferenceService/"
+_CALL_PATIENCE = 10 * SECOND
+_PATIENCE = 10 * SECOND
+_LOOK_SECONDS = 0.25
+MOST_OUTSTANDING = 1 << 14
+
+_Answer = TypeVar("_Answer", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What is asked for: exactly one of `concurrency` (closed loop) and `rate` or a file of `arrivals` (open loop).
+
+    Attributes:
+        target: `HOST:PORT` or `unix:PATH` of any V2 server.
+        model: its name; `version` empty is the default.
+        concurrency: clients, each of which waits for its answer.
+        rate: requests/s, whether answered or not.
+        arrivals: see `arrivals.due`.
+        objective: a good answer comes within so many ns.
+        deadline: a request is given up so many ns after it was due, and its server is told.
+        data: a table of inputs; without it, they are random, as `shares` say.
+        channels: connections.
+        warm_up: seconds before what counts.
+        seconds: what counts.
+        seed: of whatever is random.
+    """
+
+    target: str
+    model: str
+    version: str = ""
+    concurrency: int | None = None
+    rate: float | None = None
+    arrivals: str = "poisson"
+    objective: int | None = None
+    deadline: int | None = None
+    data: Path | None = None
+    shares: Sequence[Share] = (Share(),)
+    channels: int = 1
+    warm_up: float = 1.0
+    seconds: float = 10.0
+    seed: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests come whether or not there are answers."""
+        return self.concurrency is None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the last moment of a running load was like: samples that came in it, its length, and how far the load is, 0 to 1."""
+
+    samples: Samples
+    seconds: float
+    done: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What became of a load: its summary, and the samples that it counts."""
+
+    plan: LoadPlan
+    summary: Summary
+    samples: Samples
+    is_cut: bool
+    """It was stopped before its end."""
+
+    def told(self) -> str:
+        """What was asked for, in one line."""
+        plan, summary = self.plan, self.summary
+        if plan.is_open:
+            loop = f"{summary.offered:,.1f} requests/s offered ({plan.arrivals})"
+        else:
+            loop = f"{plan.concurrency} clients"
+        cut = ", cut short" if self.is_cut else ""
+        connections = "" if plan.channels == 1 else f" over {plan.channels} connections"
+        return f"{loop}{connections}, {summary.seconds:.1f} s after a warm-up of {summary.warm_up:.1f} s{cut}"
+
+
+def run(plan: LoadPlan, watch: Callable[[Look], None]) -> Recording:
+    """Carry out a load; `watch` is shown every moment of it. An interrupt ends it early, and what there is counts.
+
+    Raises:
+        InvalidLoad: it cannot be sent as it is.
+        TargetFailed: the server is not there, or does not have the model.
+        KernelsUnusable: the kernels are not here.
+    """
+    core = kernels.load()
+    messages = _messages(plan)
+    lasts = plan.warm_up + plan.seconds
+    try:
+        if plan.is_open:
+            instants = due(plan.arrivals, plan.rate, lasts, plan.seed)
+            if not len(instants):
+                raise InvalidLoad("no request is due in that time; raise the rate or the seconds")
+            lasts = min(lasts, int(instants[-1]) / SECOND)
+            when = {"due": instants.astype("<i8").tobytes()}
+        else:
+            when = {"clients": plan.concurrency, "lasts": int(lasts * SECOND)}
+        load = core.Load(
+            plan.target,
+            messages.packed,
+            messages.picks.astype("<u4").tobytes(),
+            **when,
+            channels=plan.channels,
+            deadline=plan.deadline or 0,
+            most=MOST_OUTSTANDING,
+            patience=_PATIENCE,
+        )
+    except ConnectionError as error:
+        raise TargetFailed(str(error)) from None
+    started = time.monotonic()
+    taken, is_cut = _look_on(load, lasts, watch)
+    elapsed = time.monotonic() - started
+    samples = np.concatenate(taken) if taken else np.empty(0, SAMPLE)
+    cpu = load.cpu / SECOND / elapsed
+    summary, counted = summarise(
+        samples, messages.shares, messages.names, plan.warm_up, plan.objective, cpu, is_open=plan.is_open
+    )
+    return Recording(plan, summary, counted, is_cut)
+
+
+def _look_on(load: Any, lasts: float, watch: Callable[[Look], None]) -> tuple[list[Samples], bool]:
+    taken: list[Samples] = []
+    is_cut = False
+    started = last = time.monotonic()
+    is_over = False
+    while not is_over:
+        try:
+            time.sleep(_LOOK_SECONDS)
+        except KeyboardInterrupt:
+            if is_cut:
+                raise
+            is_cut = True
+            load.stop()
+        is_over = load.is_over
+        samples = np.frombuffer(load.take(), SAMPLE)
+        taken.append(samples)
+        now = time.monotonic()
+        watch(Look(samples, now - last, min(1.0, (now - started) / lasts)))
+        last = now
+    return taken, is_cut
+
+
+def _messages(plan: LoadPlan) -> Messages:
+    asked = ModelMetadataRequest(name=plan.model, version=plan.version)
+    model = _call(plan.target, "ModelMetadata", asked, ModelMetadataResponse())
+    if plan.data is not None:
+        return messages_of_file(model, plan.version, plan.data)
+    return random_messages(model, plan.version, plan.shares, plan.seed)
+
+
+def _call(target: str, method: str, asked: Message, answer: _Answer) -> _Answer:
+    code, message, payload = kernels.load().call(target, _SERVICE + method, asked.SerializeToString(), _CALL_PATIENCE)
+    if code != Code.OK.value:
+        raise TargetFailed(f"{target}: {method} answered {name_of(code)}: {message}")
+    answer.ParseFromString(payload)
+    return answer
