@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import csv
 import os
+import resource
 import subprocess
 import sys
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.servers import ROOT
+from benchmarks.harness import Report
+from benchmarks.servers import ROOT, Server
 
 HOME = ROOT / "build" / "perf_analyzer"
 WHEELS = {
     "tritonclient==2.50.0": "tritonclient-2.50.0.data/data/bin/perf_analyzer",
     "nvidia-cuda-runtime-cu12==12.9.79": "nvidia/cuda_runtime/lib/libcudart.so.12",
 }
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one run says: requests a second, and the median latency in us."""
-
-    rate: float
-    p50: float
 
 
 def fetch() -> Path:
@@ -48,21 +41,34 @@ def fetch() -> Path:
     return binary
 
 
-def run(address: str, model: str, clients: int, seconds: float) -> Report:
-    """A closed loop of `clients` for about three windows of `seconds`.
+def run(server: Server, model: str, clients: int, seconds: float) -> Report:
+    """A closed loop of `clients`: a short one to warm up, then one of about three windows of `seconds`.
 
     Raises:
         RuntimeError: it failed; its words are in the message.
     """
-    report = HOME / "report.csv"
-    report.unlink(missing_ok=True)
-    command = [str(fetch()), "-m", model, "-u", address, "-i", "grpc", "--async", "-f", str(report)]
-    command += ["--concurrency-range", str(clients), "-p", str(int(seconds * 1000)), "-s", "999", "-r", "3"]
+    report_of(server.address, model, 0.3, "--concurrency-range", str(clients))
+    return report_of(server.address, model, seconds, "--concurrency-range", str(clients))
+
+
+def report_of(address: str, model: str, seconds: float, *options: str) -> Report:
+    """What one run of about three windows says, with options of its own.
+
+    Raises:
+        RuntimeError: it failed; its words are in the message.
+    """
+    file = HOME / "report.csv"
+    file.unlink(missing_ok=True)
+    command = [str(fetch()), "-m", model, "-u", address, "-i", "grpc", "--async", "-f", str(file), *options]
+    command += ["-p", str(int(seconds * 1000)), "-s", "999", "-r", "3"]
     environment = {**os.environ, "LD_LIBRARY_PATH": str(HOME)}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode or not report.exists():
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode or not file.exists():
         told = f"perf_analyzer failed (it needs libb64-0d: apt-get install libb64-0d):\n{done.stdout}{done.stderr}"
         raise RuntimeError(told)
-    with report.open() as file:
-        (row,) = csv.DictReader(file)
-    return Report(float(row["Inferences/Second"]), float(row["p50 latency"]))
+    with file.open() as opened:
+        (row,) = csv.DictReader(opened)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Report(float(row["Inferences/Second"]), float(row["p50 latency"]), float(row["p99 latency"]), cpu)

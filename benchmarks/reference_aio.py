@@ -19,7 +19,7 @@ import onnxruntime as ort
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from benchmarks.models import MAX_ROWS, MODELS
+from benchmarks.models import MODELS
 
 MAX_BYTES = (1 << 31) - 1
 
@@ -29,7 +29,8 @@ class Front(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, name: str, repository: Path) -> None:
         self.name = name
-        self.inputs, self.outputs = MODELS[name][0], MODELS[name][-1]
+        self.inputs, self.outputs = MODELS[name].input[2], MODELS[name].output[2]
+        self.rows = MODELS[name].max_rows
         self.config = text_format.Parse((repository / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig(name=name))
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -47,7 +48,7 @@ class Front(service_pb2_grpc.GRPCInferenceServiceServicer):
             with self.changed:
                 while not self.waiting:
                     self.changed.wait()
-                batch, self.waiting = self.waiting[:MAX_ROWS], self.waiting[MAX_ROWS:]
+                batch, self.waiting = self.waiting[: self.rows], self.waiting[self.rows :]
             rows = np.concatenate([row for row, _ in batch]) if len(batch) > 1 else batch[0][0]
             (answers,) = self.session.run(None, {"x": rows})
             self.loop.call_soon_threadsafe(self.resolve, batch, answers)

@@ -2,41 +2,79 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import tritonclient.grpc as triton
 
+from benchmarks.models import build_triton_repository
+from tools import triton_server
+
 ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "benchmarks"
+REPOSITORY = BUILD / "repository"
+_PATIENCE = 60.0
 
 
 class Server:
-    """A process that prints `ready … grpc=HOST:PORT …` when it is up."""
+    """A process group that serves gRPC.
 
-    def __init__(self, name: str, command: Sequence[str]) -> None:
-        self.name, self._command = name, list(command)
+    Args:
+        name: for messages.
+        command: what to start.
+        address: where it listens; None: it prints `ready … grpc=HOST:PORT …`.
+        health: a URL that answers 200 when it is ready; with `address` only.
+        environment: instead of ours.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        address: str | None = None,
+        health: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name, self._command, self._environment = name, list(command), environment
+        self.address, self._health = address or "", health
+        self._log = BUILD / f"{name}.log"
+        self.started_in = 0.0
+        """Seconds from the start of the process until it was ready."""
 
     def __enter__(self) -> Server:
-        self._process = subprocess.Popen(
-            self._command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-        )
-        assert self._process.stdout is not None
-        found = re.search(r"grpc=(\S+)", line := self._process.stdout.readline())
-        if found is None:
-            self._process.kill()
-            raise RuntimeError(f"{self.name} did not come up: {line!r} from {' '.join(self._command)}")
-        self.address = found[1]
+        BUILD.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                stdout=log if self._health else subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self._environment,
+                start_new_session=True,
+            )
+        try:
+            self._wait_ready()
+        except BaseException:
+            self._kill()
+            raise
+        self.started_in = time.monotonic() - began
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.communicate()
+        self._kill()
 
     def cpu_seconds(self) -> float:
         """User and system time of the process and of its children, so far."""
@@ -46,12 +84,42 @@ class Server:
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
+    def resident_bytes(self) -> int:
+        """Resident memory of the process and of its children."""
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in _family(self._process.pid))
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def counts(self, model: str) -> tuple[int, int]:
         """Requests answered, batches run."""
         with triton.InferenceServerClient(self.address) as client:
             told = client.get_inference_statistics(model)
         assert told is not None
         return told.model_stats[0].inference_stats.success.count, told.model_stats[0].execution_count
+
+    def _wait_ready(self) -> None:
+        if self._health is None:
+            assert self._process.stdout is not None
+            found = re.search(r"grpc=(\S+)", line := self._process.stdout.readline())
+            if found is None:
+                raise RuntimeError(f"{self.name} did not come up: {line!r} from {' '.join(self._command)}; see {self._log}")
+            self.address = found[1]
+            return
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until and self._process.poll() is None:
+            try:
+                with urllib.request.urlopen(self._health, timeout=1):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.05)
+        raise RuntimeError(f"{self.name} did not become ready: {' '.join(self._command)}; see {self._log}")
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+
+Start = Callable[[], Server]
 
 
 def _family(pid: int) -> list[int]:
@@ -62,12 +130,25 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def headrace(repository: Path, transport: str) -> Server:
+def headrace(repository: Path, transport: str, *, python: str = sys.executable) -> Server:
     """`headrace serve` on one transport."""
-    command = [sys.executable, "-m", "headrace", "serve", f"--repository={repository}", f"--transport={transport}"]
+    command = [python, "-m", "headrace", "serve", f"--repository={repository}", f"--transport={transport}"]
     return Server(f"headrace-{transport}", [*command, "--grpc=127.0.0.1:0", "--http=none", "--metrics=none"])
 
 
 def reference(repository: Path, model: str) -> Server:
     """The bare grpc.aio front."""
     return Server("grpc.aio", [sys.executable, "-m", "benchmarks.reference_aio", model, str(repository)])
+
+
+def triton_python(repository: Path) -> Server:
+    """A real Triton whose Python backend runs onnxruntime; not Triton's own ONNX Runtime backend."""
+    grpc_port, http_port = _free_port(), _free_port()
+    start = triton_server.start(build_triton_repository(BUILD / "triton-repository", repository), grpc_port, http_port)
+    health = f"http://127.0.0.1:{http_port}/v2/health/ready"
+    return Server("triton-python", start.command, f"127.0.0.1:{grpc_port}", health, start.environment)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]

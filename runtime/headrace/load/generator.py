@@ -90,10 +90,7 @@ class Recording:
     def told(self) -> str:
         """What was asked for, in one line."""
         plan, summary = self.plan, self.summary
-        if plan.is_open:
-            loop = f"{summary.offered:,.1f} requests/s offered ({plan.arrivals})"
-        else:
-            loop = f"{plan.concurrency} clients"
+        loop = f"{summary.offered:,.1f} requests/s offered ({plan.arrivals})" if plan.is_open else f"{plan.concurrency} clients"
         cut = ", cut short" if self.is_cut else ""
         connections = "" if plan.channels == 1 else f" over {plan.channels} connections"
         return f"{loop}{connections}, {summary.seconds:.1f} s after a warm-up of {summary.warm_up:.1f} s{cut}"
