@@ -89,6 +89,10 @@ class Server:
         pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in _family(self._process.pid))
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and its children."""
+        os.killpg(self._process.pid, number)
+
     def counts(self, model: str) -> tuple[int, int]:
         """Requests answered, batches run."""
         with triton.InferenceServerClient(self.address) as client:
@@ -142,9 +146,14 @@ def reference(repository: Path, model: str) -> Server:
 
 
 def triton_python(repository: Path) -> Server:
-    """A real Triton whose Python backend runs onnxruntime; not Triton's own ONNX Runtime backend."""
+    """A real Triton whose Python backend runs onnxruntime on our files; not Triton's own ONNX Runtime backend."""
+    return triton_on(build_triton_repository(BUILD / "triton-repository", repository))
+
+
+def triton_on(repository: Path) -> Server:
+    """A real Triton on a repository of its own."""
     grpc_port, http_port = _free_port(), _free_port()
-    start = triton_server.start(build_triton_repository(BUILD / "triton-repository", repository), grpc_port, http_port)
+    start = triton_server.start(repository, grpc_port, http_port)
     health = f"http://127.0.0.1:{http_port}/v2/health/ready"
     return Server("triton-python", start.command, f"127.0.0.1:{grpc_port}", health, start.environment)
 

@@ -54,7 +54,7 @@ def as_record(recording: Recording) -> dict[str, Any]:
         "rate": plan.rate,
         "arrivals": plan.arrivals if plan.is_open else None,
         "seconds": round(summary.seconds, 3),
-        "warm_up": round(summary.warm_up, 3),
+        "warm_up": round(recording.warm_up, 3),
         "cut_short": recording.is_cut,
         "offered_per_second": round(summary.offered, 2),
         **_counted_record(summary.total),

@@ -1,4 +1,4 @@
-"""Numbers out of samples: which of them count, what the rate and the latencies were, and whether to believe them.
+"""Numbers out of samples: whether a load is warm, what the rate and the latencies were, and whether to believe them.
 
 Latencies are counted from the instant a request was due, and only of those that were answered well; everything else is
 counted by its code. Pure functions.
@@ -19,8 +19,8 @@ SAMPLE = np.dtype([("due", "<i8"), ("sent", "<i8"), ("done", "<i8"), ("message",
 """One request: instants in ns of CLOCK_MONOTONIC, its place among the messages, its gRPC code or `NOT_SENT`."""
 NOT_SENT = 255
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
-_PER_BATCH = 5
-_FEWEST_BATCHES = 20
+_FEWEST = 20
+_FEW = 200
 _MOST_DRIFT = 0.1
 _MOST_LAG = 0.1
 _BUSY = 0.9
@@ -65,8 +65,7 @@ class Summary:
     """What a load was like.
 
     Attributes:
-        seconds: how long the part lasted that counts.
-        warm_up: how much was left out before it, in seconds.
+        seconds: how long it lasted, without what it took to warm up.
         offered: requests due a second.
         total: all shares.
         shares: each, where there are several.
@@ -76,7 +75,6 @@ class Summary:
     """
 
     seconds: float
-    warm_up: float
     offered: float
     total: Counted
     shares: Sequence[Counted]
@@ -86,64 +84,49 @@ class Summary:
 
 
 def summarise(
-    samples: Samples,
-    owners: Sequence[int],
-    names: Sequence[str],
-    warm_up: float,
-    objective: int | None,
-    cpu: float,
-    *,
-    is_open: bool,
-) -> tuple[Summary, Samples]:
-    """The summary of a load, and the samples that count for it.
+    samples: Samples, owners: Sequence[int], names: Sequence[str], objective: int | None, cpu: float, *, is_open: bool
+) -> Summary:
+    """The summary of a load.
 
     Args:
-        samples: of the whole load, array of `SAMPLE`.
+        samples: those that count, array of `SAMPLE`, in any order.
         owners: by message, its share.
         names: of the shares.
-        warm_up: seconds to leave out in any case; what is not yet steady after them is left out, too.
         objective: a good answer comes within so many ns; None without one.
         cpu: cores that the sending thread kept busy.
         is_open: the load did not wait for answers.
     """
-    samples = samples[np.argsort(samples["due"], kind="stable")]
     if not len(samples):
-        nothing = _counted("all", samples, 1.0, objective)
-        return Summary(0.0, 0.0, 0.0, nothing, (), (0.0, 0.0), cpu, ("nothing was sent",)), samples
-    start = int(samples["due"][0])
-    rest = samples[samples["due"] >= start + int(warm_up * SECOND)]
-    if len(rest):
-        rest = rest[steady_from((rest["done"] - rest["due"]).astype(np.float64)) :]
-    counted = rest if len(rest) else samples
-    # Up to the last that was due: what is answered after that was waited for, and no further load came.
-    begin, end = int(counted["due"][0]), int(counted["due"][-1])
-    seconds = max((end - begin) / SECOND, 1e-9) * len(counted) / max(1, len(counted) - 1)
-    total = _counted("all", counted, seconds, objective)
-    shares = np.asarray(owners)[counted["message"]]
-    each = [_counted(name, counted[shares == n], seconds, objective) for n, name in enumerate(names)] if len(names) > 1 else []
-    sent = counted[counted["code"] != NOT_SENT]
+        return Summary(0.0, 0.0, _counted("all", samples, 1.0, objective), (), (0.0, 0.0), cpu, ("no request was due",))
+    samples = samples[np.argsort(samples["due"], kind="stable")]
+    begin, end = int(samples["due"][0]), int(samples["due"][-1])
+    # Up to the last that was due, and a gap: what is answered after that was waited for, and no further load came.
+    seconds = max((end - begin) / SECOND, 1e-9) * len(samples) / max(1, len(samples) - 1)
+    total = _counted("all", samples, seconds, objective)
+    shares = np.asarray(owners)[samples["message"]]
+    each = [_counted(name, samples[shares == n], seconds, objective) for n, name in enumerate(names)] if len(names) > 1 else []
+    sent = samples[samples["code"] != NOT_SENT]
     lags = (sent["sent"] - sent["due"]) if is_open and len(sent) else np.zeros(1)
     lag = (float(np.quantile(lags, 0.5)), float(np.quantile(lags, 0.99)))
-    doubts = [*_unsteady(counted), *_slow_generator(total, lag, cpu), *_unsent(total)]
-    return Summary(seconds, (begin - start) / SECOND, len(counted) / seconds, total, each, lag, cpu, doubts), counted
+    doubts = [*_unsteady(samples), *_slow_generator(total, lag, cpu), *_unsent(total)]
+    return Summary(seconds, len(samples) / seconds, total, each, lag, cpu, doubts)
 
 
-def steady_from(latencies: NDArray[np.float64]) -> int:
-    """From which request on a load is steady: at most the middle.
+def is_steady(samples: Samples, now: int, window: int) -> bool:
+    """Whether a load has warmed up: the median latency of the last `window` ns is about that of the window before.
 
-    MSER-5 (K. P. White, "An effective truncation heuristic for bias reduction in simulation output", 1997): over means of
-    five, the cut that makes the standard error of what is left smallest.
+    Args:
+        samples: array of `SAMPLE`, in any order.
+        now: the instant, in ns.
+        window: in ns; what was due in the last of them may not be answered yet, and is left to the next look.
     """
-    batches = len(latencies) // _PER_BATCH
-    if batches < _FEWEST_BATCHES:
-        return 0
-    means = latencies[: batches * _PER_BATCH].reshape(batches, _PER_BATCH).mean(axis=1)
-    left = np.arange(batches, 0, -1)
-    # Sums from each place to the end, about the overall mean, for the sake of the digits.
-    about = means - means.mean()
-    sums, squares = np.cumsum(about[::-1])[::-1], np.cumsum((about**2)[::-1])[::-1]
-    errors = (squares - sums**2 / left) / left.astype(np.float64) ** 2
-    return int(np.argmin(errors[: batches // 2 + 1])) * _PER_BATCH
+    answered = samples[samples["code"] == Code.OK.value]
+    ages = now - answered["due"]
+    latencies = answered["done"] - answered["due"]
+    late, early = (latencies[(ages > n * window) & (ages <= (n + 1) * window)] for n in (0, 1))
+    if min(len(late), len(early)) < _FEWEST:
+        return False
+    return abs(float(np.median(late)) / float(np.median(early)) - 1) <= _MOST_DRIFT
 
 
 def _counted(name: str, samples: Samples, seconds: float, objective: int | None) -> Counted:
@@ -168,7 +151,7 @@ def name_of(code: int) -> str:
 def _unsteady(samples: Samples) -> list[str]:
     """The second half against the first: the median latency."""
     answered = samples[samples["code"] == Code.OK.value]
-    if len(answered) < 2 * _PER_BATCH * _FEWEST_BATCHES:
+    if len(answered) < _FEW:
         return [f"only {len(answered)} answers count; measure for longer"] if len(answered) else ["nothing was answered"]
     latencies = answered["done"] - answered["due"]
     first, second = (float(np.median(half)) for half in np.array_split(latencies, 2))

@@ -52,8 +52,8 @@ def due(kind: str, rate: float | None, seconds: float, seed: int) -> NDArray[np.
 
 
 def _poisson(random: np.random.Generator, rate: float, seconds: float) -> NDArray[np.float64]:
-    """Of a Poisson process, given its count in the time, the instants are uniform and independent."""
-    return np.sort(random.uniform(0, seconds, random.poisson(rate * seconds)))
+    """Of a Poisson process, given its count in the time, the instants are uniform and independent. The count is the mean one."""
+    return np.sort(random.uniform(0, seconds, round(rate * seconds)))
 
 
 def _burst(size: str) -> int:

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from headrace import kernels
 from headrace.clock import SECOND
 from headrace.errors import Code, InvalidLoad, TargetFailed
-from headrace.load.analysis import SAMPLE, Samples, Summary, name_of, summarise
+from headrace.load.analysis import SAMPLE, Samples, Summary, is_steady, name_of, summarise
 from headrace.load.arrivals import due
 from headrace.load.messages import Messages, Share, messages_of_file, random_messages
 from headrace.protocol.headrace_pb2 import ModelMetadataRequest, ModelMetadataResponse
@@ -24,6 +24,7 @@ _CALL_PATIENCE = 10 * SECOND
 _PATIENCE = 10 * SECOND
 _LOOK_SECONDS = 0.25
 MOST_OUTSTANDING = 1 << 14
+MOST_WARM_UP = 5
 
 _Answer = TypeVar("_Answer", bound=Message)
 
@@ -42,8 +43,8 @@ class LoadPlan:
         deadline: a request is given up so many ns after it was due, and its server is told.
         data: a table of inputs; without it, they are random, as `shares` say.
         channels: connections.
-        warm_up: seconds before what counts.
-        seconds: what counts.
+        warm_up: seconds before what counts, at the least: it goes on until latencies are steady, up to `MOST_WARM_UP` times that.
+        seconds: what counts, and all of it.
         seed: of whatever is random.
     """
 
@@ -70,7 +71,7 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the last moment of a running load was like: samples that came in it, its length, and how far the load is, 0 to 1."""
+    """The last moment of a running load: samples that came in it, its length, how far the load is (0 to 1; 0 is warming up)."""
 
     samples: Samples
     seconds: float
@@ -84,6 +85,8 @@ class Recording:
     plan: LoadPlan
     summary: Summary
     samples: Samples
+    warm_up: float
+    """How long it took to warm up, in seconds."""
     is_cut: bool
     """It was stopped before its end."""
 
@@ -93,7 +96,7 @@ class Recording:
         loop = f"{summary.offered:,.1f} requests/s offered ({plan.arrivals})" if plan.is_open else f"{plan.concurrency} clients"
         cut = ", cut short" if self.is_cut else ""
         connections = "" if plan.channels == 1 else f" over {plan.channels} connections"
-        return f"{loop}{connections}, {summary.seconds:.1f} s after a warm-up of {summary.warm_up:.1f} s{cut}"
+        return f"{loop}{connections}, {summary.seconds:.1f} s after a warm-up of {self.warm_up:.1f} s{cut}"
 
 
 def run(plan: LoadPlan, watch: Callable[[Look], None]) -> Recording:
@@ -106,13 +109,12 @@ def run(plan: LoadPlan, watch: Callable[[Look], None]) -> Recording:
     """
     core = kernels.load()
     messages = _messages(plan)
-    lasts = plan.warm_up + plan.seconds
+    lasts = MOST_WARM_UP * plan.warm_up + plan.seconds
     try:
         if plan.is_open:
             instants = due(plan.arrivals, plan.rate, lasts, plan.seed)
             if not len(instants):
                 raise InvalidLoad("no request is due in that time; raise the rate or the seconds")
-            lasts = min(lasts, int(instants[-1]) / SECOND)
             when = {"due": instants.astype("<i8").tobytes()}
         else:
             when = {"clients": plan.concurrency, "lasts": int(lasts * SECOND)}
@@ -128,37 +130,70 @@ def run(plan: LoadPlan, watch: Callable[[Look], None]) -> Recording:
         )
     except ConnectionError as error:
         raise TargetFailed(str(error)) from None
-    started = time.monotonic()
-    taken, is_cut = _look_on(load, lasts, watch)
-    elapsed = time.monotonic() - started
-    samples = np.concatenate(taken) if taken else np.empty(0, SAMPLE)
-    cpu = load.cpu / SECOND / elapsed
-    summary, counted = summarise(
-        samples, messages.shares, messages.names, plan.warm_up, plan.objective, cpu, is_open=plan.is_open
-    )
-    return Recording(plan, summary, counted, is_cut)
+    lookout = _Lookout(plan, load, watch)
+    lookout.look_on()
+    samples = lookout.counted()
+    warm_up = (lookout.begin - lookout.start) / SECOND
+    summary = summarise(samples, messages.shares, messages.names, plan.objective, lookout.cores(), is_open=plan.is_open)
+    return Recording(plan, summary, samples, warm_up, lookout.is_cut)
 
 
-def _look_on(load: Any, lasts: float, watch: Callable[[Look], None]) -> tuple[list[Samples], bool]:
-    taken: list[Samples] = []
-    is_cut = False
-    started = last = time.monotonic()
-    is_over = False
-    while not is_over:
-        try:
-            time.sleep(_LOOK_SECONDS)
-        except KeyboardInterrupt:
-            if is_cut:
-                raise
-            is_cut = True
-            load.stop()
-        is_over = load.is_over
-        samples = np.frombuffer(load.take(), SAMPLE)
-        taken.append(samples)
-        now = time.monotonic()
-        watch(Look(samples, now - last, min(1.0, (now - started) / lasts)))
-        last = now
-    return taken, is_cut
+class _Lookout:
+    """Watches a load: says when it is warm, and when it has lasted long enough."""
+
+    def __init__(self, plan: LoadPlan, load: Any, watch: Callable[[Look], None]) -> None:
+        self._plan, self._load, self._watch = plan, load, watch
+        self.start = self.begin = self._last = time.monotonic_ns()
+        self._is_warm = plan.warm_up == 0
+        self._cpu = (0, self.start)
+        self._end = self.start
+        self._taken: list[Samples] = []
+        self.is_cut = False
+
+    def look_on(self) -> None:
+        """Until the load is over. An interrupt ends it, a second one is passed on."""
+        is_over = False
+        while not is_over:
+            try:
+                time.sleep(_LOOK_SECONDS)
+            except KeyboardInterrupt:
+                if self.is_cut:
+                    raise
+                self.is_cut = True
+                self._load.stop()
+            is_over = self._load.is_over
+            self._look(time.monotonic_ns())
+
+    def counted(self) -> Samples:
+        """The samples that count: due after the warm-up. Of a load that ended before it was warm, all."""
+        samples = np.concatenate(self._taken) if self._taken else np.empty(0, SAMPLE)
+        last = self.begin + int(self._plan.seconds * SECOND)
+        return samples[(samples["due"] >= self.begin) & (samples["due"] < last)] if self._is_warm else samples
+
+    def cores(self) -> float:
+        """How many cores the sending thread has kept busy since the load was warm."""
+        cpu, since = self._cpu
+        return (self._load.cpu - cpu) / max(1, self._end - since)
+
+    def _look(self, now: int) -> None:
+        plan, samples = self._plan, np.frombuffer(self._load.take(), SAMPLE)
+        self._taken.append(samples)
+        if not self._is_warm:
+            self._is_warm = self._has_warmed_up(now)
+            self.begin, self._cpu = now, (self._load.cpu, now)
+        done = (now - self.begin) / SECOND / plan.seconds if self._is_warm else 0.0
+        if done < 1.0:
+            self._end = now
+        else:
+            self._load.stop()
+        self._watch(Look(samples, (now - self._last) / SECOND, min(1.0, done)))
+        self._last = now
+
+    def _has_warmed_up(self, now: int) -> bool:
+        least = int(self._plan.warm_up * SECOND)
+        if now - self.start < least:
+            return False
+        return now - self.start >= MOST_WARM_UP * least or is_steady(np.concatenate(self._taken), now, least // 2)
 
 
 def _messages(plan: LoadPlan) -> Messages:

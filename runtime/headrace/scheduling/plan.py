@@ -131,7 +131,7 @@ def _run(view: NDArray[np.void], set_points: SetPoints, now: int) -> tuple[_Run,
     max_rows, in_order = set_points.max_rows, set_points.in_order
     total, soonest, oldest, mate, is_full, is_over = 0, NEVER, NEVER, -1, False, False
     # Unpacked, not computed with numpy: most views have a few entries, and a single call of numpy costs more than those.
-    for number, _, arrival, target, deadline, bucket, _, rows, _ in _ENTRY.iter_unpack(view.data):
+    for number, _, arrival, target, deadline, bucket, _, rows, _ in _ENTRY.iter_unpack(view.tobytes()):
         if deadline <= now:
             drop.append(number)
         elif is_over:

@@ -21,6 +21,8 @@ const REST: Duration = Duration::from_millis(100);
 /// Requests that are sent one after the other before their connections have their turn.
 const AT_A_TIME: usize = 32;
 const DEADLINE_EXCEEDED: u8 = 4;
+/// The sender does not wake more often than this: at high rates, a wake for each request would cost more than the request.
+const GRAIN: Nanos = 50_000;
 
 /// What all requests of a load share.
 struct Sending {
@@ -60,12 +62,12 @@ pub async fn run(order: Order, shared: Arc<Shared>, told: SyncSender<Result<(), 
 /// At the instants that are given.
 async fn open(sending: &Rc<Sending>, due: &[Nanos], alarm: &Alarm) {
     let start = now();
-    let mut sent = 0;
+    let (mut sent, mut woken) = (0, start);
     for after in due {
         let due = start + after;
         if due > now() {
-            let _ = alarm.at(due).await;
-            sent = 0;
+            let _ = alarm.at(due.max(woken + GRAIN)).await;
+            (sent, woken) = (0, now());
         } else {
             sent += 1;
             if sent % AT_A_TIME == 0 {
