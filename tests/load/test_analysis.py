@@ -11,12 +11,10 @@ from headrace.clock import MILLISECOND, SECOND
 from headrace.load.analysis import NOT_SENT, SAMPLE, Samples, Summary, is_steady, summarise
 
 
-def samples(
-    count: int, gap: int = MILLISECOND, latency: Any = MILLISECOND, code: Any = 0, message: Any = 0, lag: Any = 0
-) -> Samples:
-    """`count` of them, one each `gap` ns; the rest is the same for all, or one for each."""
+def samples(count: int, latency: Any = MILLISECOND, code: Any = 0, message: Any = 0, lag: Any = 0) -> Samples:
+    """`count` of them, one each millisecond; the rest is the same for all, or one for each."""
     made = np.zeros(count, SAMPLE)
-    made["due"] = 5 * SECOND + np.arange(count) * gap
+    made["due"] = 5 * SECOND + np.arange(count) * MILLISECOND
     made["sent"] = made["due"] + lag
     made["done"] = made["due"] + latency
     made["code"], made["message"] = code, message

@@ -14,7 +14,7 @@ from headrace.backends.fake import Gate, Script
 from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, message, tensor, wait_until
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS = 0, 1, 4
+DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
 END_HEADERS = 4
 
 
@@ -128,3 +128,32 @@ def test_large_messages_beside_small_ones(server: Server) -> None:
     asked = [Asked(server, "m", [given]) for given in (large, tensor("x", [[1]]), large, tensor("x", [[2]]))]
     sums = [int(one.result().as_numpy("y").sum()) for one in asked]
     assert sums == [10_000_000, 1, 10_000_000, 2]
+
+
+def test_calls_that_are_given_up_at_once_are_no_attack(server: Server, sockets: ExitStack) -> None:
+    """A client whose deadlines pass together cancels hundreds of calls in one go; its connection is needed for the rest."""
+    client = connect(server, sockets)
+    block = call()[9:]
+    numbers = range(1, 601, 2)
+    given_up = b"".join(
+        frame(HEADERS, END_HEADERS, number, block) + frame(RESET, 0, number, struct.pack(">I", 8)) for number in numbers
+    )
+    client.sendall(HELLO + given_up + frame(PING, 0, 0, b"is there"))
+    while (found := read_frame(client)) != (PING, b"is there"):
+        assert found[0] != GOAWAY, found
+    assert is_well(server)
+
+
+def read_frame(connected: socket.socket) -> tuple[int, bytes]:
+    """The next frame: its kind and payload."""
+    head = receive(connected, 9)
+    return head[3], receive(connected, int.from_bytes(head[:3], "big"))
+
+
+def receive(connected: socket.socket, count: int) -> bytes:
+    received = b""
+    while len(received) < count:
+        part = connected.recv(count - len(received))
+        assert part, "the connection was closed"
+        received += part
+    return received

@@ -54,7 +54,10 @@ def load(
     ] = None,
     channels: Annotated[int, typer.Option(metavar="K", min=1, max=1024, help="Connections.")] = 1,
     seconds: Annotated[float, typer.Option(metavar="S", help="How long to measure.")] = 10.0,
-    warm_up: Annotated[float, typer.Option(metavar="S", help="How long to warm up before.")] = 1.0,
+    warm_up: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Warm up for so long before, and on until it is steady. [1; 0 for a FILE of arrivals]"),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of whatever is random.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page with plots.")] = None,
@@ -78,6 +81,8 @@ def load(
 
     if (concurrency is None) != (rate is not None or is_file(arrivals)):
         raise InvalidLoad("say either --concurrency N (closed loop) or --rate R (open loop)")
+    if warm_up is None:
+        warm_up = 0.0 if is_file(arrivals) else 1.0
     if seconds <= 0 or warm_up < 0 or (rate is not None and not 0 < rate < 1e7):
         raise InvalidLoad("--seconds and --rate must be positive, --warm-up not negative")
     if data is not None and (mix or shape):

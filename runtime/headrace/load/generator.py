@@ -166,9 +166,11 @@ class _Lookout:
 
     def counted(self) -> Samples:
         """The samples that count: due after the warm-up. Of a load that ended before it was warm, all."""
-        samples = np.concatenate(self._taken) if self._taken else np.empty(0, SAMPLE)
-        last = self.begin + int(self._plan.seconds * SECOND)
-        return samples[(samples["due"] >= self.begin) & (samples["due"] < last)] if self._is_warm else samples
+        samples = np.concatenate([*self._taken, np.empty(0, SAMPLE)])
+        if not self._is_warm or not len(samples):
+            return samples
+        first = int(samples["due"].min()) if self._plan.warm_up == 0 else self.begin
+        return samples[(samples["due"] >= first) & (samples["due"] < first + int(self._plan.seconds * SECOND))]
 
     def cores(self) -> float:
         """How many cores the sending thread has kept busy since the load was warm."""

@@ -80,7 +80,7 @@ async fn open(sending: &Rc<Sending>, due: &[Nanos], alarm: &Alarm) {
             sending.shared.note(Sample { due, sent: now, done: now, message: ask.message, code: NOT_SENT });
             continue;
         }
-        tokio::task::spawn_local(Rc::clone(sending).one(ask, due));
+        tokio::task::spawn_local(Noted::new(sending, ask, due).send());
     }
 }
 
@@ -92,7 +92,7 @@ async fn closed(sending: &Rc<Sending>, clients: usize, end: Nanos) {
             while now() < end && !sending.is_stopping() {
                 let ask = sending.next();
                 let is_connected = sending.callers[ask.caller].is_connected();
-                Rc::clone(&sending).one(ask, now()).await;
+                Noted::new(&sending, ask, now()).send().await;
                 if !is_connected {
                     tokio::time::sleep(REST).await;
                 }
@@ -122,20 +122,6 @@ impl Sending {
         self.shared.is_stopping.load(Ordering::Acquire)
     }
 
-    async fn one(self: Rc<Self>, ask: Ask, due: Nanos) {
-        let mut noted = Noted::new(&self, ask, due);
-        let message = self.order.messages[ask.message as usize].clone();
-        let caller = &self.callers[ask.caller];
-        let deadline = self.order.deadline;
-        noted.code = if deadline == 0 {
-            caller.ask(message, None).await
-        } else {
-            let left = due + deadline - now();
-            let asked = caller.ask(message, Some(left));
-            tokio::time::timeout(Duration::from_nanos(left.max(0) as u64), asked).await.unwrap_or(DEADLINE_EXCEEDED)
-        };
-    }
-
     async fn all_answered(&self) {
         loop {
             let ended = self.ended.notified();
@@ -147,7 +133,7 @@ impl Sending {
     }
 }
 
-/// A request on its way. Noted when it ends, or is dropped because nobody waits for it any longer.
+/// A request, from when it was due. Noted when it ends, or is dropped because nobody waits for it any longer.
 struct Noted {
     sending: Rc<Sending>,
     ask: Ask,
@@ -160,6 +146,20 @@ impl Noted {
     fn new(sending: &Rc<Sending>, ask: Ask, due: Nanos) -> Noted {
         sending.outstanding.set(sending.outstanding.get() + 1);
         Noted { sending: Rc::clone(sending), ask, due, sent: now(), code: DEADLINE_EXCEEDED }
+    }
+
+    async fn send(mut self) {
+        self.sent = now();
+        let order = &self.sending.order;
+        let message = order.messages[self.ask.message as usize].clone();
+        let caller = &self.sending.callers[self.ask.caller];
+        self.code = if order.deadline == 0 {
+            caller.ask(message, None).await
+        } else {
+            let left = self.due + order.deadline - self.sent;
+            let asked = caller.ask(message, Some(left));
+            tokio::time::timeout(Duration::from_nanos(left.max(0) as u64), asked).await.unwrap_or(DEADLINE_EXCEEDED)
+        };
     }
 }
 

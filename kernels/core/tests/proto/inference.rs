@@ -61,10 +61,7 @@ pub struct ModelMetadataResponse {
     pub outputs: ::prost::alloc::vec::Vec<model_metadata_response::TensorMetadata>,
     /// of the Open Inference Protocol; Triton leaves it out
     #[prost(map = "string, string", tag = "6")]
-    pub properties: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        ::prost::alloc::string::String,
-    >,
+    pub properties: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
 }
 /// Nested message and enum types in `ModelMetadataResponse`.
 pub mod model_metadata_response {
@@ -128,16 +125,11 @@ pub struct ModelInferRequest {
     #[prost(string, tag = "3")]
     pub id: ::prost::alloc::string::String,
     #[prost(map = "string, message", tag = "4")]
-    pub parameters: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        InferParameter,
-    >,
+    pub parameters: ::std::collections::HashMap<::prost::alloc::string::String, InferParameter>,
     #[prost(message, repeated, tag = "5")]
     pub inputs: ::prost::alloc::vec::Vec<model_infer_request::InferInputTensor>,
     #[prost(message, repeated, tag = "6")]
-    pub outputs: ::prost::alloc::vec::Vec<
-        model_infer_request::InferRequestedOutputTensor,
-    >,
+    pub outputs: ::prost::alloc::vec::Vec<model_infer_request::InferRequestedOutputTensor>,
     #[prost(bytes = "bytes", repeated, tag = "7")]
     pub raw_input_contents: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
@@ -152,10 +144,7 @@ pub mod model_infer_request {
         #[prost(int64, repeated, tag = "3")]
         pub shape: ::prost::alloc::vec::Vec<i64>,
         #[prost(map = "string, message", tag = "4")]
-        pub parameters: ::std::collections::HashMap<
-            ::prost::alloc::string::String,
-            super::InferParameter,
-        >,
+        pub parameters: ::std::collections::HashMap<::prost::alloc::string::String, super::InferParameter>,
         #[prost(message, optional, tag = "5")]
         pub contents: ::core::option::Option<super::InferTensorContents>,
     }
@@ -164,10 +153,7 @@ pub mod model_infer_request {
         #[prost(string, tag = "1")]
         pub name: ::prost::alloc::string::String,
         #[prost(map = "string, message", tag = "2")]
-        pub parameters: ::std::collections::HashMap<
-            ::prost::alloc::string::String,
-            super::InferParameter,
-        >,
+        pub parameters: ::std::collections::HashMap<::prost::alloc::string::String, super::InferParameter>,
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -179,10 +165,7 @@ pub struct ModelInferResponse {
     #[prost(string, tag = "3")]
     pub id: ::prost::alloc::string::String,
     #[prost(map = "string, message", tag = "4")]
-    pub parameters: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        InferParameter,
-    >,
+    pub parameters: ::std::collections::HashMap<::prost::alloc::string::String, InferParameter>,
     #[prost(message, repeated, tag = "5")]
     pub outputs: ::prost::alloc::vec::Vec<model_infer_response::InferOutputTensor>,
     #[prost(bytes = "bytes", repeated, tag = "6")]
@@ -199,10 +182,7 @@ pub mod model_infer_response {
         #[prost(int64, repeated, tag = "3")]
         pub shape: ::prost::alloc::vec::Vec<i64>,
         #[prost(map = "string, message", tag = "4")]
-        pub parameters: ::std::collections::HashMap<
-            ::prost::alloc::string::String,
-            super::InferParameter,
-        >,
+        pub parameters: ::std::collections::HashMap<::prost::alloc::string::String, super::InferParameter>,
         #[prost(message, optional, tag = "5")]
         pub contents: ::core::option::Option<super::InferTensorContents>,
     }
@@ -316,10 +296,7 @@ pub struct ModelStatistics {
     #[prost(message, repeated, tag = "8")]
     pub memory_usage: ::prost::alloc::vec::Vec<MemoryUsage>,
     #[prost(map = "string, message", tag = "9")]
-    pub response_stats: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        InferResponseStatistics,
-    >,
+    pub response_stats: ::std::collections::HashMap<::prost::alloc::string::String, InferResponseStatistics>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ModelStatisticsResponse {
@@ -330,9 +307,7 @@ pub struct ModelStatisticsResponse {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ModelRepositoryParameter {
     #[prost(oneof = "model_repository_parameter::ParameterChoice", tags = "1, 2, 3, 4")]
-    pub parameter_choice: ::core::option::Option<
-        model_repository_parameter::ParameterChoice,
-    >,
+    pub parameter_choice: ::core::option::Option<model_repository_parameter::ParameterChoice>,
 }
 /// Nested message and enum types in `ModelRepositoryParameter`.
 pub mod model_repository_parameter {
@@ -381,10 +356,7 @@ pub struct RepositoryModelLoadRequest {
     #[prost(string, tag = "2")]
     pub model_name: ::prost::alloc::string::String,
     #[prost(map = "string, message", tag = "3")]
-    pub parameters: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        ModelRepositoryParameter,
-    >,
+    pub parameters: ::std::collections::HashMap<::prost::alloc::string::String, ModelRepositoryParameter>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RepositoryModelLoadResponse {}
@@ -395,10 +367,7 @@ pub struct RepositoryModelUnloadRequest {
     #[prost(string, tag = "2")]
     pub model_name: ::prost::alloc::string::String,
     #[prost(map = "string, message", tag = "3")]
-    pub parameters: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        ModelRepositoryParameter,
-    >,
+    pub parameters: ::std::collections::HashMap<::prost::alloc::string::String, ModelRepositoryParameter>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RepositoryModelUnloadResponse {}
@@ -411,10 +380,7 @@ pub struct SystemSharedMemoryStatusRequest {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SystemSharedMemoryStatusResponse {
     #[prost(map = "string, message", tag = "1")]
-    pub regions: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        system_shared_memory_status_response::RegionStatus,
-    >,
+    pub regions: ::std::collections::HashMap<::prost::alloc::string::String, system_shared_memory_status_response::RegionStatus>,
 }
 /// Nested message and enum types in `SystemSharedMemoryStatusResponse`.
 pub mod system_shared_memory_status_response {
@@ -459,10 +425,7 @@ pub struct CudaSharedMemoryStatusRequest {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CudaSharedMemoryStatusResponse {
     #[prost(map = "string, message", tag = "1")]
-    pub regions: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        cuda_shared_memory_status_response::RegionStatus,
-    >,
+    pub regions: ::std::collections::HashMap<::prost::alloc::string::String, cuda_shared_memory_status_response::RegionStatus>,
 }
 /// Nested message and enum types in `CudaSharedMemoryStatusResponse`.
 pub mod cuda_shared_memory_status_response {
@@ -500,10 +463,7 @@ pub struct CudaSharedMemoryUnregisterResponse {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TraceSettingRequest {
     #[prost(map = "string, message", tag = "1")]
-    pub settings: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        trace_setting_request::SettingValue,
-    >,
+    pub settings: ::std::collections::HashMap<::prost::alloc::string::String, trace_setting_request::SettingValue>,
     #[prost(string, tag = "2")]
     pub model_name: ::prost::alloc::string::String,
 }
@@ -518,10 +478,7 @@ pub mod trace_setting_request {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TraceSettingResponse {
     #[prost(map = "string, message", tag = "1")]
-    pub settings: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        trace_setting_response::SettingValue,
-    >,
+    pub settings: ::std::collections::HashMap<::prost::alloc::string::String, trace_setting_response::SettingValue>,
 }
 /// Nested message and enum types in `TraceSettingResponse`.
 pub mod trace_setting_response {
@@ -534,10 +491,7 @@ pub mod trace_setting_response {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LogSettingsRequest {
     #[prost(map = "string, message", tag = "1")]
-    pub settings: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        log_settings_request::SettingValue,
-    >,
+    pub settings: ::std::collections::HashMap<::prost::alloc::string::String, log_settings_request::SettingValue>,
 }
 /// Nested message and enum types in `LogSettingsRequest`.
 pub mod log_settings_request {
@@ -562,10 +516,7 @@ pub mod log_settings_request {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LogSettingsResponse {
     #[prost(map = "string, message", tag = "1")]
-    pub settings: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        log_settings_response::SettingValue,
-    >,
+    pub settings: ::std::collections::HashMap<::prost::alloc::string::String, log_settings_response::SettingValue>,
 }
 /// Nested message and enum types in `LogSettingsResponse`.
 pub mod log_settings_response {
@@ -620,9 +571,7 @@ pub struct ModelInstanceGroup {
     #[prost(int32, repeated, tag = "3")]
     pub gpus: ::prost::alloc::vec::Vec<i32>,
     #[prost(message, repeated, tag = "8")]
-    pub secondary_devices: ::prost::alloc::vec::Vec<
-        model_instance_group::SecondaryDevice,
-    >,
+    pub secondary_devices: ::prost::alloc::vec::Vec<model_instance_group::SecondaryDevice>,
     #[prost(string, repeated, tag = "5")]
     pub profile: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bool, tag = "7")]
@@ -641,17 +590,7 @@ pub mod model_instance_group {
     }
     /// Nested message and enum types in `SecondaryDevice`.
     pub mod secondary_device {
-        #[derive(
-            Clone,
-            Copy,
-            Debug,
-            PartialEq,
-            Eq,
-            Hash,
-            PartialOrd,
-            Ord,
-            ::prost::Enumeration
-        )]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
         #[repr(i32)]
         pub enum SecondaryDeviceKind {
             KindNvdla = 0,
@@ -675,17 +614,7 @@ pub mod model_instance_group {
             }
         }
     }
-    #[derive(
-        Clone,
-        Copy,
-        Debug,
-        PartialEq,
-        Eq,
-        Hash,
-        PartialOrd,
-        Ord,
-        ::prost::Enumeration
-    )]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
     #[repr(i32)]
     pub enum Kind {
         Auto = 0,
@@ -746,17 +675,7 @@ pub struct ModelInput {
 }
 /// Nested message and enum types in `ModelInput`.
 pub mod model_input {
-    #[derive(
-        Clone,
-        Copy,
-        Debug,
-        PartialEq,
-        Eq,
-        Hash,
-        PartialOrd,
-        Ord,
-        ::prost::Enumeration
-    )]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
     #[repr(i32)]
     pub enum Format {
         None = 0,
@@ -816,17 +735,7 @@ pub struct BatchInput {
 }
 /// Nested message and enum types in `BatchInput`.
 pub mod batch_input {
-    #[derive(
-        Clone,
-        Copy,
-        Debug,
-        PartialEq,
-        Eq,
-        Hash,
-        PartialOrd,
-        Ord,
-        ::prost::Enumeration
-    )]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
     #[repr(i32)]
     pub enum Kind {
         BatchElementCount = 0,
@@ -845,9 +754,7 @@ pub mod batch_input {
             match self {
                 Self::BatchElementCount => "BATCH_ELEMENT_COUNT",
                 Self::BatchAccumulatedElementCount => "BATCH_ACCUMULATED_ELEMENT_COUNT",
-                Self::BatchAccumulatedElementCountWithZero => {
-                    "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO"
-                }
+                Self::BatchAccumulatedElementCountWithZero => "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO",
                 Self::BatchMaxElementCountAsShape => "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE",
                 Self::BatchItemShape => "BATCH_ITEM_SHAPE",
                 Self::BatchItemShapeFlatten => "BATCH_ITEM_SHAPE_FLATTEN",
@@ -857,15 +764,9 @@ pub mod batch_input {
         pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
             match value {
                 "BATCH_ELEMENT_COUNT" => Some(Self::BatchElementCount),
-                "BATCH_ACCUMULATED_ELEMENT_COUNT" => {
-                    Some(Self::BatchAccumulatedElementCount)
-                }
-                "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO" => {
-                    Some(Self::BatchAccumulatedElementCountWithZero)
-                }
-                "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE" => {
-                    Some(Self::BatchMaxElementCountAsShape)
-                }
+                "BATCH_ACCUMULATED_ELEMENT_COUNT" => Some(Self::BatchAccumulatedElementCount),
+                "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO" => Some(Self::BatchAccumulatedElementCountWithZero),
+                "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE" => Some(Self::BatchMaxElementCountAsShape),
                 "BATCH_ITEM_SHAPE" => Some(Self::BatchItemShape),
                 "BATCH_ITEM_SHAPE_FLATTEN" => Some(Self::BatchItemShapeFlatten),
                 _ => None,
@@ -884,17 +785,7 @@ pub struct BatchOutput {
 }
 /// Nested message and enum types in `BatchOutput`.
 pub mod batch_output {
-    #[derive(
-        Clone,
-        Copy,
-        Debug,
-        PartialEq,
-        Eq,
-        Hash,
-        PartialOrd,
-        Ord,
-        ::prost::Enumeration
-    )]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
     #[repr(i32)]
     pub enum Kind {
         BatchScatterWithInputShape = 0,
@@ -912,9 +803,7 @@ pub mod batch_output {
         /// Creates an enum from field names used in the ProtoBuf definition.
         pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
             match value {
-                "BATCH_SCATTER_WITH_INPUT_SHAPE" => {
-                    Some(Self::BatchScatterWithInputShape)
-                }
+                "BATCH_SCATTER_WITH_INPUT_SHAPE" => Some(Self::BatchScatterWithInputShape),
                 _ => None,
             }
         }
@@ -958,17 +847,11 @@ pub struct ModelOptimizationPolicy {
     #[prost(message, optional, tag = "3")]
     pub cuda: ::core::option::Option<model_optimization_policy::Cuda>,
     #[prost(message, optional, tag = "4")]
-    pub execution_accelerators: ::core::option::Option<
-        model_optimization_policy::ExecutionAccelerators,
-    >,
+    pub execution_accelerators: ::core::option::Option<model_optimization_policy::ExecutionAccelerators>,
     #[prost(message, optional, tag = "5")]
-    pub input_pinned_memory: ::core::option::Option<
-        model_optimization_policy::PinnedMemoryBuffer,
-    >,
+    pub input_pinned_memory: ::core::option::Option<model_optimization_policy::PinnedMemoryBuffer>,
     #[prost(message, optional, tag = "6")]
-    pub output_pinned_memory: ::core::option::Option<
-        model_optimization_policy::PinnedMemoryBuffer,
-    >,
+    pub output_pinned_memory: ::core::option::Option<model_optimization_policy::PinnedMemoryBuffer>,
     #[prost(uint32, tag = "7")]
     pub gather_kernel_buffer_threshold: u32,
     #[prost(bool, tag = "8")]
@@ -999,10 +882,7 @@ pub mod model_optimization_policy {
             #[prost(int32, tag = "1")]
             pub batch_size: i32,
             #[prost(map = "string, message", tag = "2")]
-            pub input: ::std::collections::HashMap<
-                ::prost::alloc::string::String,
-                graph_spec::Shape,
-            >,
+            pub input: ::std::collections::HashMap<::prost::alloc::string::String, graph_spec::Shape>,
             #[prost(message, optional, tag = "3")]
             pub graph_lower_bound: ::core::option::Option<graph_spec::LowerBound>,
         }
@@ -1018,23 +898,16 @@ pub mod model_optimization_policy {
                 #[prost(int32, tag = "1")]
                 pub batch_size: i32,
                 #[prost(map = "string, message", tag = "2")]
-                pub input: ::std::collections::HashMap<
-                    ::prost::alloc::string::String,
-                    Shape,
-                >,
+                pub input: ::std::collections::HashMap<::prost::alloc::string::String, Shape>,
             }
         }
     }
     #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct ExecutionAccelerators {
         #[prost(message, repeated, tag = "1")]
-        pub gpu_execution_accelerator: ::prost::alloc::vec::Vec<
-            execution_accelerators::Accelerator,
-        >,
+        pub gpu_execution_accelerator: ::prost::alloc::vec::Vec<execution_accelerators::Accelerator>,
         #[prost(message, repeated, tag = "2")]
-        pub cpu_execution_accelerator: ::prost::alloc::vec::Vec<
-            execution_accelerators::Accelerator,
-        >,
+        pub cpu_execution_accelerator: ::prost::alloc::vec::Vec<execution_accelerators::Accelerator>,
     }
     /// Nested message and enum types in `ExecutionAccelerators`.
     pub mod execution_accelerators {
@@ -1043,10 +916,7 @@ pub mod model_optimization_policy {
             #[prost(string, tag = "1")]
             pub name: ::prost::alloc::string::String,
             #[prost(map = "string, string", tag = "2")]
-            pub parameters: ::std::collections::HashMap<
-                ::prost::alloc::string::String,
-                ::prost::alloc::string::String,
-            >,
+            pub parameters: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
         }
     }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1054,17 +924,7 @@ pub mod model_optimization_policy {
         #[prost(bool, tag = "1")]
         pub enable: bool,
     }
-    #[derive(
-        Clone,
-        Copy,
-        Debug,
-        PartialEq,
-        Eq,
-        Hash,
-        PartialOrd,
-        Ord,
-        ::prost::Enumeration
-    )]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
     #[repr(i32)]
     pub enum ModelPriority {
         PriorityDefault = 0,
@@ -1107,17 +967,7 @@ pub struct ModelQueuePolicy {
 }
 /// Nested message and enum types in `ModelQueuePolicy`.
 pub mod model_queue_policy {
-    #[derive(
-        Clone,
-        Copy,
-        Debug,
-        PartialEq,
-        Eq,
-        Hash,
-        PartialOrd,
-        Ord,
-        ::prost::Enumeration
-    )]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
     #[repr(i32)]
     pub enum TimeoutAction {
         Reject = 0,
@@ -1191,17 +1041,7 @@ pub mod model_sequence_batching {
     }
     /// Nested message and enum types in `Control`.
     pub mod control {
-        #[derive(
-            Clone,
-            Copy,
-            Debug,
-            PartialEq,
-            Eq,
-            Hash,
-            PartialOrd,
-            Ord,
-            ::prost::Enumeration
-        )]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
         #[repr(i32)]
         pub enum Kind {
             ControlSequenceStart = 0,
@@ -1321,15 +1161,9 @@ pub mod model_ensembling {
         #[prost(int64, tag = "2")]
         pub model_version: i64,
         #[prost(map = "string, string", tag = "3")]
-        pub input_map: ::std::collections::HashMap<
-            ::prost::alloc::string::String,
-            ::prost::alloc::string::String,
-        >,
+        pub input_map: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
         #[prost(map = "string, string", tag = "4")]
-        pub output_map: ::std::collections::HashMap<
-            ::prost::alloc::string::String,
-            ::prost::alloc::string::String,
-        >,
+        pub output_map: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
         #[prost(string, tag = "5")]
         pub model_namespace: ::prost::alloc::string::String,
     }
@@ -1346,10 +1180,7 @@ pub struct ModelWarmup {
     #[prost(uint32, tag = "2")]
     pub batch_size: u32,
     #[prost(map = "string, message", tag = "3")]
-    pub inputs: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        model_warmup::Input,
-    >,
+    pub inputs: ::std::collections::HashMap<::prost::alloc::string::String, model_warmup::Input>,
     #[prost(uint32, tag = "4")]
     pub count: u32,
 }
@@ -1399,10 +1230,7 @@ pub mod model_repository_agents {
         #[prost(string, tag = "1")]
         pub name: ::prost::alloc::string::String,
         #[prost(map = "string, string", tag = "2")]
-        pub parameters: ::std::collections::HashMap<
-            ::prost::alloc::string::String,
-            ::prost::alloc::string::String,
-        >,
+        pub parameters: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1472,20 +1300,11 @@ pub struct ModelConfig {
     #[prost(string, tag = "8")]
     pub default_model_filename: ::prost::alloc::string::String,
     #[prost(map = "string, string", tag = "9")]
-    pub cc_model_filenames: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        ::prost::alloc::string::String,
-    >,
+    pub cc_model_filenames: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
     #[prost(map = "string, string", tag = "10")]
-    pub metric_tags: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        ::prost::alloc::string::String,
-    >,
+    pub metric_tags: ::std::collections::HashMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
     #[prost(map = "string, message", tag = "14")]
-    pub parameters: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        ModelParameter,
-    >,
+    pub parameters: ::std::collections::HashMap<::prost::alloc::string::String, ModelParameter>,
     #[prost(message, repeated, tag = "16")]
     pub model_warmup: ::prost::alloc::vec::Vec<ModelWarmup>,
     #[prost(message, optional, tag = "18")]
