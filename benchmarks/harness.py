@@ -192,7 +192,8 @@ def machine() -> dict[str, object]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
-        "commit": git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain") else ""),
+        "commit": git("rev-parse", "--short", "HEAD")
+        + (" with changes" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""),
     }
 
 

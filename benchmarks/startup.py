@@ -60,7 +60,7 @@ def edge_environment() -> Path:
     """An environment with `headrace[cpu]` and the release kernels, made anew when the commit is another; its interpreter."""
     home = BUILD / "edge"
     python, stamp = home / "bin" / "python", home / ".commit"
-    commit = git("rev-parse", "HEAD") + git("status", "--porcelain")
+    commit = git("rev-parse", "HEAD") + git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     if stamp.is_file() and stamp.read_text() == commit:
         return python
     shutil.rmtree(home, ignore_errors=True)

@@ -11,7 +11,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-HEAVY = ("onnxruntime", "grpc", "ray", "torch", "tritonclient", "prometheus_client", "rich", "yaml", "pydantic", "starlette")
+HEAVY = (
+    "onnxruntime",
+    "grpc",
+    "ray",
+    "torch",
+    "tritonclient",
+    "prometheus_client",
+    "rich",
+    "yaml",
+    "pydantic",
+    "starlette",
+    "matplotlib",
+    "pyarrow",
+)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +51,7 @@ VIOLATIONS = {
     "prometheus_client only in telemetry": ("transport.metrics", "prometheus_client"),
     "grpc only in the portable transport and in control": ("cli.serve", "grpc"),
     "kernels only in the native queue and transport": ("engine.engine", "headrace_kernels"),
+    "matplotlib and pyarrow only in the load generator": ("ledger.views", "pyarrow"),
     "starlette and uvicorn only in the REST transport": ("transport.portable", "uvicorn"),
 }
 
