@@ -93,7 +93,9 @@ def compare(
         is_fresh: start a server for each load, instead of letting all of them run, idle but for one.
     """
     readings: Readings = {case: {name: [] for name in rivals} for case in cases}
-    order = [(case, name) for _ in range(rounds) for case in cases for name in rivals]
+    # Who goes first takes turns: whatever the machine does every so often shall not always meet the same one.
+    names = [*rivals]
+    order = [(case, name) for n in range(rounds) for case in cases for name in names[n % len(names) :] + names[: n % len(names)]]
     with ExitStack() as running:
         servers = {} if is_fresh else {name: running.enter_context(start()) for name, start in rivals.items()}
         for case, name in _tracked(order, rounds):

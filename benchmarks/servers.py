@@ -85,9 +85,9 @@ class Server:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def resident_bytes(self) -> int:
-        """Resident memory of the process and of its children."""
-        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in _family(self._process.pid))
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        """Resident memory of the process and of its children; what they share counts in parts, once in all (PSS)."""
+        rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in _family(self._process.pid))
+        return sum(int(re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[0]) << 10 for rollup in rollups)
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and its children."""
