@@ -28,17 +28,21 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 class Report(NamedTuple):
-    """What a load generator says: requests/s, latencies in us, its own CPU time in s."""
+    """What a load generator says: requests/s, latencies in us, its own CPU time in s, cores that its sending thread kept busy."""
 
     rate: float
     p50: float
     p99: float
     cpu: float
+    cores: float = 0.0
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One rival in one round: requests/s, latencies (us), CPU of server and client (ms per 1000 requests), requests a batch."""
+    """One rival in one round: requests/s, latencies (us), CPU of server and client (ms per 1000 requests), requests a batch.
+
+    `client_cores` is how busy the client's sending thread was: near 1, the client is what was measured.
+    """
 
     rate: float
     p50: float = 0.0
@@ -46,6 +50,7 @@ class Reading:
     cpu: float = 0.0
     client_cpu: float = 0.0
     batch: float = 0.0
+    client_cores: float = 0.0
 
 
 class Case(NamedTuple):
@@ -76,7 +81,7 @@ def measure(server: Server, case: Case, load: Load, seconds: float) -> Reading:
     # All of them, the warm-up, too: that is what the CPU time was for.
     count = max(1, after - requests)
     batch = count / max(1, batches_after - batches)
-    return Reading(report.rate, report.p50, report.p99, 1e6 * cpu / count, 1e6 * report.cpu / count, batch)
+    return Reading(report.rate, report.p50, report.p99, 1e6 * cpu / count, 1e6 * report.cpu / count, batch, report.cores)
 
 
 def compare(

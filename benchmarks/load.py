@@ -40,4 +40,5 @@ def report_of(address: str, model: str, seconds: float, *options: str) -> Report
         raise RuntimeError(f"{model} at {address}: {told['errors']}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     latency = told["latency_ms"]
-    return Report(told["rate_per_second"], latency["p50"] * 1000, latency["p99"] * 1000, cpu)
+    cores = told["generator"]["cores"]
+    return Report(told["rate_per_second"], latency["p50"] * 1000, latency["p99"] * 1000, cpu, cores)

@@ -81,14 +81,14 @@ def agree(server: Server, arrivals: str, rounds: int, seconds: float) -> dict[st
 
 def stalled(server: Server) -> dict[str, float]:
     """Latencies of a load in whose middle nobody answered, in ms, with those of one without."""
-    calm = _load(server.address, "fixed", "--rate=60", "--seconds=6")
+    calm = _load(server.address, "fixed", "--rate=60", "--seconds=6", "--warm-up=0")
     timers = [
         threading.Timer(3, server.signal, [signal.SIGSTOP]),
         threading.Timer(3 + STALL_MS / 1000, server.signal, [signal.SIGCONT]),
     ]
     for timer in timers:
         timer.start()
-    told = _load(server.address, "fixed", "--rate=60", "--seconds=6")
+    told = _load(server.address, "fixed", "--rate=60", "--seconds=6", "--warm-up=0")
     for timer in timers:
         timer.join()
     return {

@@ -71,6 +71,13 @@ def test_what_cannot_be_is_told(kind: str, rate: float | None, told: str) -> Non
         due(kind, rate, 10.0, seed=0)
 
 
+def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "arrivals.bin"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidLoad, match="cannot be read"):
+        due(str(file), None, 10.0, seed=0)
+
+
 @pytest.mark.parametrize(("text", "told"), [("", "no instants"), ("a\nb\n", "line 2: 'b'"), ("0\nnan\n", "not finite")])
 def test_a_file_that_is_none_is_told(tmp_path: Path, text: str, told: str) -> None:
     file = tmp_path / "arrivals.txt"

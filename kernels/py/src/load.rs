@@ -73,6 +73,13 @@ impl Load {
     }
 }
 
+impl Drop for Load {
+    fn drop(&mut self) {
+        // It waits for answers: not with the interpreter held.
+        Python::attach(|py| py.detach(|| self.0.end()));
+    }
+}
+
 /// One unary call.
 #[pyfunction]
 pub fn call<'py>(

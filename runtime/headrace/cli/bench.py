@@ -13,6 +13,7 @@ from headrace.errors import InvalidLoad
 
 bench = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Measure servers.")
 
+MOST_SECONDS = 1e6
 _UNITS = {"ns": 1, "us": MICROSECOND, "ms": MILLISECOND, "s": SECOND}
 
 
@@ -23,7 +24,7 @@ def duration(text: str) -> int:
         InvalidLoad: it is none.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s)", text.strip())
-    if found is None or float(found[1]) == 0:
+    if found is None or not 0 < float(found[1]) * _UNITS[found[2]] <= MOST_SECONDS * SECOND:
         raise InvalidLoad(f"'{text}' is no duration; expected something like 20ms, 1.5s or 250us")
     return int(float(found[1]) * _UNITS[found[2]])
 
@@ -58,7 +59,7 @@ def load(
         float | None,
         typer.Option(metavar="S", help="Warm up for so long before, and on until it is steady. [1; 0 for a FILE of arrivals]"),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of whatever is random.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of whatever is random.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page with plots.")] = None,
 ) -> None:
@@ -83,8 +84,8 @@ def load(
         raise InvalidLoad("say either --concurrency N (closed loop) or --rate R (open loop)")
     if warm_up is None:
         warm_up = 0.0 if is_file(arrivals) else 1.0
-    if seconds <= 0 or warm_up < 0 or (rate is not None and not 0 < rate < 1e7):
-        raise InvalidLoad("--seconds and --rate must be positive, --warm-up not negative")
+    if not 0 < seconds <= MOST_SECONDS or not 0 <= warm_up <= MOST_SECONDS or (rate is not None and not 0 < rate < 1e7):
+        raise InvalidLoad("--seconds and --rate must be positive, --warm-up not negative, and all of them within reason")
     if data is not None and (mix or shape):
         raise InvalidLoad("--data brings its own shapes and priorities; leave out --mix and --shape")
     shapes = dict(map(parse_shape, shape or ()))

@@ -6,7 +6,6 @@ import json as jsonlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +67,17 @@ def as_record(recording: Recording) -> dict[str, Any]:
 
 
 def _counted_record(counted: Counted) -> dict[str, Any]:
-    latency = asdict(counted.latency)
-    quantiles = dict(zip(("p50", "p90", "p95", "p99", "p99.9"), map(_ms, latency["quantiles"]), strict=True))
+    latency = counted.latency
+    told: dict[str, float | None] = dict.fromkeys(("mean", "p50", "p90", "p95", "p99", "p99.9", "max"))
+    if latency is not None:
+        told = dict(zip(told, map(_ms, (latency.mean, *latency.quantiles, latency.most)), strict=True))
     return {
         "requests": counted.due,
         "answered": counted.answered,
         "errors": counted.errors,
         "rate_per_second": round(counted.rate, 2),
         "goodput_per_second": None if counted.goodput is None else round(counted.goodput, 2),
-        "latency_ms": {"mean": _ms(latency["mean"]), **quantiles, "max": _ms(latency["most"])},
+        "latency_ms": told,
     }
 
 
@@ -136,12 +137,13 @@ def _print_table(recording: Recording) -> None:
     good = ["good/s"] if plan.objective is not None else []
     table = Table("", "answered/s", *good, "p50", "p90", "p99", "p99.9", "max", "errors", box=None, header_style="bold")
     for counted in [*summary.shares, summary.total]:
-        p50, p90, _, p99, p999 = map(_short, counted.latency.quantiles)
+        latency = counted.latency
+        times = ["–"] * 5
+        if latency is not None:
+            times = [_short(time) for time in (*latency.quantiles[:2], *latency.quantiles[3:], latency.most)]
         errors = ", ".join(f"{code} {count}" for code, count in counted.errors.items()) or "none"
         goods = [] if counted.goodput is None else [f"{counted.goodput:,.1f}"]
-        table.add_row(
-            escape(counted.name), f"{counted.rate:,.1f}", *goods, p50, p90, p99, p999, _short(counted.latency.most), errors
-        )
+        table.add_row(escape(counted.name), f"{counted.rate:,.1f}", *goods, *times, errors)
     console.print(table)
     lag = f", requests sent {_short(summary.lag[1])} late (p99)" if plan.is_open else ""
     console.print(f"the generator itself: {summary.cpu:.2f} cores{lag}")

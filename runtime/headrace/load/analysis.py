@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,12 @@ from headrace.clock import SECOND
 from headrace.errors import Code
 
 SAMPLE = np.dtype([("due", "<i8"), ("sent", "<i8"), ("done", "<i8"), ("message", "<u4"), ("code", "u1"), ("unused", "u1", 3)])
-"""One request: instants in ns of CLOCK_MONOTONIC, its place among the messages, its gRPC code or `NOT_SENT`."""
+"""One request: instants in ns of CLOCK_MONOTONIC, its place among the messages, its gRPC code or one of the two below."""
 NOT_SENT = 255
+"""It was due, and as many as may be were on their way."""
+NOT_ANSWERED = 254
+"""It was sent, and the load ended before it was answered."""
+_OURS = {NOT_SENT: "NOT_SENT", NOT_ANSWERED: "NOT_ANSWERED"}
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 _FEWEST = 20
 _FEW = 200
@@ -28,36 +33,67 @@ _BUSY = 0.9
 Samples = NDArray[np.void]
 
 
+class Shares(NamedTuple):
+    """By message, the number of its share; and the names of the shares."""
+
+    owners: Sequence[int] = (0,)
+    names: Sequence[str] = ("all",)
+
+
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Of the answered ones, from due to done, in ns. `quantiles` are those of `QUANTILES`; all 0 when there are none."""
+    """Of the answered ones, from due to done, in ns. `quantiles` are those of `QUANTILES`."""
 
     mean: float
     quantiles: tuple[float, ...]
     most: float
 
     @classmethod
-    def of(cls, latencies: NDArray[np.int64]) -> Latency:
-        """Of so many."""
+    def of(cls, latencies: NDArray[np.int64]) -> Latency | None:
+        """Of so many; None of none."""
         if not len(latencies):
-            return cls(0.0, (0.0,) * len(QUANTILES), 0.0)
-        quantiles = np.quantile(latencies, QUANTILES)
-        return cls(float(latencies.mean()), tuple(float(q) for q in quantiles), float(latencies.max()))
+            return None
+        return cls(float(latencies.mean()), tuple(np.quantile(latencies, QUANTILES).tolist()), float(latencies.max()))
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """One share of the load, or all of it."""
+    """One share of the load, or all of it.
+
+    Attributes:
+        name: of the share.
+        due: requests that were due in the time that counts.
+        answered: of those, how many were answered well, whenever.
+        errors: of those, how many were not, by code.
+        rate: answers a second, of whatever came in the time that counts.
+        latency: of those that were due in it and answered.
+        goodput: answers a second that came within the objective; None without one.
+    """
 
     name: str
     due: int
     answered: int
     errors: dict[str, int]
     rate: float
-    """Answered a second."""
-    latency: Latency
+    latency: Latency | None
     goodput: float | None
-    """Answered within the objective a second; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The time of a load that counts, from `begin` to before `end`, in ns."""
+
+    begin: int
+    end: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return max(1, self.end - self.begin) / SECOND
+
+    def holds(self, instants: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these are in it."""
+        return (instants >= self.begin) & (instants < self.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +101,7 @@ class Summary:
     """What a load was like.
 
     Attributes:
-        seconds: how long it lasted, without what it took to warm up.
+        seconds: how long the time was that counts.
         offered: requests due a second.
         total: all shares.
         shares: each, where there are several.
@@ -83,33 +119,28 @@ class Summary:
     doubts: Sequence[str]
 
 
-def summarise(
-    samples: Samples, owners: Sequence[int], names: Sequence[str], objective: int | None, cpu: float, *, is_open: bool
-) -> Summary:
+def summarise(samples: Samples, window: Window, shares: Shares, objective: int | None, cpu: float, *, is_open: bool) -> Summary:
     """The summary of a load.
 
     Args:
-        samples: those that count, array of `SAMPLE`, in any order.
-        owners: by message, its share.
-        names: of the shares.
+        samples: all of them, array of `SAMPLE`, in any order.
+        window: the time that counts.
+        shares: which message is of which share, and their names.
         objective: a good answer comes within so many ns; None without one.
         cpu: cores that the sending thread kept busy.
         is_open: the load did not wait for answers.
     """
-    if not len(samples):
-        return Summary(0.0, 0.0, _counted("all", samples, 1.0, objective), (), (0.0, 0.0), cpu, ("no request was due",))
     samples = samples[np.argsort(samples["due"], kind="stable")]
-    begin, end = int(samples["due"][0]), int(samples["due"][-1])
-    # Up to the last that was due, and a gap: what is answered after that was waited for, and no further load came.
-    seconds = max((end - begin) / SECOND, 1e-9) * len(samples) / max(1, len(samples) - 1)
-    total = _counted("all", samples, seconds, objective)
-    shares = np.asarray(owners)[samples["message"]]
-    each = [_counted(name, samples[shares == n], seconds, objective) for n, name in enumerate(names)] if len(names) > 1 else []
-    sent = samples[samples["code"] != NOT_SENT]
+    total = _counted("all", samples, window, objective)
+    owners = np.asarray(shares.owners)[samples["message"]]
+    several = enumerate(shares.names) if len(shares.names) > 1 else ()
+    each = [_counted(name, samples[owners == number], window, objective) for number, name in several]
+    due = samples[window.holds(samples["due"])]
+    sent = due[due["code"] != NOT_SENT]
     lags = (sent["sent"] - sent["due"]) if is_open and len(sent) else np.zeros(1)
     lag = (float(np.quantile(lags, 0.5)), float(np.quantile(lags, 0.99)))
-    doubts = [*_unsteady(samples), *_slow_generator(total, lag, cpu), *_unsent(total)]
-    return Summary(seconds, len(samples) / seconds, total, each, lag, cpu, doubts)
+    doubts = [*_left_over(samples, window), *_unsteady(due), *_slow_generator(total, lag, cpu), *_unsent(total)]
+    return Summary(window.seconds, len(due) / window.seconds, total, each, lag, cpu, doubts)
 
 
 def is_steady(samples: Samples, now: int, window: int) -> bool:
@@ -117,35 +148,51 @@ def is_steady(samples: Samples, now: int, window: int) -> bool:
 
     Args:
         samples: array of `SAMPLE`, in any order.
-        now: the instant, in ns.
-        window: in ns; what was due in the last of them may not be answered yet, and is left to the next look.
+        now: the instant, in ns. What was due shortly before may not be answered yet; a stall that has just begun shows by how
+            few were.
+        window: in ns.
     """
     answered = samples[samples["code"] == Code.OK.value]
     ages = now - answered["due"]
     latencies = answered["done"] - answered["due"]
     late, early = (latencies[(ages > n * window) & (ages <= (n + 1) * window)] for n in (0, 1))
-    if min(len(late), len(early)) < _FEWEST:
+    if min(len(late), len(early)) < _FEWEST or len(late) < len(early) / 2:
         return False
     return abs(float(np.median(late)) / float(np.median(early)) - 1) <= _MOST_DRIFT
 
 
-def _counted(name: str, samples: Samples, seconds: float, objective: int | None) -> Counted:
-    answered = samples[samples["code"] == Code.OK.value]
-    latencies = answered["done"] - answered["due"]
-    codes, counts = np.unique(samples["code"], return_counts=True)
+def _counted(name: str, samples: Samples, window: Window, objective: int | None) -> Counted:
+    due = samples[window.holds(samples["due"])]
+    answered = due[due["code"] == Code.OK.value]
+    codes, counts = np.unique(due["code"], return_counts=True)
     errors = {name_of(int(code)): int(count) for code, count in zip(codes, counts, strict=True) if code != Code.OK.value}
-    goodput = None if objective is None else float((latencies <= objective).sum()) / seconds
-    return Counted(name, len(samples), len(answered), errors, len(answered) / seconds, Latency.of(latencies), goodput)
+    # What came in the time, whenever it was due: a server that falls behind answers no more because somebody waits for it.
+    came = samples[(samples["code"] == Code.OK.value) & window.holds(samples["done"])]
+    goodput = None
+    if objective is not None:
+        goodput = float((came["done"] - came["due"] <= objective).sum()) / window.seconds
+    latency = Latency.of(answered["done"] - answered["due"])
+    return Counted(name, len(due), len(answered), errors, len(came) / window.seconds, latency, goodput)
 
 
 def name_of(code: int) -> str:
-    """A gRPC code by its name; NOT_SENT for what the generator could not send."""
-    if code == NOT_SENT:
-        return "NOT_SENT"
+    """A gRPC code by its name, or what the generator has instead of one."""
+    if code in _OURS:
+        return _OURS[code]
     try:
         return Code(code).name
     except ValueError:
         return f"CODE_{code}"
+
+
+def _left_over(samples: Samples, window: Window) -> list[str]:
+    """Requests of the warm-up that came to a bad end: they are not among those that count."""
+    old = samples[(samples["due"] < window.begin) & (samples["code"] != Code.OK.value)]
+    if not len(old):
+        return []
+    codes, counts = np.unique(old["code"], return_counts=True)
+    words = ", ".join(f"{name_of(int(code))} {count}" for code, count in zip(codes, counts, strict=True))
+    return [f"of the requests of the warm-up, {len(old)} were not answered well: {words}"]
 
 
 def _unsteady(samples: Samples) -> list[str]:
@@ -166,7 +213,7 @@ def _slow_generator(total: Counted, lag: tuple[float, float], cpu: float) -> lis
     doubts: list[str] = []
     if cpu > _BUSY:
         doubts.append(f"the load generator is the bottleneck: it kept {cpu:.2f} cores busy, and has one")
-    if total.answered and lag[1] > max(1_000_000, _MOST_LAG * total.latency.quantiles[3]):
+    if total.latency is not None and lag[1] > max(1_000_000, _MOST_LAG * total.latency.quantiles[3]):
         doubts.append(f"the load generator fell behind: 1 in 100 requests was sent more than {lag[1] / 1e6:.1f} ms late")
     return doubts
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from headrace.clock import SECOND
 from headrace.errors import InvalidLoad
 
-MOST = 50_000_000
+MOST = 10_000_000
 """Requests that one load may have: their instants are in memory."""
 BURST = 32
 
@@ -68,7 +68,11 @@ def _of_file(file: Path, rate: float | None, seconds: float) -> NDArray[np.int64
     if not file.is_file():
         raise InvalidLoad(f"arrivals '{file}': neither poisson, constant, bursts, bursts:N, nor a file")
     instants: list[float] = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidLoad(f"{file} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
         text = line.split("#")[0].split(",")[0].strip()
         if not text:
             continue

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +17,7 @@ from google.protobuf.message import Message
 from headrace import kernels
 from headrace.clock import SECOND
 from headrace.errors import Code, InvalidLoad, TargetFailed
-from headrace.load.analysis import SAMPLE, Samples, Summary, is_steady, name_of, summarise
+from headrace.load.analysis import SAMPLE, Samples, Shares, Summary, Window, is_steady, name_of, summarise
 from headrace.load.arrivals import due
 from headrace.load.messages import Messages, Share, messages_of_file, random_messages
 from headrace.protocol.headrace_pb2 import ModelMetadataRequest, ModelMetadataResponse
@@ -25,6 +28,7 @@ _PATIENCE = 10 * SECOND
 _LOOK_SECONDS = 0.25
 MOST_OUTSTANDING = 1 << 14
 MOST_WARM_UP = 5
+MOST_SAMPLES = 10_000_000
 
 _Answer = TypeVar("_Answer", bound=Message)
 
@@ -109,15 +113,16 @@ def run(plan: LoadPlan, watch: Callable[[Look], None]) -> Recording:
     """
     core = kernels.load()
     messages = _messages(plan)
-    lasts = MOST_WARM_UP * plan.warm_up + plan.seconds
+    # A look longer than it can last: it is stopped when it is time.
+    lasts = MOST_WARM_UP * plan.warm_up + plan.seconds + 4 * _LOOK_SECONDS
+    if plan.is_open:
+        instants = due(plan.arrivals, plan.rate, lasts, plan.seed)
+        if not len(instants):
+            raise InvalidLoad("no request is due in that time; raise the rate or the seconds")
+        when = {"due": instants.astype("<i8").tobytes()}
+    else:
+        when = {"clients": plan.concurrency, "lasts": int(lasts * SECOND)}
     try:
-        if plan.is_open:
-            instants = due(plan.arrivals, plan.rate, lasts, plan.seed)
-            if not len(instants):
-                raise InvalidLoad("no request is due in that time; raise the rate or the seconds")
-            when = {"due": instants.astype("<i8").tobytes()}
-        else:
-            when = {"clients": plan.concurrency, "lasts": int(lasts * SECOND)}
         load = core.Load(
             plan.target,
             messages.packed,
@@ -126,16 +131,20 @@ def run(plan: LoadPlan, watch: Callable[[Look], None]) -> Recording:
             channels=plan.channels,
             deadline=plan.deadline or 0,
             most=MOST_OUTSTANDING,
-            patience=_PATIENCE,
+            patience=max(_PATIENCE, (plan.deadline or 0) + SECOND),
         )
     except ConnectionError as error:
         raise TargetFailed(str(error)) from None
     lookout = _Lookout(plan, load, watch)
     lookout.look_on()
-    samples = lookout.counted()
-    warm_up = (lookout.begin - lookout.start) / SECOND
-    summary = summarise(samples, messages.shares, messages.names, plan.objective, lookout.cores(), is_open=plan.is_open)
-    return Recording(plan, summary, samples, warm_up, lookout.is_cut)
+    window, samples = lookout.window(), lookout.samples()
+    shares = Shares(messages.shares, messages.names)
+    summary = summarise(samples, window, shares, plan.objective, lookout.cores(), is_open=plan.is_open)
+    if lookout.is_full:
+        full = f"ended early: more than {MOST_SAMPLES} requests are more than one load may have"
+        summary = replace(summary, doubts=[*summary.doubts, full])
+    counted = samples[window.holds(samples["due"])]
+    return Recording(plan, summary, counted, (window.begin - lookout.start) / SECOND, lookout.is_cut)
 
 
 class _Lookout:
@@ -143,51 +152,70 @@ class _Lookout:
 
     def __init__(self, plan: LoadPlan, load: Any, watch: Callable[[Look], None]) -> None:
         self._plan, self._load, self._watch = plan, load, watch
-        self.start = self.begin = self._last = time.monotonic_ns()
+        self.start = self._begin = self._last = time.monotonic_ns()
         self._is_warm = plan.warm_up == 0
         self._cpu = (0, self.start)
-        self._end = self.start
+        self._end: int | None = None
+        self._cpu_end = (0, self.start + 1)
         self._taken: list[Samples] = []
-        self.is_cut = False
+        self._count = 0
+        self.is_cut = self.is_full = False
 
     def look_on(self) -> None:
         """Until the load is over. An interrupt ends it, a second one is passed on."""
-        is_over = False
-        while not is_over:
-            try:
+        with _interrupts(self._cut):
+            is_over = False
+            while not is_over:
                 time.sleep(_LOOK_SECONDS)
-            except KeyboardInterrupt:
-                if self.is_cut:
-                    raise
-                self.is_cut = True
-                self._load.stop()
-            is_over = self._load.is_over
-            self._look(time.monotonic_ns())
+                is_over = self._load.is_over
+                self._look(time.monotonic_ns())
 
-    def counted(self) -> Samples:
-        """The samples that count: due after the warm-up. Of a load that ended before it was warm, all."""
-        samples = np.concatenate([*self._taken, np.empty(0, SAMPLE)])
-        if not self._is_warm or not len(samples):
-            return samples
-        first = int(samples["due"].min()) if self._plan.warm_up == 0 else self.begin
-        return samples[(samples["due"] >= first) & (samples["due"] < first + int(self._plan.seconds * SECOND))]
+    def samples(self) -> Samples:
+        """All of them; of those of the warm-up, the ones that were still on their way when it ended."""
+        return np.concatenate([*self._taken, np.empty(0, SAMPLE)])
+
+    def window(self) -> Window:
+        """The time that counts: after the warm-up; of a load that ended before it was warm, all."""
+        samples = self.samples()
+        if not len(samples):
+            return Window(self._begin, self._begin + 1)
+        begin = self._begin if self._is_warm and self._plan.warm_up else int(samples["due"].min())
+        # A load that ran out of requests by itself ends with its last answer.
+        end = self._end if self._end is not None else int(samples["done"].max()) + 1
+        return Window(begin, min(end, begin + int(self._plan.seconds * SECOND)))
 
     def cores(self) -> float:
-        """How many cores the sending thread has kept busy since the load was warm."""
-        cpu, since = self._cpu
-        return (self._load.cpu - cpu) / max(1, self._end - since)
+        """How many cores the sending thread kept busy in that time."""
+        (cpu, since), (cpu_then, until) = self._cpu, self._cpu_end
+        return (cpu_then - cpu) / max(1, until - since)
+
+    def _cut(self) -> None:
+        if self.is_cut:
+            raise KeyboardInterrupt
+        self.is_cut = True
+        self._stop(time.monotonic_ns())
+
+    def _stop(self, now: int) -> None:
+        if self._end is None:
+            self._end = now
+        self._load.stop()
 
     def _look(self, now: int) -> None:
         plan, samples = self._plan, np.frombuffer(self._load.take(), SAMPLE)
         self._taken.append(samples)
+        self._count += len(samples)
         if not self._is_warm:
             self._is_warm = self._has_warmed_up(now)
-            self.begin, self._cpu = now, (self._load.cpu, now)
-        done = (now - self.begin) / SECOND / plan.seconds if self._is_warm else 0.0
-        if done < 1.0:
-            self._end = now
-        else:
-            self._load.stop()
+            self._begin, self._cpu = now, (self._load.cpu, now)
+            if self._is_warm:
+                # What came to an end before is of no further use.
+                self._taken.clear()
+        if self._end is None:
+            self._cpu_end = (self._load.cpu, now)
+        done = (now - self._begin) / SECOND / plan.seconds if self._is_warm else 0.0
+        self.is_full = self._count >= MOST_SAMPLES
+        if done >= 1.0 or self.is_full:
+            self._stop(now)
         self._watch(Look(samples, (now - self._last) / SECOND, min(1.0, done)))
         self._last = now
 
@@ -195,7 +223,20 @@ class _Lookout:
         least = int(self._plan.warm_up * SECOND)
         if now - self.start < least:
             return False
-        return now - self.start >= MOST_WARM_UP * least or is_steady(np.concatenate(self._taken), now, least // 2)
+        return now - self.start >= MOST_WARM_UP * least or is_steady(self.samples(), now, least // 2)
+
+
+@contextmanager
+def _interrupts(told: Callable[[], None]) -> Iterator[None]:
+    """Have Ctrl-C tell somebody instead of raising wherever this thread happens to be."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: told())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _messages(plan: LoadPlan) -> Messages:

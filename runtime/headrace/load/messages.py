@@ -23,6 +23,11 @@ VARIANTS = 8
 """Different random messages of a share."""
 MOST_ROWS = 1 << 16
 MOST_BYTES = 1 << 30
+PICKS = 4096
+MOST_PICKS = 1 << 20
+MOST_TIMEOUT_US = 1 << 50
+MOST_PRIORITY = 1 << 32
+MOST_WEIGHT = 1e9
 _COLUMNS = {"priority", "timeout_us"}
 """Columns of a data file that are no inputs."""
 
@@ -71,8 +76,10 @@ def parse_share(text: str, shapes: Mapping[str, tuple[int, ...]]) -> Share:
                 f"--mix '{text}': '{word}' is not understood; expected words like weight=3 rows=4 priority=1 timeout_us=5000 "
                 "shape.INPUT=16,16"
             ) from None
-    if share.weight <= 0 or not math.isfinite(share.weight) or share.rows < 1:
-        raise InvalidLoad(f"--mix '{text}': weight and rows must be positive")
+    if not 0 < share.weight <= MOST_WEIGHT or share.rows < 1:
+        raise InvalidLoad(f"--mix '{text}': weight and rows must be positive, and weight at most {MOST_WEIGHT:g}")
+    if not 0 <= share.priority <= MOST_PRIORITY or not 0 <= share.timeout_us <= MOST_TIMEOUT_US:
+        raise InvalidLoad(f"--mix '{text}': priority and timeout_us must not be negative, nor beyond all reason")
     return share
 
 
@@ -113,13 +120,15 @@ def random_messages(model: ModelMetadataResponse, version: str, shares: Sequence
     random = np.random.default_rng(seed)
     packed: list[bytes] = []
     owners: list[int] = []
+    sizes = [sum(_size(spec.datatype, _shape(spec, share)) for spec in model.inputs) for share in shares]
+    if VARIANTS * sum(sizes) > MOST_BYTES:
+        raise InvalidLoad(f"requests of {max(sizes) >> 20} MiB are too large: {VARIANTS} of each share must fit into 1 GiB")
     for number, share in enumerate(shares):
         for _ in range(VARIANTS):
             inputs = {spec.name: _random(random, spec.datatype, _shape(spec, share)) for spec in model.inputs}
             packed.append(_packed(model.name, version, inputs, share.priority, share.timeout_us))
             owners.append(number)
-    weights = np.array([shares[owner].weight for owner in owners])
-    picks = random.choice(len(packed), 4096, p=weights / weights.sum()).astype(np.uint32)
+    picks = _shuffled(random, [shares[owner].weight for owner in owners])
     return Messages(packed, owners, picks, [share.name for share in shares])
 
 
@@ -148,8 +157,8 @@ def messages_of_file(model: ModelMetadataResponse, version: str, file: Path) -> 
     for number, row in enumerate(_rows(table)):
         where = f"{file}, row {number}, column"
         inputs = {spec.name: _of_value(spec, row[spec.name], f"{where} '{spec.name}'") for spec in model.inputs}
-        priority = int(row.get("priority") or 0)
-        packed.append(_packed(model.name, version, inputs, priority, int(row.get("timeout_us") or 0)))
+        priority, timeout_us = _whole(row, "priority", MOST_PRIORITY, where), _whole(row, "timeout_us", MOST_TIMEOUT_US, where)
+        packed.append(_packed(model.name, version, inputs, priority, timeout_us))
         priorities.append(priority)
         size += len(packed[-1])
         if size > MOST_BYTES:
@@ -181,6 +190,20 @@ def _shape(spec: Any, share: Share) -> tuple[int, ...]:
             f"--shape {spec.name}={','.join('16' if size == -1 else str(size) for size in inner)}"
         )
     return (*((share.rows,) if batches else ()), *(inner if given is None else given))
+
+
+def _shuffled(random: np.random.Generator, weights: Sequence[float]) -> NDArray[np.uint32]:
+    """Indices in random order, each as often as its weight says, to one, and at least once."""
+    ideal = np.array(weights) / sum(weights)
+    count = int(np.clip(1 / ideal.min(), PICKS, MOST_PICKS))
+    counts = np.maximum(1, np.round(ideal * count).astype(int))
+    picks = np.repeat(np.arange(len(weights), dtype=np.uint32), counts)
+    random.shuffle(picks)
+    return picks
+
+
+def _size(datatype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * (12 if datatype == "BYTES" else DTYPES[datatype].itemsize)
 
 
 def _random(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> Tensor:
@@ -225,6 +248,14 @@ def _read(file: Path) -> pa.Table:
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
     for batch in table.to_batches():
         yield from batch.to_pylist()
+
+
+def _whole(row: Mapping[str, Any], column: str, most: int, where: str) -> int:
+    """The value of one of our columns; a missing one is 0."""
+    value = row.get(column) or 0
+    if not isinstance(value, int) or not 0 <= value <= most:
+        raise InvalidLoad(f"{where} '{column}': {value!r} is no whole number from 0 to {most}")
+    return value
 
 
 def _of_value(spec: Any, value: Any, where: str) -> Tensor:

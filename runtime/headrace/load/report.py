@@ -84,11 +84,13 @@ def write_report(recording: Recording, file: Path) -> None:
 
 
 def _row(counted: Counted) -> str:
-    quantiles = [*counted.latency.quantiles[:2], *counted.latency.quantiles[3:], counted.latency.most]
+    times = ["–"] * 5
+    if (latency := counted.latency) is not None:
+        times = [f"{time / MILLISECOND:.3f}" for time in (*latency.quantiles[:2], *latency.quantiles[3:], latency.most)]
     cells = [html.escape(counted.name), f"{counted.rate:,.1f}"]
     if counted.goodput is not None:
         cells.append(f"{counted.goodput:,.1f}")
-    cells += [f"{quantile / MILLISECOND:.3f}" for quantile in quantiles]
+    cells += times
     cells.append(", ".join(f"{code} {count}" for code, count in counted.errors.items()) or "none")
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 

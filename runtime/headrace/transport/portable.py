@@ -72,7 +72,7 @@ class PortableTransport:
         self.address, self._window = address, window
         self._clock = clock or MonotonicClock()
         self._thread = LoopThread("headrace-grpc")
-        self._is_accepting = True
+        self._is_accepting, self._is_ending = True, False
         self._refused_at = 0
         self._listening: set[asyncio.Future[bytes | None]] = set()
         """Dialogues that wait for their client; none any more when the server ends."""
@@ -129,6 +129,7 @@ class PortableTransport:
         while (quiet_at := self._refused_at + _QUIET_NS) > self._clock.now() < last:
             await asyncio.sleep((min(quiet_at, last) - self._clock.now()) / SECOND)
         self._streams.finish()
+        self._is_ending = True
         for question in self._listening:
             question.cancel()
         await self._server.stop(max(0.0, (deadline - self._clock.now()) / SECOND))
@@ -224,6 +225,8 @@ class PortableTransport:
         Raises:
             Draining: the server ends.
         """
+        if self._is_ending:
+            raise Draining()
         question = asyncio.ensure_future(anext(requests, None))
         self._listening.add(question)
         try:

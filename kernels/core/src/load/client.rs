@@ -1,15 +1,16 @@
 //! The other side of gRPC over HTTP/2: a connection that comes back when it was lost, and calls of one method on it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 
 use crate::clock::Nanos;
 
@@ -18,6 +19,7 @@ const CONNECTION_WINDOW: u32 = 64 << 20;
 const FRAME: u32 = 1 << 20;
 const AGAIN: Duration = Duration::from_millis(100);
 const CONNECTING: Duration = Duration::from_secs(10);
+const MOST_GIVEN_UP: usize = 1 << 14;
 const UNKNOWN: u8 = 2;
 const UNAVAILABLE: u8 = 14;
 
@@ -54,42 +56,73 @@ impl Answer {
     }
 }
 
+/// What became of a request.
+#[derive(Clone, Copy)]
+pub struct Asked {
+    pub code: u8,
+    /// Whether it left: where there is no connection, or it is closing, it does not.
+    pub was_sent: bool,
+}
+
+/// The connection of a caller, which may come and go.
+#[derive(Default)]
+struct Line {
+    sender: RefCell<Option<SendRequest<Bytes>>>,
+    /// Which connection it is, counted from the first.
+    generation: Cell<u64>,
+    lost: Notify,
+}
+
+impl Line {
+    /// This connection takes no more requests: those it has are let to their end, and another is opened.
+    fn lose(&self, generation: u64) {
+        if self.generation.get() == generation && self.sender.borrow_mut().take().is_some() {
+            self.lost.notify_one();
+        }
+    }
+}
+
 /// Calls one method over one connection.
 pub struct Caller {
     uri: Uri,
     headers: HeaderMap,
-    sender: Rc<RefCell<Option<SendRequest<Bytes>>>>,
+    line: Rc<Line>,
 }
 
 impl Caller {
     /// Connect, and stay so: when the connection is lost, it is opened again.
     pub async fn connect(address: &str, method: &str) -> Result<Caller, String> {
-        let sender = Rc::new(RefCell::new(None));
+        let line = Rc::new(Line::default());
         let first = open(address).await.map_err(|error| format!("cannot connect to {address}: {error}"))?;
-        tokio::task::spawn_local(keep(address.to_owned(), first, Rc::clone(&sender)));
+        tokio::task::spawn_local(keep(address.to_owned(), first, Rc::clone(&line)));
         // The task of the connection runs when this one waits next.
         tokio::task::yield_now().await;
-        Ok(Caller { uri: uri_of(address, method)?, headers: headers(), sender })
+        Ok(Caller { uri: uri_of(address, method)?, headers: headers(), line })
     }
 
     /// Send a message, and drop what comes back but for its code.
-    pub async fn ask(&self, message: Bytes, left: Option<Nanos>) -> u8 {
-        self.call(message, left, false).await.code
+    pub async fn ask(&self, message: Bytes, left: Option<Nanos>) -> Asked {
+        match self.send(message, left).await {
+            Ok(response) => {
+                let code = receive(response, false).await.unwrap_or_else(|error| Answer::lost(&error)).code;
+                Asked { code, was_sent: true }
+            }
+            Err(answer) => Asked { code: answer.code, was_sent: false },
+        }
     }
 
     /// Send a message, and give back what comes.
     pub async fn answer(&self, message: Bytes) -> Answer {
-        self.call(message, None, true).await
+        match self.send(message, None).await {
+            Ok(response) => receive(response, true).await.unwrap_or_else(|error| Answer::lost(&error)),
+            Err(answer) => answer,
+        }
     }
 
-    /// Whether there is a connection at the moment.
-    pub fn is_connected(&self) -> bool {
-        self.sender.borrow().is_some()
-    }
-
-    async fn call(&self, message: Bytes, left: Option<Nanos>, keeps: bool) -> Answer {
-        let Some(sender) = self.sender.borrow().clone() else {
-            return Answer::without(UNAVAILABLE, "not connected");
+    async fn send(&self, message: Bytes, left: Option<Nanos>) -> Result<ResponseFuture, Answer> {
+        let generation = self.line.generation.get();
+        let Some(sender) = self.line.sender.borrow().clone() else {
+            return Err(Answer::without(UNAVAILABLE, "not connected"));
         };
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
@@ -98,17 +131,20 @@ impl Caller {
         if let Some(left) = left {
             request.headers_mut().insert("grpc-timeout", timeout(left));
         }
-        match exchange(sender, request, message, keeps).await {
-            Ok(answer) => answer,
-            Err(error) => Answer::lost(&error),
-        }
+        let sent = async {
+            let mut sender = sender.ready().await?;
+            let (response, mut body) = sender.send_request(request, false)?;
+            body.send_data(message, true)?;
+            Ok::<_, h2::Error>(response)
+        };
+        sent.await.map_err(|error| {
+            self.line.lose(generation);
+            Answer::lost(&error)
+        })
     }
 }
 
-async fn exchange(sender: SendRequest<Bytes>, request: Request<()>, message: Bytes, keeps: bool) -> Result<Answer, h2::Error> {
-    let mut sender = sender.ready().await?;
-    let (response, mut body) = sender.send_request(request, false)?;
-    body.send_data(message, true)?;
+async fn receive(response: ResponseFuture, keeps: bool) -> Result<Answer, h2::Error> {
     let (head, mut body) = response.await?.into_parts();
     let mut payload = Vec::new();
     while let Some(part) = body.data().await {
@@ -144,21 +180,32 @@ async fn open(address: &str) -> Result<Opened, String> {
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME)
+            // Answers may cross requests that were given up. h2 takes many of those for an attack, and closes the connection.
+            .max_concurrent_reset_streams(MOST_GIVEN_UP)
+            .max_local_error_reset_streams(None)
             .enable_push(false);
         builder.handshake(socket).await.map_err(|error| error.to_string())
     };
     tokio::time::timeout(CONNECTING, connecting).await.map_err(|_| "no answer".to_owned())?
 }
 
-async fn keep(address: String, first: Opened, sender: Rc<RefCell<Option<SendRequest<Bytes>>>>) {
+async fn keep(address: String, first: Opened, line: Rc<Line>) {
     let mut opened = Ok(first);
     loop {
-        if let Ok((sends, connection)) = opened {
-            *sender.borrow_mut() = Some(sends);
-            let _ = connection.await;
-            *sender.borrow_mut() = None;
+        match opened {
+            Ok((sender, connection)) => {
+                let generation = line.generation.get() + 1;
+                line.generation.set(generation);
+                *line.sender.borrow_mut() = Some(sender);
+                let its = Rc::clone(&line);
+                tokio::task::spawn_local(async move {
+                    let _ = connection.await;
+                    its.lose(generation);
+                });
+                line.lost.notified().await;
+            }
+            Err(_) => tokio::time::sleep(AGAIN).await,
         }
-        tokio::time::sleep(AGAIN).await;
         opened = open(&address).await;
     }
 }

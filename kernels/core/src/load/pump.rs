@@ -11,8 +11,8 @@ use std::time::Duration;
 use futures_util::future::select;
 
 use super::alarm::Alarm;
-use super::client::Caller;
-use super::{NOT_SENT, Order, Pace, Sample, Shared, now};
+use super::client::{Asked, Caller};
+use super::{NOT_ANSWERED, NOT_SENT, Order, Pace, Sample, Shared, now};
 use crate::clock::Nanos;
 
 const METHOD: &str = "/inference.GRPCInferenceService/ModelInfer";
@@ -20,6 +20,7 @@ const METHOD: &str = "/inference.GRPCInferenceService/ModelInfer";
 const REST: Duration = Duration::from_millis(100);
 /// Requests that are sent one after the other before their connections have their turn.
 const AT_A_TIME: usize = 32;
+const OK: u8 = 0;
 const DEADLINE_EXCEEDED: u8 = 4;
 /// The sender does not wake more often than this: at high rates, a wake for each request would cost more than the request.
 const GRAIN: Nanos = 50_000;
@@ -91,9 +92,7 @@ async fn closed(sending: &Rc<Sending>, clients: usize, end: Nanos) {
         tokio::task::spawn_local(async move {
             while now() < end && !sending.is_stopping() {
                 let ask = sending.next();
-                let is_connected = sending.callers[ask.caller].is_connected();
-                Noted::new(&sending, ask, now()).send().await;
-                if !is_connected {
+                if !Noted::new(&sending, ask, now()).send().await {
                     tokio::time::sleep(REST).await;
                 }
             }
@@ -145,21 +144,28 @@ struct Noted {
 impl Noted {
     fn new(sending: &Rc<Sending>, ask: Ask, due: Nanos) -> Noted {
         sending.outstanding.set(sending.outstanding.get() + 1);
-        Noted { sending: Rc::clone(sending), ask, due, sent: now(), code: DEADLINE_EXCEEDED }
+        Noted { sending: Rc::clone(sending), ask, due, sent: now(), code: NOT_ANSWERED }
     }
 
-    async fn send(mut self) {
+    /// Whether it left.
+    async fn send(mut self) -> bool {
         self.sent = now();
         let order = &self.sending.order;
         let message = order.messages[self.ask.message as usize].clone();
         let caller = &self.sending.callers[self.ask.caller];
-        self.code = if order.deadline == 0 {
+        let asked = if order.deadline == 0 {
             caller.ask(message, None).await
         } else {
-            let left = self.due + order.deadline - self.sent;
-            let asked = caller.ask(message, Some(left));
-            tokio::time::timeout(Duration::from_nanos(left.max(0) as u64), asked).await.unwrap_or(DEADLINE_EXCEEDED)
+            let until = self.due.saturating_add(order.deadline);
+            let left = until.saturating_sub(self.sent);
+            let given_up = Asked { code: DEADLINE_EXCEEDED, was_sent: true };
+            let patience = Duration::from_nanos(left.max(0) as u64);
+            let asked = tokio::time::timeout(patience, caller.ask(message, Some(left))).await.unwrap_or(given_up);
+            // The timer counts milliseconds: an answer in the last of them is late all the same.
+            if asked.code == OK && now() > until { given_up } else { asked }
         };
+        self.code = asked.code;
+        asked.was_sent
     }
 }
 
