@@ -39,7 +39,7 @@ class Instance:
         return not self._thread.is_alive()
 
     def _loop(self) -> None:
-        _yield_to_others()
+        _yield_to_others(self._queue.niceness)
         until: int | None = None
         while True:
             try:
@@ -103,10 +103,14 @@ class Instance:
                 batch.fail(BackendFailed.of(error), index)
 
 
-def _yield_to_others() -> None:
+def _yield_to_others(niceness: int) -> None:
     """Let this thread wait its turn when it is woken, instead of interrupting the thread that woke it.
 
-    That one is reading requests: what it reads in the meantime is in the batch. Costs no share of the processor.
+    That one is reading requests: what it reads in the meantime is in the batch. `niceness` is how much less of a busy
+    processor this thread gets than its neighbours, in steps of the system.
     """
     with contextlib.suppress(OSError, AttributeError):  # not everywhere allowed, and nothing depends on it
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        if niceness:
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)

@@ -92,10 +92,11 @@ class Turn(Protocol):
 
 
 class Queue(Protocol):
-    """What waits for one loaded version. `model_number` is the ledger's."""
+    """What waits for one loaded version. `model_number` is the ledger's; `niceness` how far its instances step back."""
 
     spec: ModelSpec
     model_number: int
+    niceness: int
 
     def push(self, request: Request, sink: Sink) -> Entry:
         """Admit a request. Nobody is woken by it: the sink calls `Entry.wake`, once for all that came together.

@@ -150,6 +150,8 @@ class _Layout:
 class NativeQueue:
     """See `scheduling.base.Queue`."""
 
+    niceness = 0
+
     def __init__(self, core: native.Queue, spec: ModelSpec, model_number: int, clock: Clock) -> None:
         self.core, self.spec, self.model_number, self.clock = core, spec, model_number, clock
         self.layout = _Layout.of(spec)

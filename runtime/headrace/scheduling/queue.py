@@ -37,6 +37,9 @@ _VIEW = struct.Struct(VIEW_FORMAT)
 class PortableQueue:
     """See `scheduling.base.Queue`."""
 
+    niceness = 10
+    """The loop that reads requests holds the interpreter while it does. Whoever runs them lets it go first, and finds more."""
+
     def __init__(
         self, spec: ModelSpec, limits: Limits, ledger: Ledger, clock: Clock, expires: Callable[[PortableQueue, int], None]
     ) -> None:
