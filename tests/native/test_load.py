@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -237,6 +239,24 @@ def test_the_table_is_for_people(server: Server) -> None:
     assert re.search(r"answered/s +good/s +p50 +p90 +p99 +p99\.9 +max +errors", told)
     assert re.search(r"all +[\d.,]+ +[\d.,]+ +.* none", told)
     assert re.search(r"the generator itself: \d\.\d\d cores, requests sent .* late \(p99\)", told)
+
+
+def test_somebody_who_looks_sees_how_it_goes(server: Server) -> None:
+    """On a terminal there is a line that is kept up to date, and gone in the end; elsewhere there is none."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "headrace", "bench", "load", "--target", server.address, "--model", "m"]
+    command += ["--concurrency", "2", "--seconds", "1.5", "--warm-up", "0.1", "--objective", "1s"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}) as running:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while part := os.read(ours, 4096):
+                seen += part
+        os.close(ours)
+        assert running.wait(PATIENCE) == 0
+    assert re.search(rb"[\d,]+/s  p50 [\d.]+ \S+  p99 [\d.]+ \S+  good 100\.0%", seen), seen
+    quiet = bench("--target", server.address, "--model", "m", "--concurrency", 2, "--seconds", 0.3)
+    assert quiet.stderr == ""
 
 
 def test_an_interrupt_ends_it_and_what_there_is_counts(server: Server) -> None:
