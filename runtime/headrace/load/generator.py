@@ -144,7 +144,8 @@ def run(plan: LoadPlan, watch: Callable[[Look], None]) -> Recording:
         full = f"ended early: more than {MOST_SAMPLES} requests are more than one load may have"
         summary = replace(summary, doubts=[*summary.doubts, full])
     counted = samples[window.holds(samples["due"])]
-    return Recording(plan, summary, counted, (window.begin - lookout.start) / SECOND, lookout.is_cut)
+    warm_up = (window.begin - lookout.start) / SECOND if plan.warm_up else 0.0
+    return Recording(plan, summary, counted, warm_up, lookout.is_cut)
 
 
 class _Lookout:
