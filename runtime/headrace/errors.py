@@ -62,6 +62,8 @@ class HeadraceError(Exception):
     """Anything Headrace says no with."""
 
     code = Code.UNKNOWN
+    retry_after_ns: int | None = None
+    """When it makes sense to try again, if that is known."""
 
     @property
     def message(self) -> str:
@@ -232,15 +234,17 @@ class ServerExiting(Overloaded):
 
 
 class CannotMeetDeadline(Overloaded):
-    """Predicted to finish after its deadline, so refused at the door."""
+    """Predicted to finish after its deadline, so refused at the door, or dropped before it costs the others their time."""
 
     code = Code.RESOURCE_EXHAUSTED
 
-    def __init__(self, late_by_ns: int) -> None:
+    def __init__(self, late_by_ns: int | None = None) -> None:
+        how_late = "" if late_by_ns is None else f"about {late_by_ns / 1e6:.1f} ms "
         super().__init__(
-            f"the request would finish about {late_by_ns / 1e6:.1f} ms after its deadline; "
+            f"the request would finish {how_late}after its deadline; "
             "send it with a later deadline, or when the server is less busy"
         )
+        self.retry_after_ns = late_by_ns
 
 
 class ReaderTooSlow(Overloaded):

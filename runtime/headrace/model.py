@@ -67,7 +67,11 @@ class Batching:
     policy: QueuePolicy = QueuePolicy()
     level_policies: Mapping[int, QueuePolicy] = field(default_factory=dict[int, QueuePolicy])
     objective_ns: int = 10 * SECOND
-    """When a request that names no deadline is due, for the order of the queue only."""
+    """How soon a request should be answered: its target, by which the queue is ordered and batches are sized."""
+    sheds_target: bool = False
+    """Whether a request is refused that would miss its target, and not only one that would miss its deadline."""
+    predicts: bool = False
+    """Whether execution times are learned, and requests refused and dropped because of what they foretell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from headrace.clock import SECOND
 from headrace.errors import CannotMeetDeadline, QueueFull
 from headrace.model import Batching, QueuePolicy
 from headrace.request import Request
-from headrace.scheduling.admission import BEHIND_EVERYONE, LEVEL_OFFSET, Depth, Estimate, Limits, due, refusal
+from headrace.scheduling.admission import BEHIND_EVERYONE, LEVEL_OFFSET, Ahead, Depth, Estimate, Limits, due, refusal
 from headrace.scheduling.plan import NEVER
 
 NOW = 100 * SECOND
@@ -75,7 +75,7 @@ def test_priorities_count_only_where_levels_are_configured() -> None:
 )
 def test_each_bound_refuses(waiting: Depth, is_full: bool) -> None:
     limits = Limits(requests=2, rows=10, nbytes=100)
-    error = refusal(request(id="7"), due(request(), Batching(), NOW), Depth(1, 2, 2), waiting, 0, limits, NOW)
+    error = refusal(request(id="7"), due(request(), Batching(), NOW), Depth(1, 2, 2), waiting, Ahead(), limits, NOW)
     assert isinstance(error, QueueFull) is is_full
     if error is not None:
         assert error.message == "[request id: 7] Exceeds maximum queue size"
@@ -83,20 +83,45 @@ def test_each_bound_refuses(waiting: Depth, is_full: bool) -> None:
 
 def test_a_giant_is_taken_by_an_empty_queue() -> None:
     size = Depth(1, 1000, 1 << 40)
-    assert refusal(request(), due(request(), Batching(), NOW), size, Depth(), 0, Limits(), NOW) is None
+    assert refusal(request(), due(request(), Batching(), NOW), size, Depth(), Ahead(), Limits(), NOW) is None
 
 
 def test_what_is_predicted_to_be_late_is_refused_at_the_door() -> None:
-    limits = Limits(estimate=Estimate(base_ns=10, row_ns=1, max_rows=4, free_at=(NOW + 5,)))
-    in_time, late = request(deadline=NOW + 17), request(deadline=NOW + 15)
-    one = Depth(1, 1, 0)
-    assert refusal(in_time, due(in_time, Batching(), NOW), one, Depth(), 0, limits, NOW) is None
-    assert isinstance(refusal(late, due(late, Batching(), NOW), one, Depth(), 0, limits, NOW), CannotMeetDeadline)
-    never = request()
-    assert refusal(never, due(never, Batching(), NOW), one, Depth(), 10**6, limits, NOW) is None
+    limits = Limits(estimate=Estimate(base_ns=10, row_ns=1, max_rows=4))
+    in_time, late, never = request(deadline=NOW + 17), request(deadline=NOW + 15), request()
+    one, busy = Depth(1, 1, 0), Ahead(0, NOW + 5)
+    assert refusal(in_time, due(in_time, Batching(), NOW), one, Depth(), busy, limits, NOW) is None
+    refused = refusal(late, due(late, Batching(), NOW), one, Depth(), busy, limits, NOW)
+    assert isinstance(refused, CannotMeetDeadline)
+    assert refused.retry_after_ns == 1
+    assert refusal(never, due(never, Batching(), NOW), one, Depth(), Ahead(10**6, NOW + 5), limits, NOW) is None
+
+
+def test_nobody_is_refused_by_prediction_while_an_instance_is_idle_and_nobody_waits() -> None:
+    """What never runs is never learned: a prediction that is too long could not be mended."""
+    limits = Limits(estimate=Estimate(base_ns=SECOND, row_ns=0, max_rows=4))
+    late, one = request(deadline=NOW + 15), Depth(1, 1, 0)
+    times = due(late, Batching(), NOW)
+    assert refusal(late, times, one, Depth(), Ahead(0, NOW), limits, NOW) is None
+    assert isinstance(refusal(late, times, one, Depth(1, 1, 0), Ahead(0, NOW), limits, NOW), CannotMeetDeadline)
+
+
+def test_a_target_refuses_only_where_the_model_says_so() -> None:
+    limits = Limits(estimate=Estimate(base_ns=100, row_ns=0, max_rows=4))
+    asked, one, busy = request(deadline=NOW + SECOND), Depth(1, 1, 0), Ahead(0, NOW + 5)
+    patient, strict = Batching(objective_ns=20), Batching(objective_ns=20, sheds_target=True)
+    assert refusal(asked, due(asked, patient, NOW), one, Depth(), busy, limits, NOW) is None
+    assert isinstance(refusal(asked, due(asked, strict, NOW), one, Depth(), busy, limits, NOW), CannotMeetDeadline)
+
+
+def test_where_tritons_queue_policy_speaks_no_prediction_refuses() -> None:
+    limits = Limits(estimate=Estimate(base_ns=SECOND, row_ns=0, max_rows=4))
+    asked, batching = request(deadline=NOW + 15), Batching(policy=QueuePolicy(timeout_ns=100))
+    assert refusal(asked, due(asked, batching, NOW), Depth(1, 1, 0), Depth(), Ahead(0, NOW + 5), limits, NOW) is None
 
 
 @pytest.mark.parametrize("vector", GOLDEN["vectors"], ids=lambda v: v["why"])
 def test_the_estimate_agrees_with_the_golden_vectors(vector: dict) -> None:
-    estimate = Estimate(vector["base_ns"], vector["row_ns"], vector["max_rows"], tuple(vector["free_at"]))
-    assert estimate.done_at(vector["rows_ahead"], vector["rows"], vector["now"]) == vector["done_at"]
+    free_at = vector["free_at"]
+    estimate = Estimate(vector["base_ns"], vector["row_ns"], vector["max_rows"], len(free_at))
+    assert estimate.done_at(vector["rows_ahead"], vector["rows"], min(free_at), vector["now"]) == vector["done_at"]

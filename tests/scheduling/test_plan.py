@@ -44,7 +44,10 @@ ROWS = [dict(rows=1)] * 3
         pytest.param([dict(rows=9)], SetPoints(8), Plan((1,), (), None, Reason.FULL), id="a-giant-runs-alone"),
         pytest.param([dict(rows=5), dict(rows=5), dict(rows=1)], SetPoints(8), Plan((1,), (), None, Reason.FULL), id="in-order"),
         pytest.param(
-            [dict(bucket=7), dict(bucket=9), dict(bucket=7)], SetPoints(8), Plan((1, 3), (), None, Reason.IDLE), id="one-bucket"
+            [dict(bucket=7), dict(bucket=9), dict(bucket=7)],
+            SetPoints(8),
+            Plan((1, 3), (), None, Reason.IDLE, 7),
+            id="one-bucket",
         ),
         pytest.param(ROWS, SetPoints(8, preferred=(2, 8)), Plan((1, 2), (), None, Reason.PREFERRED), id="preferred"),
         pytest.param(
@@ -131,3 +134,38 @@ def test_every_plan_is_sound(entries, max_rows, delay, preferred, predictor) -> 
             < decided.until
             <= min(entries[n - 1]["arrival"] for n in live if entries[n - 1]["bucket"] == entries[live[0] - 1]["bucket"]) + delay
         )
+
+
+def test_who_would_be_late_in_any_case_is_dropped_for_the_sake_of_the_others() -> None:
+    hopeless, fine = dict(deadline=NOW + 50, target=NOW + 50), dict(deadline=NOW + 500, target=NOW + 500)
+    decided = plan(view(hopeless, fine, fine), Known(100, 1), SetPoints(8), NOW)
+    assert decided == Plan((2, 3), (1,), None, Reason.IDLE)
+
+
+def test_the_last_one_runs_although_it_would_be_late() -> None:
+    """There is nobody to save, and what is never run is never learned."""
+    hopeless = dict(deadline=NOW + 50, target=NOW + 50)
+    assert plan(view(hopeless), Known(100, 1), SetPoints(8), NOW) == Plan((1,), (), None, Reason.IDLE)
+    assert plan(view(hopeless, hopeless), Known(100, 1), SetPoints(8), NOW) == Plan((2,), (1,), None, Reason.IDLE)
+
+
+def test_nobody_is_dropped_for_a_target() -> None:
+    soft = dict(target=NOW + 50)
+    assert plan(view(soft, soft), Known(100, 1), SetPoints(8), NOW).drop == ()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 400)), min_size=1, max_size=32),
+    st.integers(0, 200),
+    st.integers(0, 40),
+)
+def test_a_batch_makes_nobody_late_who_would_not_be_late_alone(entries: list[tuple[int, int]], base: int, row: int) -> None:
+    """The invariant of the plan, for whatever waits: what runs together meets the earliest target in it, or is one alone."""
+    rows, times = zip(*sorted(entries, key=lambda entry: entry[1]), strict=True)
+    waiting = view(*(dict(rows=n, target=NOW + t, deadline=NOW + t) for n, t in zip(rows, times, strict=True)))
+    decided = plan(waiting, Known(base, row), SetPoints(16), NOW)
+    taken = [number - 1 for number in decided.take]
+    lasts = base + row * sum(rows[n] for n in taken)
+    assert len(taken) == 1 or lasts <= min(times[n] for n in taken)
+    assert all(base + row * rows[number - 1] > times[number - 1] for number in decided.drop)
+    assert len(set(decided.take) | set(decided.drop)) == len(decided.take) + len(decided.drop)

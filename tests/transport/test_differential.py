@@ -72,7 +72,8 @@ def refuse_13(batch: Batch) -> None:
 def kept(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     models = {kind: (echo(kind), Script()) for kind in KINDS}
     models["fails"] = (echo("INT32", rows=1), Script(fail=refuse_13))
-    models["gated"] = (echo("INT32", "dynamic_batching { default_queue_policy { max_queue_size: 6 } }"), Script())
+    policy = "dynamic_batching { default_queue_policy { max_queue_size: 6 } }"
+    models["gated"] = (echo("INT32", policy), Script())
     models["decoupled"] = (echo("INT32") + "model_transaction_policy { decoupled: true }", Script())
     models["broken"] = (echo("INT32") + 'parameters { key: "answers" value { string_value: "many" } }', Script())
     repository = tmp_path_factory.mktemp("repository")
@@ -313,11 +314,17 @@ def overload(kept: Kept) -> None:
     judge_all = [pb.ModelInferResponse.FromString(call.result()) for call in calls]
     assert [answer.raw_output_contents[0] for answer in judge_all] == [bytes(4)] + [b"\1\0\0\0"] * 6
     queue = server.engine.routes.resolve("gated").queue
-    queue.set_limits(Limits(estimate=Estimate(60 * 10**9, 1, 8, (0,))))
+    queue.set_limits(Limits(estimate=Estimate(60 * 10**9, 1, 8)))
+    script.gate = gate = Gate()
+    running = kept.call.future(gated(0), timeout=PATIENCE)
+    gate.wait_for(1)
     try:
         judge(kept, [Asked(gated(3, timeout=10_000_000), Code.RESOURCE_EXHAUSTED, how="too late")])
     finally:
         queue.set_limits(Limits())
+        script.gate = None
+        gate.open()
+        running.result()
 
 
 @pytest.mark.timeout(240)

@@ -19,21 +19,33 @@ pub struct Estimate {
     pub base: Nanos,
     pub row: Nanos,
     pub max_rows: u64,
-    /// When each instance will be idle.
-    pub free_at: Vec<Nanos>,
+    pub instances: usize,
 }
 
 impl Estimate {
-    /// When a request of `rows` rows will be done that `rows_ahead` rows go before.
-    pub fn done_at(&self, rows_ahead: u64, rows: u64, now: Nanos) -> Nanos {
+    /// How long a batch of so many rows runs.
+    pub fn lasts(&self, rows: u64) -> Nanos {
+        self.base.saturating_add(times(rows, self.row))
+    }
+
+    /// When a request of `rows` rows will be done that `rows_ahead` rows go before, if an instance is idle at `free_at`.
+    pub fn done_at(&self, rows_ahead: u64, rows: u64, free_at: Nanos, now: Nanos) -> Nanos {
         let total = rows_ahead.saturating_add(rows);
         let batches = total.div_ceil(self.max_rows.max(1));
-        let of = |count: u64, each: i64| i64::try_from(count).unwrap_or(NEVER).saturating_mul(each);
-        let work = of(batches, self.base).saturating_add(of(total, self.row));
-        let own = self.base.saturating_add(of(rows, self.row));
-        let free = self.free_at.iter().copied().min().unwrap_or(now);
-        now.max(free).saturating_add(own.max(work / self.free_at.len().max(1) as i64))
+        let work = times(batches, self.base).saturating_add(times(total, self.row));
+        now.max(free_at).saturating_add(self.lasts(rows).max(work / self.instances.max(1) as i64))
     }
+}
+
+fn times(count: u64, each: i64) -> i64 {
+    i64::try_from(count).unwrap_or(NEVER).saturating_mul(each)
+}
+
+/// What stands before a request: rows that are queued and go first, and when an instance is idle.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ahead {
+    pub rows: u64,
+    pub free_at: Nanos,
 }
 
 /// The bounds of a queue. A request that finds it empty is always taken, however large.
@@ -58,6 +70,8 @@ pub struct Depth {
 pub struct Due {
     pub deadline: Nanos,
     pub target: Nanos,
+    /// Who is predicted to be done later is refused.
+    pub latest: Nanos,
     pub queue_until: Nanos,
     pub key: i64,
     pub level: u32,
@@ -84,18 +98,23 @@ pub fn due(request: &Request, batching: &Batching, now: Nanos) -> Due {
     let target = deadline.min(request.received.saturating_add(batching.objective));
     let key = if batching.preserve_ordering { now } else { target.saturating_add(i64::from(level).saturating_mul(LEVEL_OFFSET)) };
     let queue_until = if wait > 0 { now.saturating_add(wait) } else { NEVER };
-    Due { deadline, target, queue_until, key: key.min(LAST_KEY), level }
+    let latest = match (wait > 0, batching.sheds_target) {
+        (true, _) => NEVER,
+        (false, true) => target,
+        (false, false) => deadline,
+    };
+    Due { deadline, target, latest, queue_until, key: key.min(LAST_KEY), level }
 }
 
 /// Whether the queue may take a request.
 ///
-/// `rows_ahead` is asked for only where it counts: rows queued that go before this one.
+/// `ahead` is asked for only where it counts.
 pub fn check(
     id: &str,
     due: &Due,
     size: Depth,
     waiting: Depth,
-    rows_ahead: impl Fn() -> u64,
+    ahead: impl Fn(&Estimate) -> Ahead,
     limits: &Limits,
     now: Nanos,
 ) -> Result<()> {
@@ -106,11 +125,13 @@ pub fn check(
         return Err(Error::queue_full(id));
     }
     if let Some(estimate) = &limits.estimate
-        && due.deadline != NEVER
+        && due.latest != NEVER
     {
-        let late = estimate.done_at(rows_ahead(), size.rows, now).saturating_sub(due.deadline);
-        if late > 0 {
-            return Err(Error::cannot_meet_deadline(late));
+        let ahead = ahead(estimate);
+        let late = estimate.done_at(ahead.rows, size.rows, ahead.free_at, now).saturating_sub(due.latest);
+        // Where nobody waits and an instance is idle there is nothing to save, and something to learn.
+        if late > 0 && (waiting.requests > 0 || now < ahead.free_at) {
+            return Err(Error::cannot_meet_deadline(Some(late)));
         }
     }
     Ok(())

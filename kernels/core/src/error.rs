@@ -2,6 +2,7 @@
 //!
 //! `Kind` has the names of the classes in `headrace.errors`, so that both sides mean the same.
 
+use crate::clock::Nanos;
 use crate::ledger::{Outcome, Refusal};
 
 /// gRPC's codes, which are also those of the ledger.
@@ -122,6 +123,8 @@ pub struct Error {
     pub refusal: Refusal,
     /// None for an error that came out of a model or a control call.
     pub kind: Option<Kind>,
+    /// When it makes sense to try again, if that is known.
+    pub retry_after: Option<Nanos>,
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -129,13 +132,13 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     pub fn new(kind: Kind, message: impl Into<String>) -> Error {
         let (code, outcome, refusal) = (kind.code(), kind.outcome(), kind.refusal());
-        Error { message: message.into(), code, outcome, refusal, kind: Some(kind) }
+        Error { message: message.into(), code, outcome, refusal, kind: Some(kind), retry_after: None }
     }
 
     /// An error that Python raised: its code and sentence as they are.
     pub fn foreign(code: u8, message: String, outcome: u8) -> Error {
         let outcome = Outcome::from_number(outcome);
-        Error { message, code: Code::from_number(code), outcome, refusal: Refusal::None, kind: None }
+        Error { message, code: Code::from_number(code), outcome, refusal: Refusal::None, kind: None, retry_after: None }
     }
 
     pub fn invalid(message: impl Into<String>) -> Error {
@@ -186,13 +189,13 @@ impl Error {
         Error::new(Kind::Draining, "GRPC server is shutting down and has stopped accepting new requests.")
     }
 
-    pub fn cannot_meet_deadline(late_by: i64) -> Error {
+    /// Predicted to finish `late_by` ns after its deadline, if it is known by how much.
+    pub fn cannot_meet_deadline(late_by: Option<Nanos>) -> Error {
+        let how_late = late_by.map_or_else(String::new, |late_by| format!("about {:.1} ms ", late_by as f64 / 1e6));
         let message = format!(
-            "the request would finish about {:.1} ms after its deadline; send it with a later deadline, or when the server is \
-             less busy",
-            late_by as f64 / 1e6
+            "the request would finish {how_late}after its deadline; send it with a later deadline, or when the server is less busy"
         );
-        Error::new(Kind::CannotMeetDeadline, message)
+        Error { retry_after: late_by, ..Error::new(Kind::CannotMeetDeadline, message) }
     }
 
     pub fn reader_too_slow(waiting: usize) -> Error {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::admission::{Depth, Limits, check, due};
+use crate::admission::{Ahead, Depth, Estimate, Limits, check, due};
 use crate::batch::Batch;
 use crate::buffer::Pool;
 use crate::clock::{Clock, NEVER, Nanos};
@@ -212,10 +212,16 @@ impl Queue {
         let number = if entries.is_empty() { 0 } else { state.batches + 1 };
         state.batches = state.batches.max(number);
         state.running += usize::from(!entries.is_empty());
+        if !entries.is_empty()
+            && let Some(estimate) = &self.limits.lock().estimate
+        {
+            let rows = entries.iter().map(|entry| entry.size().rows).sum();
+            state.free_at.insert(instance, now.saturating_add(estimate.lasts(rows)));
+        }
         state.turn_open = false;
         drop(state);
         self.changed.notify_one();
-        self.answer_expired(expired, now);
+        self.answer_dropped(expired, &Error::cannot_meet_deadline(None), now);
         if entries.is_empty() {
             return None;
         }
@@ -237,7 +243,10 @@ impl Queue {
     /// A batch is answered in full.
     pub fn finished(&self, record: &BatchRecord) {
         self.house.ledger.write_batch(record);
-        self.state.lock().running -= 1;
+        let mut state = self.state.lock();
+        state.running -= 1;
+        state.free_at.insert(record.instance, 0);
+        drop(state);
         self.changed.notify_one();
     }
 
@@ -312,7 +321,7 @@ impl Queue {
         }
         let again = state.overdue.peek().map(|Reverse((at, _))| *at);
         drop(state);
-        self.answer_expired(gone, now);
+        self.answer_dropped(gone, &Error::queue_timeout(), now);
         again
     }
 
@@ -372,18 +381,19 @@ impl Queue {
         post.send();
     }
 
-    fn answer_expired(&self, entries: Vec<Box<Entry>>, now: Nanos) {
-        let expired = entries.into_iter().map(|entry| {
+    /// Entries that left before their turn; `early` is for those whose deadline has not come yet.
+    fn answer_dropped(&self, entries: Vec<Box<Entry>>, early: &Error, now: Nanos) {
+        let dropped = entries.into_iter().map(|entry| {
             let error = if entry.fate.is_cancelled() {
                 Error::cancelled()
             } else if entry.due.deadline > now {
-                Error::queue_timeout()
+                early.clone()
             } else {
                 Error::deadline_expired(&self.spec.name)
             };
             (entry, error)
         });
-        self.answer(expired.collect());
+        self.answer(dropped.collect());
     }
 
     fn check(&self, state: &State, id: &str, times: &crate::admission::Due, size: Depth, now: Nanos) -> Result<(), Error> {
@@ -394,7 +404,15 @@ impl Queue {
         if most > 0 && state.in_level.get(&times.level).is_some_and(|count| *count >= most) {
             return Err(Error::queue_full(id));
         }
-        let ahead = || state.order.range(..=(times.key, u64::MAX)).map(|(_, rows)| *rows).sum();
+        let ahead = |estimate: &Estimate| Ahead {
+            rows: state.order.range(..=(times.key, u64::MAX)).map(|(_, rows)| *rows).sum(),
+            // An instance that has not taken anything yet is idle.
+            free_at: if state.free_at.len() < estimate.instances {
+                0
+            } else {
+                state.free_at.values().copied().min().unwrap_or(0)
+            },
+        };
         check(id, times, size, state.depth, ahead, &self.limits.lock(), now)
     }
 

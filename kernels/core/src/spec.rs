@@ -36,6 +36,8 @@ pub struct Batching {
     pub level_policies: HashMap<u32, QueuePolicy>,
     /// When a request that names no deadline is due, counted from when it was received.
     pub objective: Nanos,
+    /// Whether a request is refused that would miss its target, and not only one that would miss its deadline.
+    pub sheds_target: bool,
 }
 
 impl Batching {
@@ -54,6 +56,7 @@ impl Default for Batching {
             policy: QueuePolicy::default(),
             level_policies: HashMap::new(),
             objective: 10_000_000_000,
+            sheds_target: false,
         }
     }
 }

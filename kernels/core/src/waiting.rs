@@ -29,6 +29,8 @@ pub struct State {
     pub batches: u64,
     pub unsettled: usize,
     pub running: usize,
+    /// By instance, when it is predicted to be idle again.
+    pub free_at: FxHashMap<u16, Nanos>,
     pub turn_open: bool,
     pub has_news: bool,
     pub is_closed: bool,

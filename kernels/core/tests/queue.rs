@@ -26,9 +26,11 @@ fn the_golden_vectors_of_the_estimate() {
     assert!(!vectors.is_empty());
     for vector in vectors {
         let number = |key: &str| vector[key].as_i64().unwrap();
-        let free_at = vector["free_at"].as_array().unwrap().iter().map(|at| at.as_i64().unwrap()).collect();
-        let estimate = Estimate { base: number("base_ns"), row: number("row_ns"), max_rows: number("max_rows") as u64, free_at };
-        let done = estimate.done_at(number("rows_ahead") as u64, number("rows") as u64, number("now"));
+        let free_at: Vec<i64> = vector["free_at"].as_array().unwrap().iter().map(|at| at.as_i64().unwrap()).collect();
+        let (base, row, max_rows) = (number("base_ns"), number("row_ns"), number("max_rows") as u64);
+        let estimate = Estimate { base, row, max_rows, instances: free_at.len() };
+        let first = free_at.into_iter().min().unwrap();
+        let done = estimate.done_at(number("rows_ahead") as u64, number("rows") as u64, first, number("now"));
         assert_eq!(done, number("done_at"), "{}", vector["why"]);
     }
 }

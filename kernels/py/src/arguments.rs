@@ -36,6 +36,7 @@ pub struct GivenBatching {
     policy: GivenPolicy,
     level_policies: HashMap<u32, GivenPolicy>,
     objective_ns: i64,
+    sheds_target: bool,
 }
 
 /// `headrace.model.ModelSpec`.
@@ -56,7 +57,7 @@ pub struct GivenEstimate {
     base_ns: i64,
     row_ns: i64,
     max_rows: u64,
-    free_at: Vec<i64>,
+    instances: usize,
 }
 
 /// `headrace.scheduling.admission.Limits`.
@@ -134,6 +135,7 @@ impl GivenSpec {
                 policy: batching.policy.into(),
                 level_policies: batching.level_policies.into_iter().map(|(level, policy)| (level, policy.into())).collect(),
                 objective: batching.objective_ns,
+                sheds_target: batching.sheds_target,
             },
             decoupled: self.decoupled,
             sequences: self.sequences,
@@ -143,8 +145,8 @@ impl GivenSpec {
 
 impl From<GivenEstimate> for admission::Estimate {
     fn from(given: GivenEstimate) -> admission::Estimate {
-        let GivenEstimate { base_ns, row_ns, max_rows, free_at } = given;
-        admission::Estimate { base: base_ns, row: row_ns, max_rows, free_at }
+        let GivenEstimate { base_ns, row_ns, max_rows, instances } = given;
+        admission::Estimate { base: base_ns, row: row_ns, max_rows, instances }
     }
 }
 

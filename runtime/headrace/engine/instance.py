@@ -11,9 +11,10 @@ from dataclasses import replace
 
 from headrace.backends.base import Session
 from headrace.clock import Clock
+from headrace.engine.forecast import Forecast
 from headrace.errors import BackendFailed, sentence
 from headrace.scheduling.base import Batch, Queue, Turn
-from headrace.scheduling.plan import Plan, Predictor, Reason, SetPoints, plan
+from headrace.scheduling.plan import Plan, Reason, SetPoints, plan
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +23,11 @@ class Instance:
     """One of the threads that run a session. It ends when its queue is closed and empty."""
 
     def __init__(
-        self, number: int, session: Session, queue: Queue, predictor: Predictor, set_points: SetPoints, clock: Clock
+        self, number: int, session: Session, queue: Queue, forecast: Forecast, set_points: SetPoints, clock: Clock
     ) -> None:
         self._number, self._session, self._queue = number, session, queue
-        self._predictor, self._set_points, self._clock = predictor, set_points, clock
+        self._forecast, self._set_points, self._clock = forecast, set_points, clock
+        self._predictor = forecast.predictor
         name = f"{queue.spec.name}/{queue.spec.version}#{number}"
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
@@ -61,7 +63,7 @@ class Instance:
             batch = turn.take(decided, self._number)
         if batch is not None:
             with batch:
-                self._run(batch)
+                self._run(batch, decided.bucket)
         return decided.until
 
     def _plan(self, turn: Turn) -> Plan:
@@ -73,10 +75,12 @@ class Instance:
             log.exception("planning failed; this is a bug in Headrace. The most urgent request runs alone")
             return Plan((int(turn.view["number"][0]),), (), None, Reason.ALONE)
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, batch: Batch, bucket: int) -> None:
+        began = self._clock.now()
         try:
             batch.tensors()
             self._answer(batch)
+            self._forecast.ran(bucket, batch.rows, self._clock.now() - began)
         except Exception as error:
             if not self._session.replayable or len(batch) == 1:
                 raise

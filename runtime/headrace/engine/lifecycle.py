@@ -16,6 +16,7 @@ import numpy as np
 from headrace.backends.base import Device, Session
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock
+from headrace.engine.forecast import Forecast
 from headrace.engine.instance import Instance
 from headrace.engine.routes import Route
 from headrace.errors import HeadraceError, InvalidRepository, sentence
@@ -29,7 +30,7 @@ from headrace.protocol.validate import resolve_reshape
 from headrace.request import Request
 from headrace.scheduling.admission import Limits
 from headrace.scheduling.base import OpenQueue
-from headrace.scheduling.plan import SetPoints, Unlearned
+from headrace.scheduling.plan import SetPoints
 from headrace.tensor import DTYPES, BytesTensor, Tensor, TensorSpec
 
 log = logging.getLogger(__name__)
@@ -139,8 +140,9 @@ class Running:
             batching = spec.batching
             points = SetPoints(spec.max_batch_size, batching.delay_ns, batching.preferred, batching.preserve_ordering)
         sessions = [session for session, count in opened.sessions for _ in range(count)]
+        forecast = Forecast(self.route.queue, points.max_rows, len(sessions))
         self._instances = [
-            Instance(number, session, self.route.queue, Unlearned(), points, clock) for number, session in enumerate(sessions)
+            Instance(number, session, self.route.queue, forecast, points, clock) for number, session in enumerate(sessions)
         ]
         self._retiring = threading.Lock()
         self._is_retired = False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import Message
 
-from headrace.clock import MICROSECOND
+from headrace.clock import MICROSECOND, MILLISECOND
 from headrace.errors import InvalidRepository
 from headrace.model import Batching, ModelSpec, QueuePolicy
 from headrace.models.check import is_outside
@@ -35,16 +37,21 @@ _EFFECTIVE: dict[str, str] = {
 }  # fmt: skip
 """The fields that count, by name; where only some of a field's own do, they are named."""
 
+_WORDS = {"shed": ("target", "deadline"), "admission": ("predict", "open")}
+"""Parameters that are a choice; the first word is what the field of `_FIELDS` asks."""
+_FIELDS = {"shed": "sheds_target", "admission": "predicts"}
+
 
 def spec_of(config: ModelConfig, version: int, digest: str, directory: Path) -> ModelSpec:
     """The spec of one version of a model; label files are read relative to the model's `directory`.
 
     Raises:
-        InvalidRepository: a label file cannot be read.
+        InvalidRepository: a label file cannot be read, or a parameter of ours has a value that means nothing.
     """
     batching = Batching()
     if config.HasField("dynamic_batching"):
         batching = _batching(config.dynamic_batching, enabled=config.max_batch_size > 0)
+    batching = replace(batching, **_goals(config))
     return ModelSpec(
         name=config.name,
         version=version,
@@ -93,6 +100,30 @@ def _batching(batching: ModelDynamicBatching, *, enabled: bool) -> Batching:
         policy=_policy(batching.default_queue_policy),
         level_policies={level: _policy(policy) for level, policy in sorted(batching.priority_queue_policy.items())},
     )
+
+
+def _goals(config: ModelConfig) -> dict[str, Any]:
+    """The parameters that are Headrace's own words: `objective_ms`, `shed`, `admission`."""
+    given = {key: value.string_value for key, value in config.parameters.items()}
+    goals: dict[str, Any] = {}
+    if "objective_ms" in given:
+        try:
+            objective = int(float(given["objective_ms"]) * MILLISECOND)
+        except (ValueError, OverflowError):
+            objective = 0
+        if not 0 < objective <= _FOREVER:
+            raise _unknown(config, "objective_ms", given["objective_ms"], "milliseconds, as in 20")
+        goals["objective_ns"] = objective
+    for key, words in _WORDS.items():
+        if key in given:
+            if given[key] not in words:
+                raise _unknown(config, key, given[key], " or ".join(words))
+            goals[_FIELDS[key]] = given[key] == words[0]
+    return goals
+
+
+def _unknown(config: ModelConfig, key: str, value: str, expected: str) -> InvalidRepository:
+    return InvalidRepository(f"model '{config.name}': parameter '{key}' is '{value}', expected {expected}")
 
 
 def _policy(policy: ModelQueuePolicy) -> QueuePolicy:

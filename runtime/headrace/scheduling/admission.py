@@ -23,27 +23,26 @@ _LAST_KEY = NEVER - BEHIND_EVERYONE
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What push needs to foretell when a request will be done: a batch of r rows lasts `base_ns + r * row_ns`.
-
-    `free_at` holds the instant at which each instance will be idle (ns).
-    """
+    """What push needs to foretell when a request will be done: a batch of r rows lasts `base_ns + r * row_ns`."""
 
     base_ns: int
     row_ns: int
     max_rows: int
-    free_at: tuple[int, ...]
+    instances: int = 1
 
-    def done_at(self, rows_ahead: int, rows: int, now: int) -> int:
+    def lasts(self, rows: int) -> int:
+        """How long a batch of so many rows runs, in ns."""
+        return self.base_ns + rows * self.row_ns
+
+    def done_at(self, rows_ahead: int, rows: int, free_at: int, now: int) -> int:
         """The instant at which a request of `rows` rows will be done when `rows_ahead` rows go first, in ns.
 
-        The work is thought to run in full batches, shared evenly by the instances, from when the first of them is free.
-        Whole numbers only: kernels/ computes the same from the same golden vectors.
+        The work is thought to run in full batches, shared evenly by the instances, from `free_at`, when the first of them is
+        idle. Whole numbers only: kernels/ computes the same from the same golden vectors.
         """
         total = rows_ahead + rows
-        batches = -(-total // self.max_rows)
-        work = batches * self.base_ns + total * self.row_ns
-        own = self.base_ns + rows * self.row_ns
-        return max(now, min(self.free_at)) + max(own, work // len(self.free_at))
+        work = -(-total // self.max_rows) * self.base_ns + total * self.row_ns
+        return max(now, free_at) + max(self.lasts(rows), work // self.instances)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +66,14 @@ class Depth(NamedTuple):
 class Due(NamedTuple):
     """The times of an entry, absolute, in ns; `NEVER` where there is none.
 
-    `deadline` is hard: past it nobody wants the answer. `target` is soft: the order and the plan go by it. `queue_until` is how
-    long Triton's queue policy lets it wait. `key` is its place in the order.
+    `deadline` is hard: past it nobody wants the answer. `target` is soft: the order and the plan go by it. Who is predicted to
+    be done after `latest`, one of the two, is refused. `queue_until` is how long Triton's queue policy lets it wait. `key` is
+    its place in the order.
     """
 
     deadline: int
     target: int
+    latest: int
     queue_until: int
     key: int
     level: int
@@ -105,20 +106,32 @@ def due(request: Request, batching: Batching, now: int) -> Due:
     target = min(deadline, request.received + batching.objective_ns)
     key = now if batching.preserve_ordering else target + level * LEVEL_OFFSET
     queue_until = min(now + wait_ns, NEVER) if wait_ns else NEVER
-    return Due(deadline, target, queue_until, min(key, _LAST_KEY), level)
+    # Where Triton's queue policy says how long to wait, its words hold, and no prediction of ours.
+    latest = NEVER if wait_ns else target if batching.sheds_target else deadline
+    return Due(deadline, target, latest, queue_until, min(key, _LAST_KEY), level)
+
+
+class Ahead(NamedTuple):
+    """What stands before a request: rows that are queued and go first, and the instant at which an instance is idle, in ns."""
+
+    rows: int = 0
+    free_at: int = 0
 
 
 def refusal(
-    request: Request, times: Due, size: Depth, waiting: Depth, rows_ahead: int, limits: Limits, now: int
+    request: Request, times: Due, size: Depth, waiting: Depth, ahead: Ahead, limits: Limits, now: int
 ) -> HeadraceError | None:
     """Why the queue must not take this request, or None.
+
+    Nobody is refused because of a prediction while nobody waits and an instance is idle: there is nothing to save then, and
+    what is never run is never learned.
 
     Args:
         request: for its id.
         times: when it is due.
         size: the request itself: 1 request, its rows and bytes.
         waiting: what is queued already.
-        rows_ahead: rows queued that go before it.
+        ahead: what goes before it.
         limits: the bounds.
         now: the instant, in ns.
     """
@@ -128,8 +141,8 @@ def refusal(
         or waiting.nbytes + size.nbytes > limits.nbytes
     ):
         return QueueFull(request.id)
-    if limits.estimate is not None and times.deadline != NEVER:
-        late = limits.estimate.done_at(rows_ahead, size.rows, now) - times.deadline
+    if limits.estimate is not None and times.latest != NEVER and (waiting.requests or now < ahead.free_at):
+        late = limits.estimate.done_at(ahead.rows, size.rows, ahead.free_at, now) - times.latest
         if late > 0:
             return CannotMeetDeadline(late)
     return None

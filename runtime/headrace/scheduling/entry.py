@@ -160,8 +160,7 @@ class PortableEntry:
             self.due.level,
             outcome,
             code.value,
-            # Whoever was admitted is refused for one reason only: the queue was abandoned.
-            Refusal.QUEUE_CLOSED if outcome is Outcome.REFUSED else Refusal.NONE,
+            _refusal_of_admitted(outcome, code),
         )
 
     def __repr__(self) -> str:
@@ -187,6 +186,13 @@ class Answer:
             self.entry.settle(outcome_of(self.result), self.result.code, sent)
         else:
             self.entry.settle(Outcome.ANSWERED, Code.OK, sent)
+
+
+def _refusal_of_admitted(outcome: Outcome, code: Code) -> Refusal:
+    """Whoever was admitted is refused because the plan dropped it, or because the queue was abandoned."""
+    if outcome is not Outcome.REFUSED:
+        return Refusal.NONE
+    return Refusal.CANNOT_MEET_DEADLINE if code is Code.RESOURCE_EXHAUSTED else Refusal.QUEUE_CLOSED
 
 
 class Sink(Protocol):

@@ -20,12 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.clock import Clock
-from headrace.errors import Cancelled, Code, DeadlineExpired, HeadraceError, QueueClosed, QueueFull, QueueTimeout
+from headrace.errors import (
+    Cancelled,
+    CannotMeetDeadline,
+    Code,
+    DeadlineExpired,
+    HeadraceError,
+    QueueClosed,
+    QueueFull,
+    QueueTimeout,
+)
 from headrace.ledger.ledger import BatchRecord, Ledger, Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.validate import Validator
 from headrace.request import Request
-from headrace.scheduling.admission import BEHIND_EVERYONE, Depth, Limits, due, policy_of, refusal
+from headrace.scheduling.admission import BEHIND_EVERYONE, Ahead, Depth, Due, Limits, due, policy_of, refusal
 from headrace.scheduling.answers import deliver
 from headrace.scheduling.batch import PortableBatch
 from headrace.scheduling.entry import Answer, EntryState, PortableEntry, Sink
@@ -58,6 +67,8 @@ class PortableQueue:
         self._depth = Depth()
         self._in_level: Counter[int] = Counter()
         self._unsettled = self._running = 0
+        self._free_at: dict[int, int] = {}
+        """By instance, when it is predicted to be idle again."""
         self._turn_open = self._has_news = self._closed = False
 
     def push(self, request: Request, sink: Sink) -> PortableEntry:
@@ -72,7 +83,7 @@ class PortableQueue:
             own_limit = policy_of(self.spec.batching, times.level).max_requests
             if own_limit and self._in_level[times.level] >= own_limit:
                 raise QueueFull(request.id)
-            error = refusal(request, times, entry.size, self._depth, self._rows_ahead(times.key), self._limits, now)
+            error = refusal(request, times, entry.size, self._depth, self._ahead(times), self._limits, now)
             if error is not None:
                 raise error
             entry.number = next(self._numbers)
@@ -182,7 +193,7 @@ class PortableQueue:
                     self._leave(entry, EntryState.ANSWERED)
                     gone.append(entry)
             again = self._overdue[0][0] if self._overdue else None
-        self._answer_expired(gone, now)
+        self._answer_dropped(gone, QueueTimeout(), now)
         return again
 
     def __repr__(self) -> str:
@@ -207,9 +218,11 @@ class PortableQueue:
                 self._leave(entry, EntryState.TAKEN)
                 entry.batch, entry.index, entry.stamps.taken = number, index, now
             self._running += bool(entries)
+            if entries and self._limits.estimate is not None:
+                self._free_at[instance] = now + self._limits.estimate.lasts(sum(entry.size.rows for entry in entries))
             self._turn_open = False
             self._changed.notify_all()
-        self._answer_expired(expired, now)
+        self._answer_dropped(expired, CannotMeetDeadline(), now)
         return PortableBatch(self, number, entries, instance, plan.reason, now) if entries else None
 
     def abandon_turn(self) -> None:
@@ -234,6 +247,7 @@ class PortableQueue:
         self._ledger.write_batch(record)
         with self._lock:
             self._running -= 1
+            self._free_at[record.instance] = 0
             self._changed.notify_all()
 
     # With the lock held.
@@ -245,10 +259,14 @@ class PortableQueue:
         """With `preserve_ordering`, one batch at a time: the next could overtake it."""
         return self.spec.batching.preserve_ordering and self._running > 0
 
-    def _rows_ahead(self, key: int) -> int:
-        if self._limits.estimate is None:
-            return 0
-        return sum(entry.size.rows for k, _, entry, _ in self._order if k <= key)
+    def _ahead(self, times: Due) -> Ahead:
+        estimate = self._limits.estimate
+        if estimate is None or times.latest == NEVER:
+            return Ahead()
+        rows = sum(entry.size.rows for key, _, entry, _ in self._order if key <= times.key)
+        # An instance that has not taken anything yet is idle.
+        busy = self._free_at.values() if len(self._free_at) >= estimate.instances else (0,)
+        return Ahead(rows, min(busy))
 
     def _count(self, entry: PortableEntry, sign: int) -> None:
         size, depth = entry.size, self._depth
@@ -332,10 +350,11 @@ class PortableQueue:
             del self._lanes[lane]
             self._changed.notify_all()
 
-    def _answer_expired(self, entries: list[PortableEntry], now: int) -> None:
+    def _answer_dropped(self, entries: list[PortableEntry], early: HeadraceError, now: int) -> None:
+        """Entries that left before their turn; `early` is for those whose deadline has not come yet."""
         answers: list[Answer] = []
         for entry in entries:
-            error: HeadraceError = QueueTimeout() if entry.due.deadline > now else DeadlineExpired(self.spec.name)
+            error = early if entry.due.deadline > now else DeadlineExpired(self.spec.name)
             answers.append(Answer(entry, Cancelled() if entry.cancelled else error))
         deliver(answers, now)
 

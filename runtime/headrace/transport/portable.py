@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from headrace.clock import SECOND, Clock, MonotonicClock
+from headrace.clock import MILLISECOND, SECOND, Clock, MonotonicClock
 from headrace.engine.routes import Routes
 from headrace.errors import Broken, CannotListen, Draining, HeadraceError, Unsupported
 from headrace.protocol.codec import MAX_MESSAGE_BYTES, decode_request, encode_response
@@ -257,5 +257,8 @@ def _deadline(context: _Context, now: int) -> int | None:
 async def _abort(context: _Context, error: HeadraceError) -> bytes:
     # gRPC keeps the last abort. Frames would keep with it what the call held: shared memory, model files.
     error.__traceback__ = error.__context__ = None
+    if error.retry_after_ns is not None:
+        # Clients that retry go by it.
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", str(max(1, error.retry_after_ns // MILLISECOND))),))
     await context.abort(grpc.StatusCode[error.code.name], error.message)
     raise Broken("gRPC went on after an abort")

@@ -101,7 +101,7 @@ impl Calls {
             drop(waiting);
             let message = "too many control calls wait; try again later".to_owned();
             let (code, outcome, refusal) = (Code::ResourceExhausted, Outcome::Refused, Refusal::Other);
-            return call.fail(Error { message, code, outcome, refusal, kind: None });
+            return call.fail(Error { message, code, outcome, refusal, kind: None, retry_after: None });
         }
         waiting.calls.push_back(call);
         drop(waiting);

@@ -172,5 +172,5 @@ fn told(code: Code, message: &str) -> Failed {
 
 /// An error of the call itself: no request came out of it.
 fn error(code: Code, message: &str) -> Error {
-    Error { message: message.to_owned(), code, outcome: Outcome::Invalid, refusal: Refusal::None, kind: None }
+    Error { message: message.to_owned(), code, outcome: Outcome::Invalid, refusal: Refusal::None, kind: None, retry_after: None }
 }

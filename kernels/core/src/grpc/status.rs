@@ -28,6 +28,10 @@ pub fn trailers(error: &Error) -> HeaderMap {
     if let Ok(message) = HeaderValue::from_str(&percent_encoded(&error.message)) {
         trailers.insert("grpc-message", message);
     }
+    if let Some(after) = error.retry_after {
+        // Clients that retry go by it.
+        trailers.insert("grpc-retry-pushback-ms", HeaderValue::from((after / 1_000_000).clamp(1, i64::from(i32::MAX))));
+    }
     trailers
 }
 

@@ -1,0 +1,97 @@
+"""What is learned of execution times."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.scheduling.predictor import LEAST, WINDOW, Learned, Line
+
+RUNS = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 10**9)), min_size=LEAST, max_size=200)
+
+
+def taught(*runs: tuple[int, int], quantile: float = 0.95) -> Learned:
+    learned = Learned(quantile)
+    for rows, ns in runs:
+        learned.observe(0, rows, ns)
+    return learned
+
+
+def test_nothing_is_foretold_before_a_few_runs() -> None:
+    learned = Learned()
+    for _ in range(LEAST):
+        assert learned.execute_ns(0, 1) is None
+        assert learned.line(0) is None
+        learned.observe(0, 1, 100)
+    assert learned.execute_ns(0, 1) == 100
+
+
+def test_buckets_know_nothing_of_each_other() -> None:
+    assert taught((1, 100), (1, 100), (1, 100)).execute_ns(7, 1) is None
+
+
+def test_it_is_a_quantile_of_the_last_runs() -> None:
+    learned = taught(*((4, n) for n in range(1, WINDOW + 1)))
+    assert learned.execute_ns(0, 4) == pytest.approx(0.95 * WINDOW, abs=2)
+    learned = taught(*((4, 1000) for _ in range(WINDOW)), *((4, 5) for _ in range(WINDOW + 8)))
+    assert learned.execute_ns(0, 4) == 5
+
+
+def test_between_known_row_counts_it_is_linear_and_beyond_it_goes_on() -> None:
+    learned = taught((2, 100), (6, 300), (2, 100), (6, 300))
+    assert [learned.execute_ns(0, rows) for rows in (1, 2, 4, 6, 10)] == [100, 100, 200, 300, 500]
+    assert learned.line(0) == Line(0, 50)
+
+
+def test_of_one_row_count_more_rows_are_in_proportion() -> None:
+    learned = taught((4, 100), (4, 100), (4, 100))
+    assert [learned.execute_ns(0, rows) for rows in (1, 4, 8)] == [100, 100, 200]
+    assert learned.line(0) == Line(100, 0)
+
+
+def test_what_falls_is_pooled() -> None:
+    """Sixteen rows are no quicker than eight, whatever one measurement says."""
+    learned = taught(*([(8, 200)] * 30), (16, 100))
+    eight, sixteen = learned.execute_ns(0, 8), learned.execute_ns(0, 16)
+    assert eight is not None
+    assert eight == sixteen
+    assert 190 < eight < 200
+
+
+@given(RUNS)
+def test_more_rows_never_take_less_and_nothing_is_out_of_range(runs: list[tuple[int, int]]) -> None:
+    learned = taught(*runs)
+    times = [learned.execute_ns(0, rows) for rows in range(1, 100)]
+    known = [time for time in times if time is not None]
+    assert len(known) == len(times)
+    assert known == sorted(known)
+    slowest = max(ns for _, ns in runs)
+    most = max(rows for rows, _ in runs)
+    assert min(ns for _, ns in runs) - 1 <= known[0]
+    assert known[most - 1] <= slowest
+    line = learned.line(0)
+    assert line is not None
+    assert min(line) >= 0
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.5, 2.0))
+def test_it_follows_a_machine_that_slows_down(seed: int, factor: float) -> None:
+    random = np.random.default_rng(seed)
+    learned = Learned()
+    for scale in (1.0, factor):
+        for _ in range(WINDOW + 8):
+            rows = 4
+            learned.observe(0, rows, int(scale * (1000 + 100 * rows) * random.uniform(0.95, 1.05)))
+    assert learned.execute_ns(0, 4) == pytest.approx(factor * 1400, rel=0.1)
+
+
+def test_shapes_without_end_do_not_fill_the_memory() -> None:
+    learned = Learned()
+    for bucket in range(10_000):
+        learned.observe(bucket, 1, 5)
+    assert len(learned._buckets) == 256
+    for _ in range(LEAST):
+        learned.observe(9_999, 1, 5)
+    assert learned.execute_ns(9_999, 1) == 5
