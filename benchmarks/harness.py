@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -23,8 +25,11 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.servers import ROOT, Server, Start
+from headrace import kernels
 
 RESULTS = ROOT / "benchmarks" / "results"
+CLIENTS = (1, 16, 64)
+"""Of a closed loop."""
 
 
 class Report(NamedTuple):
@@ -117,6 +122,16 @@ def _tracked(order: Sequence[tuple[Case, str]], rounds: int) -> Iterable[tuple[C
     return track(order, description=f"{rounds} rounds", transient=True)
 
 
+def charged(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a command to its end; what it said, and its CPU time in s."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def ratios(mine: Iterable[float], theirs: Iterable[float]) -> list[float]:
     """Median, least and most of the ratios within rounds."""
     found = [a / b for a, b in zip(mine, theirs, strict=True)]
@@ -188,6 +203,13 @@ def draw(name: str, summary: Summary, yardstick: str, quantities: Mapping[str, s
     FigureCanvasSVG(figure).print_svg(str(RESULTS / f"{name}.svg"), metadata={"Date": None})
 
 
+def check_release() -> None:
+    """Leave where the kernels are not a release build: their speed means nothing."""
+    build = kernels.load().PROFILE
+    if build != "release":
+        sys.exit(f"the kernels are a {build} build: run make kernels, then measure")
+
+
 def machine() -> dict[str, object]:
     """What it was measured on and with."""
     described = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
@@ -199,8 +221,7 @@ def machine() -> dict[str, object]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
-        "commit": git("rev-parse", "--short", "HEAD")
-        + (" with changes" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""),
+        "commit": git("rev-parse", "--short", "HEAD") + (" with changes" if changes() else ""),
     }
 
 
@@ -209,6 +230,11 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def changes() -> str:
+    """What is not committed, results left out."""
+    return git("status", "--porcelain", "--", ".", ":!benchmarks/results")
 
 
 def git(*arguments: str) -> str:

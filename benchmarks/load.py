@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
 import sys
+from typing import Any
 
-from benchmarks.harness import Report
-from benchmarks.servers import ROOT, Server
+from benchmarks.harness import Report, charged
+from benchmarks.servers import Server
 
 WARM_UP = 0.5
 
@@ -28,17 +27,26 @@ def report_of(address: str, model: str, seconds: float, *options: str) -> Report
     Raises:
         RuntimeError: it failed, or a request was not answered well.
     """
-    command = [sys.executable, "-m", "headrace", "bench", "load", f"--target={address}", f"--model={model}", "--json"]
-    command += [f"--seconds={seconds}", f"--warm-up={WARM_UP}", *options]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    told = json.loads(done.stdout)
+    told, cpu = _run(address, model, f"--seconds={seconds}", f"--warm-up={WARM_UP}", *options)
     if told["errors"]:
         raise RuntimeError(f"{model} at {address}: {told['errors']}")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     latency = told["latency_ms"]
     cores = told["generator"]["cores"]
     return Report(told["rate_per_second"], latency["p50"] * 1000, latency["p99"] * 1000, cpu, cores)
+
+
+def asked(address: str, model: str, *options: str) -> dict[str, Any]:
+    """All that one load says, errors of the server included.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    return _run(address, model, *options)[0]
+
+
+def _run(address: str, model: str, *options: str) -> tuple[dict[str, Any], float]:
+    command = [sys.executable, "-m", "headrace", "bench", "load", f"--target={address}", f"--model={model}", "--json", *options]
+    done, cpu = charged(command)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return json.loads(done.stdout), cpu

@@ -16,15 +16,12 @@ import argparse
 import json
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 from benchmarks import load, perf_analyzer, servers
-from benchmarks.harness import ratios, write
+from benchmarks.harness import check_release, ratios, write
 from benchmarks.servers import BUILD, ROOT, Server
-from benchmarks.transports import check_release
 
 EXECUTE_MS = 5
 SHARE = 0.3
@@ -81,14 +78,14 @@ def agree(server: Server, arrivals: str, rounds: int, seconds: float) -> dict[st
 
 def stalled(server: Server) -> dict[str, float]:
     """Latencies of a load in whose middle nobody answered, in ms, with those of one without."""
-    calm = _load(server.address, "fixed", "--rate=60", "--seconds=6", "--warm-up=0")
+    calm = load.asked(server.address, "fixed", "--rate=60", "--seconds=6", "--warm-up=0")
     timers = [
         threading.Timer(3, server.signal, [signal.SIGSTOP]),
         threading.Timer(3 + STALL_MS / 1000, server.signal, [signal.SIGCONT]),
     ]
     for timer in timers:
         timer.start()
-    told = _load(server.address, "fixed", "--rate=60", "--seconds=6", "--warm-up=0")
+    told = load.asked(server.address, "fixed", "--rate=60", "--seconds=6", "--warm-up=0")
     for timer in timers:
         timer.join()
     return {
@@ -106,7 +103,7 @@ def speed() -> dict[str, object]:
     found: dict[str, object] = {}
     with Server("echo", [str(echo), "127.0.0.1:0"]) as server:
         for rate in (5_000, 50_000, 400_000):
-            told = _load(server.address, "echo", f"--rate={rate}", "--seconds=4")
+            told = load.asked(server.address, "echo", f"--rate={rate}", "--seconds=4")
             found[f"{rate} requests/s"] = {
                 "answered of offered": round(told["rate_per_second"] / told["offered_per_second"], 4),
                 "generator": told["generator"],
@@ -114,12 +111,6 @@ def speed() -> dict[str, object]:
                 "doubts": told["doubts"],
             }
     return found
-
-
-def _load(address: str, model: str, *options: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "headrace", "bench", "load", f"--target={address}", f"--model={model}", "--json", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def _repository(root: Path) -> Path:

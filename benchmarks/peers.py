@@ -11,14 +11,13 @@ import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from benchmarks import load, servers
-from benchmarks.harness import Case, Readings, compare, draw, ratios, show, summarise, told, write
-from benchmarks.models import MODELS, build_repository
-from benchmarks.transports import check_release
+from benchmarks.harness import CLIENTS, Case, check_release, compare, draw, ratios, show, summarise, told, write
+from benchmarks.models import MODELS, Model, build_repository
 from tools import triton_server
 
-CLIENTS = (1, 16, 64)
 YARDSTICK = "triton-python"
 LIMIT = "magika"
 """The model that computes most: there, the bare loop is the limit."""
@@ -39,11 +38,8 @@ def main() -> None:
         "native": lambda: servers.headrace(repository, "native"),
     }
     cases = [Case(model, clients) for model in given.models for clients in CLIENTS]
-    limits: dict[str, list[float]] = {}
-
     readings = compare(rivals, cases, load.run, rounds=given.rounds, seconds=given.seconds, is_fresh=False)
-    if LIMIT in given.models:
-        limits = against_loop(repository_model=LIMIT, rounds=given.rounds, seconds=given.seconds)
+    limits = against_loop(repository, MODELS[LIMIT], given.rounds, given.seconds) if LIMIT in given.models else {}
     summary = summarise(readings, YARDSTICK)
     show(f"as a multiple of Triton {triton_server.TRITON} with its Python backend", summary)
     for name, spread in limits.items():
@@ -55,16 +51,15 @@ def main() -> None:
     draw("peers", summary, YARDSTICK, {"rate": "throughput", "cpu": "server CPU per request", "p50": "p50"})
 
 
-def against_loop(repository_model: str, rounds: int, seconds: float) -> dict[str, list[float]]:
+def against_loop(repository: Path, model: Model, rounds: int, seconds: float) -> dict[str, list[float]]:
     """Throughput of Headrace at 64 clients as a part of what onnxruntime alone does at its best batch, within rounds."""
-    repository, model = build_repository(servers.REPOSITORY), MODELS[repository_model]
     case = Case(model.name, max(CLIENTS))
     rates: dict[str, list[float]] = {"loop": [], "native": [], "portable": []}
     for _ in range(rounds):
         rates["loop"].append(raw_rate(model.name, model.max_rows, 2 * seconds))
         for transport in ("native", "portable"):
             start = {transport: lambda transport=transport: servers.headrace(repository, transport)}
-            found: Readings = compare(start, [case], load.run, rounds=1, seconds=2 * seconds, is_fresh=True)
+            found = compare(start, [case], load.run, rounds=1, seconds=2 * seconds, is_fresh=True)
             rates[transport].append(found[case][transport][0].rate)
     return {name: ratios(rates[name], rates["loop"]) for name in ("native", "portable")}
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import csv
 import os
-import resource
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
-from benchmarks.harness import Report
+from benchmarks.harness import Report, charged
 from benchmarks.servers import ROOT, Server
 
 HOME = ROOT / "build" / "perf_analyzer"
@@ -62,13 +61,10 @@ def report_of(address: str, model: str, seconds: float, *options: str) -> Report
     command = [str(fetch()), "-m", model, "-u", address, "-i", "grpc", "--async", "-f", str(file), *options]
     command += ["-p", str(int(seconds * 1000)), "-s", "999", "-r", "3"]
     environment = {**os.environ, "LD_LIBRARY_PATH": str(HOME)}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done, cpu = charged(command, environment)
     if done.returncode or not file.exists():
         told = f"perf_analyzer failed (it needs libb64-0d: apt-get install libb64-0d):\n{done.stdout}{done.stderr}"
         raise RuntimeError(told)
     with file.open() as opened:
         (row,) = csv.DictReader(opened)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Report(float(row["Inferences/Second"]), float(row["p50 latency"]), float(row["p99 latency"]), cpu)

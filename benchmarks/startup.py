@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import servers
-from benchmarks.harness import git, ratios, write
+from benchmarks.harness import changes, git, ratios, write
 from benchmarks.models import build_repository, build_triton_repository
 from benchmarks.servers import BUILD, REPOSITORY, ROOT, Start
 
@@ -60,7 +60,7 @@ def edge_environment() -> Path:
     """An environment with `headrace[cpu]` and the release kernels, made anew when the commit is another; its interpreter."""
     home = BUILD / "edge"
     python, stamp = home / "bin" / "python", home / ".commit"
-    commit = git("rev-parse", "HEAD") + git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    commit = git("rev-parse", "HEAD") + changes()
     if stamp.is_file() and stamp.read_text() == commit:
         return python
     shutil.rmtree(home, ignore_errors=True)

@@ -7,14 +7,11 @@ benchmarks/results/transports-MODEL.json and .svg, and prints a table.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from benchmarks import perf_analyzer, servers
-from benchmarks.harness import Case, compare, draw, show, summarise, told, write
+from benchmarks.harness import CLIENTS, Case, check_release, compare, draw, show, summarise, told, write
 from benchmarks.models import PERCEPTRONS, build_repository
-from headrace import kernels
 
-CLIENTS = (1, 16, 64)
 YARDSTICK = "grpc.aio"
 
 
@@ -40,13 +37,6 @@ def main() -> None:
     asked_by = "perf_analyzer of tritonclient 2.50.0, --async, closed loop"
     write(name, {"load": asked_by, "yardstick": YARDSTICK, "summary": summary, "readings": told(readings)})
     draw(name, summary, YARDSTICK, {"rate": "throughput", "cpu": "server CPU per request"})
-
-
-def check_release() -> None:
-    """Leave where the kernels are not a release build: their speed means nothing."""
-    build = kernels.load().PROFILE
-    if build != "release":
-        sys.exit(f"the kernels are a {build} build: run make kernels, then measure")
 
 
 if __name__ == "__main__":

@@ -140,10 +140,9 @@ def _print_table(recording: Recording) -> None:
         latency = counted.latency
         times = ["–"] * 5
         if latency is not None:
-            times = [_short(time) for time in (*latency.quantiles[:2], *latency.quantiles[3:], latency.most)]
-        errors = ", ".join(f"{code} {count}" for code, count in counted.errors.items()) or "none"
+            times = [_short(time) for time in latency.shown]
         goods = [] if counted.goodput is None else [f"{counted.goodput:,.1f}"]
-        table.add_row(escape(counted.name), f"{counted.rate:,.1f}", *goods, *times, errors)
+        table.add_row(escape(counted.name), f"{counted.rate:,.1f}", *goods, *times, counted.told_errors)
     console.print(table)
     lag = f", requests sent {_short(summary.lag[1])} late (p99)" if plan.is_open else ""
     console.print(f"the generator itself: {summary.cpu:.2f} cores{lag}")

@@ -55,6 +55,12 @@ class Latency:
             return None
         return cls(float(latencies.mean()), tuple(np.quantile(latencies, QUANTILES).tolist()), float(latencies.max()))
 
+    @property
+    def shown(self) -> tuple[float, ...]:
+        """What a table has room for: p50, p90, p99, p99.9 and the most."""
+        p50, p90, _, p99, p999 = self.quantiles
+        return p50, p90, p99, p999, self.most
+
 
 @dataclass(frozen=True, slots=True)
 class Counted:
@@ -77,6 +83,11 @@ class Counted:
     rate: float
     latency: Latency | None
     goodput: float | None
+
+    @property
+    def told_errors(self) -> str:
+        """The errors in words."""
+        return ", ".join(f"{code} {count}" for code, count in self.errors.items()) or "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,8 @@ def run(plan: LoadPlan, watch: Callable[[Look], None]) -> Recording:
         raise TargetFailed(str(error)) from None
     lookout = _Lookout(plan, load, watch)
     lookout.look_on()
-    window, samples = lookout.window(), lookout.samples()
+    samples = lookout.samples()
+    window = lookout.window(samples)
     shares = Shares(messages.shares, messages.names)
     summary = summarise(samples, window, shares, plan.objective, lookout.cores(), is_open=plan.is_open)
     if lookout.is_full:
@@ -175,9 +176,8 @@ class _Lookout:
         """All of them; of those of the warm-up, the ones that were still on their way when it ended."""
         return np.concatenate([*self._taken, np.empty(0, SAMPLE)])
 
-    def window(self) -> Window:
+    def window(self, samples: Samples) -> Window:
         """The time that counts: after the warm-up; of a load that ended before it was warm, all."""
-        samples = self.samples()
         if not len(samples):
             return Window(self._begin, self._begin + 1)
         begin = self._begin if self._is_warm and self._plan.warm_up else int(samples["due"].min())

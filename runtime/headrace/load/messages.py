@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from headrace.errors import InvalidLoad
 from headrace.protocol.headrace_pb2 import ModelInferRequest, ModelMetadataResponse
 from headrace.protocol.validate import encode_tensor
-from headrace.tensor import DTYPES, BytesTensor, Tensor, format_shape
+from headrace.tensor import DTYPES, BytesTensor, Tensor, datatype_of, format_shape
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -218,8 +218,7 @@ def _random(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) 
 def _packed(model: str, version: str, inputs: Mapping[str, Tensor], priority: int, timeout_us: int) -> bytes:
     message = ModelInferRequest(model_name=model, model_version=version)
     for name, tensor in inputs.items():
-        datatype = "BYTES" if isinstance(tensor, BytesTensor) else next(n for n, d in DTYPES.items() if d == tensor.dtype)
-        message.inputs.add(name=name, datatype=datatype, shape=tensor.shape)
+        message.inputs.add(name=name, datatype=datatype_of(tensor), shape=tensor.shape)
         message.raw_input_contents.append(encode_tensor(tensor))
     if priority:
         message.parameters["priority"].uint64_param = priority

@@ -29,7 +29,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 table { border-collapse: collapse } td, th { padding: .2em .8em; text-align: right; border-bottom: 1px solid #ddd }
 td:first-child, th:first-child, td:last-child, th:last-child { text-align: left }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1em } svg { width: 100%; height: auto }
-.doubt { background: #fff3d6; padding: .3em .8em } code { background: #f3f3f3; padding: .1em .3em }
+.doubt { background: #fff3d6; padding: .3em .8em }
 </style>
 <h1>$title</h1>
 <p>$asked</p>
@@ -66,12 +66,11 @@ def write_report(recording: Recording, file: Path) -> None:
     asked = recording.told()
     if plan.objective is not None:
         asked += f"; good is what comes within {plan.objective / MILLISECOND:g} ms"
-    has_goal = plan.objective is not None
     page = _PAGE.substitute(
         title=html.escape(f"{plan.model} at {plan.target}"),
         asked=html.escape(asked + "."),
         doubts="".join(f'<p class="doubt">{html.escape(doubt)}</p>' for doubt in summary.doubts),
-        good_head="<th>good/s</th>" if has_goal else "",
+        good_head="" if plan.objective is None else "<th>good/s</th>",
         rows="\n".join(_row(counted) for counted in [*summary.shares, summary.total]),
         cores=f"{summary.cpu:.2f}",
         lag=f"; 1 in 100 requests was sent more than {summary.lag[1] / MILLISECOND:.2f} ms late" if plan.is_open else "",
@@ -86,12 +85,11 @@ def write_report(recording: Recording, file: Path) -> None:
 def _row(counted: Counted) -> str:
     times = ["–"] * 5
     if (latency := counted.latency) is not None:
-        times = [f"{time / MILLISECOND:.3f}" for time in (*latency.quantiles[:2], *latency.quantiles[3:], latency.most)]
+        times = [f"{time / MILLISECOND:.3f}" for time in latency.shown]
     cells = [html.escape(counted.name), f"{counted.rate:,.1f}"]
     if counted.goodput is not None:
         cells.append(f"{counted.goodput:,.1f}")
-    cells += times
-    cells.append(", ".join(f"{code} {count}" for code, count in counted.errors.items()) or "none")
+    cells += [*times, counted.told_errors]
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 

@@ -123,12 +123,14 @@ impl Drop for Collected {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
-    struct Counter(AtomicUsize);
+    /// Counts how often somebody was woken.
+    #[derive(Default)]
+    pub(in super::super) struct Counter(pub AtomicUsize);
 
     impl Wake for Counter {
         fn wake(self: Arc<Self>) {
@@ -138,7 +140,7 @@ mod tests {
 
     #[test]
     fn wakes_reach_the_task_after_a_panic() {
-        let (link, counter) = (Arc::new(Link::default()), Arc::new(Counter(AtomicUsize::new(0))));
+        let (link, counter) = (Arc::new(Link::default()), Arc::new(Counter::default()));
         link.task.register(&Waker::from(Arc::clone(&counter)));
         let done = catch_unwind(AssertUnwindSafe(|| {
             driving(|| {

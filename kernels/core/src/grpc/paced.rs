@@ -78,18 +78,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::task::{Wake, Waker};
+    use std::task::Waker;
 
+    use super::super::link::tests::Counter;
     use super::*;
-
-    #[derive(Default)]
-    struct Counter(AtomicUsize);
-
-    impl Wake for Counter {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
 
     #[test]
     fn an_endless_sender_is_read_by_stretches() {

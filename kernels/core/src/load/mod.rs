@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::clock::{Clock, Nanos};
+use crate::clock::{Clock, Nanos, thread_cpu};
 use client::Caller;
 pub use client::framed;
 
@@ -211,11 +211,4 @@ fn on_own_runtime<T>(work: impl Future<Output = T>) -> Result<T, String> {
 
 fn now() -> Nanos {
     Clock::Monotonic.now()
-}
-
-fn thread_cpu() -> Nanos {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is valid for the call, which cannot fail for this clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
