@@ -75,6 +75,22 @@ class Batching:
 
 
 @dataclass(frozen=True, slots=True)
+class Padding:
+    """How requests of different lengths share a batch: their inputs are padded to the next of `edges`, their outputs cut back.
+
+    `axis` is the dimension that varies, counted without the batch dimension; `values` has the pad value of each input that is
+    padded. `mask` is one of those, or empty: where a request leaves it out, it is made, 1 for what is real. A batch holds at
+    most `max_elements` (rows times padded length); 0 is no limit.
+    """
+
+    axis: int
+    values: Mapping[str, float]
+    edges: tuple[int, ...]
+    mask: str = ""
+    max_elements: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What one version of a model takes and gives: all that validation, queue and engine need to know of it."""
 
@@ -90,6 +106,7 @@ class ModelSpec:
     decoupled: bool = False
     sequences: bool = False
     instances: int = 1
+    padding: Padding | None = None
 
     def __repr__(self) -> str:
         return f"<ModelSpec {self.name}/{self.version} {self.digest[:12]}>"

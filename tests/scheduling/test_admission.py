@@ -8,6 +8,7 @@ import pytest
 from headrace.clock import SECOND
 from headrace.errors import CannotMeetDeadline, QueueFull
 from headrace.model import Batching, QueuePolicy
+from headrace.protocol.validate import bucket_of
 from headrace.request import Request
 from headrace.scheduling.admission import BEHIND_EVERYONE, LEVEL_OFFSET, Ahead, Depth, Estimate, Limits, due, refusal
 from headrace.scheduling.plan import NEVER
@@ -125,3 +126,10 @@ def test_the_estimate_agrees_with_the_golden_vectors(vector: dict) -> None:
     free_at = vector["free_at"]
     estimate = Estimate(vector["base_ns"], vector["row_ns"], vector["max_rows"], len(free_at))
     assert estimate.done_at(vector["rows_ahead"], vector["rows"], min(free_at), vector["now"]) == vector["done_at"]
+
+
+def test_the_golden_vectors_of_buckets() -> None:
+    """The same numbers as in kernels/: profiles on disk are kept by them."""
+    for vector in json.loads((Path(__file__).parent / "buckets.json").read_text())["vectors"]:
+        shapes = tuple(None if shape is None else tuple(shape) for shape in vector["shapes"])
+        assert bucket_of(shapes) == int(vector["bucket"])

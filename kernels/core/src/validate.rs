@@ -2,10 +2,7 @@
 //!
 //! The reference is `headrace.protocol.validate`; the order of the checks and the words are Triton's.
 
-use std::hash::{Hash, Hasher};
-
 use bytes::Bytes;
-use rustc_hash::FxHasher;
 
 use crate::classify;
 use crate::codec::{Input, Request};
@@ -42,7 +39,7 @@ pub struct Admitted {
     pub outputs: Vec<Wanted>,
     /// The size of the batch dimension, 1 without one.
     pub rows: u32,
-    /// What requests of one batch have in common, as a hash. Equal shapes have equal buckets.
+    /// What requests of one batch have in common, as a number. Equal shapes have equal buckets.
     pub bucket: u64,
     pub nbytes: u64,
 }
@@ -57,6 +54,34 @@ impl Admitted {
     }
 }
 
+/// The number of a bucket, input by input: see `headrace.protocol.validate.bucket_of`.
+pub struct Bucket(pub u64);
+
+impl Default for Bucket {
+    fn default() -> Bucket {
+        Bucket(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Bucket {
+    /// An input of this shape, the batch dimension not counted.
+    pub fn add(&mut self, shape: &[i64]) {
+        self.word(shape.len() as u64);
+        for size in shape {
+            self.word(*size as u64);
+        }
+    }
+
+    /// An optional input that is not there.
+    pub fn leave_out(&mut self) {
+        self.word(u64::MAX);
+    }
+
+    fn word(&mut self, word: u64) {
+        self.0 = (self.0 ^ word).wrapping_mul(0x100_0000_01b3);
+    }
+}
+
 /// Check a request and bring its tensors into the model's order. Their data moves out of the request.
 pub fn admit(spec: &Spec, request: &mut Request) -> Result<Admitted> {
     let outputs = wanted_outputs(spec, request)?;
@@ -64,19 +89,19 @@ pub fn admit(spec: &Spec, request: &mut Request) -> Result<Admitted> {
     let rows = if spec.batches() { check_batch(spec, request)? } else { 1 };
     let mut inputs = Vec::with_capacity(spec.inputs.len());
     let mut nbytes = 0;
-    let mut bucket = FxHasher::default();
+    let mut bucket = Bucket::default();
     for declared in &spec.inputs {
         let Some(index) = request.inputs.iter().position(|given| *given.name == *declared.name) else {
             inputs.push(None);
-            0u8.hash(&mut bucket);
+            bucket.leave_out();
             continue;
         };
         let (shape, size) = admit_input(spec, request, declared, &request.inputs[index])?;
         nbytes += size;
-        shape[usize::from(spec.batches())..].hash(&mut bucket);
+        bucket.add(&shape[usize::from(spec.batches())..]);
         inputs.push(Some(Tensor { shape, data: std::mem::take(&mut request.inputs[index].data) }));
     }
-    Ok(Admitted { inputs, outputs, rows, bucket: bucket.finish(), nbytes })
+    Ok(Admitted { inputs, outputs, rows, bucket: bucket.0, nbytes })
 }
 
 fn wanted_outputs(spec: &Spec, request: &Request) -> Result<Vec<Wanted>> {

@@ -17,6 +17,7 @@ use headrace_core::ledger::{Ledger, RECORD_BYTES};
 use headrace_core::news::News;
 use headrace_core::queue::{House, Queue, VIEW_BYTES};
 use headrace_core::spec::{Batching, Spec, TensorSpec};
+use headrace_core::validate::Bucket;
 
 #[test]
 fn the_golden_vectors_of_the_estimate() {
@@ -32,6 +33,22 @@ fn the_golden_vectors_of_the_estimate() {
         let first = free_at.into_iter().min().unwrap();
         let done = estimate.done_at(number("rows_ahead") as u64, number("rows") as u64, first, number("now"));
         assert_eq!(done, number("done_at"), "{}", vector["why"]);
+    }
+}
+
+#[test]
+fn the_golden_vectors_of_buckets() {
+    let file = include_str!("../../../tests/scheduling/buckets.json");
+    let golden: serde_json::Value = serde_json::from_str(file).unwrap();
+    for vector in golden["vectors"].as_array().unwrap() {
+        let mut bucket = Bucket::default();
+        for shape in vector["shapes"].as_array().unwrap() {
+            match shape.as_array() {
+                Some(sizes) => bucket.add(&sizes.iter().map(|size| size.as_i64().unwrap()).collect::<Vec<_>>()),
+                None => bucket.leave_out(),
+            }
+        }
+        assert_eq!(bucket.0.to_string(), vector["bucket"].as_str().unwrap());
     }
 }
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from headrace.backends.base import Session
 from headrace.clock import Clock
-from headrace.engine.forecast import Forecast
 from headrace.errors import BackendFailed, sentence
 from headrace.scheduling.base import Batch, Queue, Turn
+from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import Plan, Reason, SetPoints, plan
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ import numpy as np
 from headrace.backends.base import Device, Session
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock
-from headrace.engine.forecast import Forecast
 from headrace.engine.instance import Instance
 from headrace.engine.routes import Route
 from headrace.errors import HeadraceError, InvalidRepository, sentence
@@ -30,6 +29,7 @@ from headrace.protocol.validate import resolve_reshape
 from headrace.request import Request
 from headrace.scheduling.admission import Limits
 from headrace.scheduling.base import OpenQueue
+from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import SetPoints
 from headrace.tensor import DTYPES, BytesTensor, Tensor, TensorSpec
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -27,20 +28,44 @@ _BATCH_NOTE = (
 _LENGTH = struct.Struct("<I")
 _ADDRESSABLE = 1 << 47
 """Bytes that a process can address on the machines there are."""
+_FNV_BASIS, _FNV_PRIME = 0xCBF2_9CE4_8422_2325, 0x100_0000_01B3
+_WORD = _LEFT_OUT = (1 << 64) - 1
+
+
+Shape = tuple[int, ...]
+
+
+@lru_cache(4096)
+def bucket_of(shapes: tuple[Shape | None, ...]) -> int:
+    """The number of a bucket: the same here, in kernels/ and in profiles on disk.
+
+    FNV-1a (Fowler, Noll, Vo) over 64-bit words: of each declared input its rank and its sizes without the batch dimension, or
+    all ones for an optional input that was left out.
+    """
+    number = _FNV_BASIS
+    for shape in shapes:
+        for word in (_LEFT_OUT,) if shape is None else (len(shape), *shape):
+            number = (number ^ word) * _FNV_PRIME & _WORD
+    return number
 
 
 class Admitted(NamedTuple):
     """A request that its model can run.
 
     `inputs` are in the model's order, as the model sees them (reshaped). `rows` is the size of the batch dimension, 1 without
-    one. Requests with equal `shapes` may share a batch. `outputs` are names, in the order of the answer.
+    one. Requests with equal `shapes` may share a batch; `bucket` is their number. `outputs` are in the order of the answer.
     """
 
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
     rows: int
-    shapes: tuple[object, ...]
+    shapes: tuple[Shape | None, ...]
     nbytes: int
+
+    @property
+    def bucket(self) -> int:
+        """See `bucket_of`."""
+        return bucket_of(self.shapes)
 
 
 class Validator:
@@ -68,7 +93,7 @@ class Validator:
         self._check_names(request)
         rows = self._check_batch(request) if self._batches else 1
         inputs: dict[str, Tensor] = {}
-        shapes: list[object] = []
+        shapes: list[Shape | None] = []
         nbytes = 0
         for spec in self._spec.inputs:
             given = request.inputs.get(spec.name)

@@ -298,14 +298,13 @@ class PortableQueue:
     def _show(self, entry: PortableEntry) -> None:
         entry.state = EntryState.WAITING
         times, size = entry.due, entry.size
-        bucket = hash(entry.admitted.shapes) & 0xFFFF_FFFF_FFFF_FFFF
         seen = _VIEW.pack(
             entry.number,
             entry.key,
             entry.stamps.queued,
             times.target,
             times.deadline,
-            bucket,
+            entry.admitted.bucket,
             size.nbytes,
             size.rows,
             times.level,
