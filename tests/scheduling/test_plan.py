@@ -57,7 +57,7 @@ ROWS = [dict(rows=1)] * 3
             id="waits-from-oldest",
         ),
         pytest.param(
-            [dict(arrival=NOW - 100), *ROWS], SetPoints(8, delay_ns=100), Plan((1, 2, 3, 4), (), None, Reason.WINDOW), id="window"
+            [dict(arrival=NOW - 100), *ROWS], SetPoints(8, delay_ns=100), Plan((1, 2, 3, 4), (), None, Reason.DELAY), id="delay"
         ),
         pytest.param(ROWS, SetPoints(3, delay_ns=100), Plan((1, 2, 3), (), None, Reason.FULL), id="full-does-not-wait"),
         pytest.param(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,37 +22,76 @@ _LAST_LEVEL = (1 << 32) - 1
 _LAST_KEY = NEVER - BEHIND_EVERYONE
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What push needs to foretell when a request will be done: a batch of r rows lasts `base_ns + r * row_ns`."""
+class Line(NamedTuple):
+    """A batch of r rows of one bucket lasts `base_ns + r * row_ns`, and has at most `max_rows`."""
 
     base_ns: int
     row_ns: int
     max_rows: int
-    instances: int = 1
 
     def lasts(self, rows: int) -> int:
         """How long a batch of so many rows runs, in ns."""
         return self.base_ns + rows * self.row_ns
 
-    def done_at(self, rows_ahead: int, rows: int, free_at: int, now: int) -> int:
-        """The instant at which a request of `rows` rows will be done when `rows_ahead` rows go first, in ns.
 
-        The work is thought to run in full batches, shared evenly by the instances, from `free_at`, when the first of them is
-        idle. Whole numbers only: kernels/ computes the same from the same golden vectors.
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What push needs to foretell when a request will be done.
+
+    `lines` are by bucket; a bucket without one counts for nothing. `margin_ns` is what the way back takes at most.
+    """
+
+    lines: Mapping[int, Line]
+    instances: int = 1
+    margin_ns: int = 0
+
+    def lasts(self, bucket: int, rows: int) -> int:
+        """How long a batch of so many rows runs, in ns; 0 if it is not known."""
+        line = self.lines.get(bucket)
+        return 0 if line is None else line.lasts(rows)
+
+
+class Work:
+    """What rows take to run, added up: in full batches of one bucket each, shared evenly by the instances.
+
+    Args:
+        estimate: what a batch takes.
+        begins: the instant at which the first instance is idle, in ns.
+    """
+
+    def __init__(self, estimate: Estimate, begins: int) -> None:
+        self._estimate, self._begins = estimate, begins
+        self._rows: dict[int, int] = {}
+        self._ns = 0
+
+    def add(self, bucket: int, rows: int) -> None:
+        """These rows as well."""
+        line = self._estimate.lines.get(bucket)
+        if line is not None:
+            before = self._rows.get(bucket, 0)
+            self._rows[bucket] = after = before + rows
+            batches = -(-after // line.max_rows) - -(-before // line.max_rows)
+            self._ns += batches * line.base_ns + rows * line.row_ns
+
+    def done_at(self, lasts: int = 0) -> int:
+        """The instant at which all of it is done, in ns; `lasts` is what a batch takes that cannot be shared.
+
+        Whole numbers only: kernels/ computes the same from the same golden vectors.
         """
-        total = rows_ahead + rows
-        work = -(-total // self.max_rows) * self.base_ns + total * self.row_ns
-        return max(now, free_at) + max(self.lasts(rows), work // self.instances)
+        return self._begins + max(lasts, self._ns // self._estimate.instances)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds of a queue. A request that finds it empty is always taken, however large: it would never fit otherwise."""
+    """The bounds of a queue. A request that finds it empty is always taken, however large: it would never fit otherwise.
+
+    `undated` is how many requests may wait before one without a deadline is refused.
+    """
 
     requests: int = 1 << 14
     rows: int = 1 << 20
     nbytes: int = 4 << 30
+    undated: int = 1 << 14
     estimate: Estimate | None = None
 
 
@@ -112,14 +152,19 @@ def due(request: Request, batching: Batching, now: int) -> Due:
 
 
 class Ahead(NamedTuple):
-    """What stands before a request: rows that are queued and go first, and the instant at which an instance is idle, in ns."""
+    """What stands before a request: rows by bucket, and the instant at which an instance is idle, in ns.
 
-    rows: int = 0
+    `waiting` is everything that is queued, known without looking; `first` are those of it who go before the request, one by
+    one, looked at only if everything were too much.
+    """
+
+    waiting: Iterable[tuple[int, int]] = ()
+    first: Iterable[tuple[int, int]] = ()
     free_at: int = 0
 
 
 def refusal(
-    request: Request, times: Due, size: Depth, waiting: Depth, ahead: Ahead, limits: Limits, now: int
+    request: Request, times: Due, size: Depth, bucket: int, waiting: Depth, ahead: Ahead, limits: Limits, now: int
 ) -> HeadraceError | None:
     """Why the queue must not take this request, or None.
 
@@ -130,6 +175,7 @@ def refusal(
         request: for its id.
         times: when it is due.
         size: the request itself: 1 request, its rows and bytes.
+        bucket: whom it may share a batch with.
         waiting: what is queued already.
         ahead: what goes before it.
         limits: the bounds.
@@ -139,10 +185,34 @@ def refusal(
         waiting.requests + size.requests > limits.requests
         or waiting.rows + size.rows > limits.rows
         or waiting.nbytes + size.nbytes > limits.nbytes
+        or (times.deadline == NEVER and waiting.requests + size.requests > limits.undated)
     ):
         return QueueFull(request.id)
     if limits.estimate is not None and times.latest != NEVER and (waiting.requests or now < ahead.free_at):
-        late = limits.estimate.done_at(ahead.rows, size.rows, ahead.free_at, now) - times.latest
+        late = lateness(limits.estimate, times.latest, size.rows, bucket, ahead, now)
         if late > 0:
             return CannotMeetDeadline(late)
     return None
+
+
+def lateness(estimate: Estimate, latest: int, rows: int, bucket: int, ahead: Ahead, now: int) -> int:
+    """By how much a request will be late that has to be done at `latest`, in ns; at most 0 if it will be in time.
+
+    Where it is late, not everybody before it was counted: the first who made it so are enough.
+    """
+    if bucket not in estimate.lines:
+        return 0
+    latest, lasts = latest - estimate.margin_ns, estimate.lasts(bucket, rows)
+    late = 0
+    for before in (ahead.waiting, ahead.first):
+        work = Work(estimate, max(now, ahead.free_at))
+        work.add(bucket, rows)
+        late = work.done_at(lasts) - latest
+        for other, count in before:
+            if late > 0:
+                break
+            work.add(other, count)
+            late = work.done_at(lasts) - latest
+        if late <= 0:
+            break
+    return late

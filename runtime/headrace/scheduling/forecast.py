@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from headrace.scheduling.admission import Estimate, Limits
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.clock import MICROSECOND, MILLISECOND
+from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.scheduling.base import Queue
-from headrace.scheduling.plan import Predictor, Unlearned
-from headrace.scheduling.predictor import Learned, Line
+from headrace.scheduling.plan import Predictor, SetPoints, Unlearned
+from headrace.scheduling.predictor import Learned
+from headrace.scheduling.sojourn import Sojourn
+
+MARGIN_NS = 500 * MICROSECOND
+"""What the way back of an answer may take: from the instance to the client."""
+_LOOK_NS = 50 * MILLISECOND
+_TOLD_APART = 16
+"""A line is told to the queue when it has changed by one part in so many."""
 
 
 class Forecast:
@@ -13,14 +24,18 @@ class Forecast:
 
     Args:
         queue: of the version.
-        max_rows: of a batch.
+        points: of its plans.
         instances: how many run batches.
     """
 
-    def __init__(self, queue: Queue, max_rows: int, instances: int) -> None:
-        self._queue, self._max_rows, self._instances = queue, max_rows, instances
-        self._learned = Learned() if queue.spec.batching.predicts and not queue.spec.decoupled else None
-        self._told: Line | None = None
+    def __init__(self, queue: Queue, points: SetPoints, instances: int) -> None:
+        self._queue, self._points, self._instances = queue, points, instances
+        batching = queue.spec.batching
+        self._learned = Learned() if batching.predicts and not queue.spec.decoupled else None
+        most = Limits().requests
+        self._sojourn = Sojourn(batching.objective_ns, most)
+        self._undated, self._look_at = most, 0
+        self._told: dict[int, Line] = {}
 
     @property
     def predictor(self) -> Predictor:
@@ -31,9 +46,42 @@ class Forecast:
         """A batch ran for `ns`, and nothing went wrong."""
         if self._learned is None:
             return
-        self._learned.observe(bucket, rows, ns)
-        line = self._learned.line(bucket)
-        # The queue follows a version whose requests have several shapes from one to the other: refusing is not ordering.
-        if line is not None and line != self._told:
-            self._told = line
-            self._queue.set_limits(Limits(estimate=Estimate(line.base_ns, line.row_ns, self._max_rows, self._instances)))
+        if self._learned.observe(bucket, rows, ns):
+            line = self._learned.line(bucket, self._max_rows(bucket))
+            if line is not None and not _is_like(line, self._told.get(bucket)):
+                self._told = {**self._told, bucket: line}
+                self._tell()
+
+    def settle(self) -> None:
+        """What ran until now was run in order to measure: the best batches follow from it."""
+        if self._learned is not None:
+            self._learned.settle()
+            self._told = {
+                bucket: line for bucket in self._told if (line := self._learned.line(bucket, self._max_rows(bucket)))
+            }
+            self._tell()
+
+    def saw(self, view: NDArray[np.void], now: int) -> None:
+        """An instance has come for what waits."""
+        if now >= self._look_at and len(view):
+            self._look_at = now + _LOOK_NS
+            limit = self._sojourn.saw(now - int(view["arrival"][0]), self._queue.depth().requests, now)
+            if limit != self._undated:
+                self._undated = limit
+                self._tell()
+
+    def _max_rows(self, bucket: int) -> int:
+        most = self._points.max_rows
+        best = self._learned.best_rows(bucket) if self._learned is not None else None
+        return min(most, best or most)
+
+    def _tell(self) -> None:
+        estimate = Estimate(self._told, self._instances, MARGIN_NS) if self._told else None
+        self._queue.set_limits(Limits(undated=self._undated, estimate=estimate))
+
+
+def _is_like(line: Line, told: Line | None) -> bool:
+    if told is None or line.max_rows != told.max_rows:
+        return False
+    new, old = line.lasts(line.max_rows), told.lasts(told.max_rows)
+    return abs(line.base_ns - told.base_ns) * _TOLD_APART <= told.base_ns and abs(new - old) * _TOLD_APART <= old

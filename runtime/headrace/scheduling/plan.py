@@ -42,12 +42,14 @@ class Reason(IntEnum):
     """A size the configuration prefers."""
     SLACK = 3
     """One more would have made the most urgent one late."""
-    WINDOW = 4
+    DELAY = 4
     """The configured delay is over."""
     ALONE = 5
     """The model does not batch."""
     WAIT = 6
     """Nothing is taken yet."""
+    BUCKET = 7
+    """Those who also wait cannot share a batch with these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +57,16 @@ class SetPoints:
     """What steers the plan.
 
     `delay_ns` is how long the oldest entry may wait for company; `preferred` ascends; with `in_order` nobody is taken before
-    somebody who stands in front.
+    somebody who stands in front. An answer needs up to `margin_ns` for its way back. With `holds`, an instance leaves what waits
+    to one that is busy, where nobody will be late for it and the work becomes less.
     """
 
     max_rows: int = 1
     delay_ns: int = 0
     preferred: tuple[int, ...] = ()
     in_order: bool = False
+    margin_ns: int = 0
+    holds: bool = False
 
 
 class Plan(NamedTuple):
@@ -84,6 +89,10 @@ class Predictor(Protocol):
         """How long a batch of this many rows will run, in ns; None while unknown."""
         ...
 
+    def best_rows(self, bucket: int) -> int | None:
+        """The rows of the best batch, where more are no gain; None where that is not known."""
+        ...
+
 
 class Unlearned:
     """Knows nothing, so that nothing is held against it."""
@@ -92,111 +101,137 @@ class Unlearned:
         """Always unknown."""
         return None
 
+    def best_rows(self, bucket: int) -> int | None:
+        """Always unknown."""
+        return None
+
 
 @dataclass(slots=True)
 class _Run:
-    """Entries that can go together. With each, the rows and the earliest target up to it."""
+    """Entries that can go together: of each the times it is due at, and the rows and the earliest target up to it."""
 
     numbers: list[int]
     sums: list[int]
     earliest: list[int]
+    targets: list[int]
+    """`NEVER` where it cannot be met any more."""
+    deadlines: list[int]
     bucket: int
     arrival: int
     is_full: bool
     """No further one fits."""
+    others_due: int
+    """The earliest target of those who wait and are not in it."""
+    others: int
+    """How many of those there are."""
 
 
-def plan(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, now: int) -> Plan:
+def plan(
+    view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, now: int, busy_until: int = 0
+) -> Plan:
     """Decide what an idle instance does with what waits.
 
-    The longest run of the most urgent entry's bucket, in order, that fits into `max_rows` and by prediction still meets the
-    earliest target in it. Work-conserving: it waits only where the configuration asks for a delay, and never for longer than
-    that delay counted from the oldest entry.
+    The longest run of the most urgent entry's bucket, in order, that is no larger than the best batch and by prediction still
+    meets the earliest target in it. Work-conserving: it waits only where the configuration asks for a delay, and never for
+    longer than that delay counted from the oldest entry; or, with `holds`, for an instance that is busy.
 
     Args:
         view: array of `VIEW`, most urgent first.
         predictor: execution times.
         set_points: limits from configuration and controller.
         now: the instant, in ns.
+        busy_until: when the first of the instances that run is predicted to be idle, in ns; 0 if none runs.
     """
     run, drop = _run(view, predictor, set_points, now)
     if not run.numbers:
         return Plan((), drop, None, Reason.WAIT)
-    count, reason, until = _size(run, predictor, set_points, now)
+    if set_points.max_rows == 1:
+        return Plan(tuple(run.numbers), drop, None, Reason.ALONE, run.bucket)
+    lasts = _Lasts(predictor, run.bucket, set_points.margin_ns)
+    punctual = _punctual(run, lasts, now)
+    if punctual < len(run.numbers):
+        late = _worth_dropping(run, punctual, lasts, now)
+        if late:
+            # Only who has a deadline wants no answer after it. An objective is ours, and its answer is still wanted.
+            take = tuple([number for number, due in zip(run.numbers, run.deadlines, strict=True) if due >= late])
+            gone = tuple([number for number, due in zip(run.numbers, run.deadlines, strict=True) if due < late])
+            return Plan(take, drop + gone, None, Reason.SLACK, run.bucket)
+        return Plan(tuple(run.numbers[:punctual]), drop, None, Reason.SLACK, run.bucket)
+    count, reason, until = _size(run, lasts, set_points, now, busy_until)
     return Plan(tuple(run.numbers[:count]), drop, until, reason, run.bucket)
+
+
+class _Lasts:
+    """How long batches of one bucket last, the way back included; 0 while unknown. Remembers what the predictor said."""
+
+    def __init__(self, predictor: Predictor, bucket: int, margin_ns: int) -> None:
+        self._predictor, self._bucket, self._margin_ns = predictor, bucket, margin_ns
+        self._known: dict[int, int] = {}
+
+    def __call__(self, rows: int) -> int:
+        ns = self._known.get(rows)
+        if ns is None:
+            foretold = self._predictor.execute_ns(self._bucket, rows)
+            ns = self._known[rows] = 0 if foretold is None else foretold + self._margin_ns
+        return ns
 
 
 def _run(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, now: int) -> tuple[_Run, tuple[int, ...]]:
     """The longest run that fits, and everybody who is to be dropped.
 
     That is whoever is expired; and, for the sake of the others, whoever would be late even if he ran alone and at once (early
-    drop: Nexus, SOSP 2019). The last one there is runs in any case: there is nothing to save, and something to learn.
+    drop: Nexus, SOSP 2019). The last one there is runs in any case: there is nothing to save, and something to learn. A target
+    that cannot be met even so binds nobody.
     """
     numbers: list[int] = []
     sums: list[int] = []
     earliest: list[int] = []
+    targets: list[int] = []
+    deadlines: list[int] = []
     drop: list[int] = []
     max_rows, in_order = set_points.max_rows, set_points.in_order
-    left, alone = len(view), dict[tuple[int, int], int]()
-    total, soonest, oldest, mate, is_full, is_over = 0, NEVER, NEVER, -1, False, False
+    left, buckets = len(view), dict[int, _Lasts]()
+    total, soonest, oldest, mate, is_full, is_over, others, others_due = 0, NEVER, NEVER, -1, False, False, 0, NEVER
     # Unpacked, not computed with numpy: most views have a few entries, and a single call of numpy costs more than those.
     for number, _, arrival, target, deadline, bucket, _, rows, _ in _ENTRY.iter_unpack(view.tobytes()):
-        if deadline <= now or (deadline != NEVER and left > 1 and _is_hopeless(alone, predictor, bucket, rows, deadline - now)):
+        lasts = buckets.get(bucket)
+        if lasts is None:
+            lasts = buckets[bucket] = _Lasts(predictor, bucket, set_points.margin_ns)
+        done = now + lasts(rows)
+        if deadline <= now or (deadline < done and left > 1):
             drop.append(number)
             left -= 1
-        elif is_over:
             continue
-        elif bucket != mate and numbers:
-            is_over = in_order
-        elif total + rows > max_rows and numbers:
-            is_over = is_full = True
-        else:
-            mate = bucket
-            total += rows
-            if target < soonest:
-                soonest = target
-            if arrival < oldest:
-                oldest = arrival
-            numbers.append(number)
-            sums.append(total)
-            earliest.append(soonest)
-            is_over = is_full = total >= max_rows
-    return _Run(numbers, sums, earliest, mate, oldest, is_full), tuple(drop)
+        if target < done:
+            target = NEVER
+        if not is_over:
+            if not numbers:
+                max_rows = min(max_rows, predictor.best_rows(bucket) or max_rows)
+            if bucket != mate and numbers:
+                is_over = in_order
+            elif total + rows > max_rows and numbers:
+                is_over = is_full = True
+            else:
+                mate = bucket
+                total += rows
+                if target < soonest:
+                    soonest = target
+                if arrival < oldest:
+                    oldest = arrival
+                numbers.append(number)
+                sums.append(total)
+                earliest.append(soonest)
+                targets.append(target)
+                deadlines.append(deadline)
+                is_over = is_full = total >= max_rows
+                continue
+        others += 1
+        if target < others_due:
+            others_due = target
+    return _Run(numbers, sums, earliest, targets, deadlines, mate, oldest, is_full, others_due, others), tuple(drop)
 
 
-def _is_hopeless(alone: dict[tuple[int, int], int], predictor: Predictor, bucket: int, rows: int, time: int) -> bool:
-    """Whether a batch of these rows alone lasts longer than `time`; `alone` remembers what the predictor said."""
-    lasts = alone.get((bucket, rows))
-    if lasts is None:
-        lasts = alone[bucket, rows] = predictor.execute_ns(bucket, rows) or 0
-    return lasts > time
-
-
-def _size(run: _Run, predictor: Predictor, set_points: SetPoints, now: int) -> tuple[int, Reason, int | None]:
-    """How many of the run to take, why, and until when to wait if none."""
-    if set_points.max_rows == 1:
-        return 1, Reason.ALONE, None
-    fitting = len(run.numbers)
-    punctual = _punctual(run, predictor, now)
-    if punctual < fitting:
-        return punctual, Reason.SLACK, None
-    if run.is_full:
-        return fitting, Reason.FULL, None
-    ripe: int | None = None
-    if set_points.delay_ns:
-        # A wait must not make anyone late: where times are known, it ends when the most urgent one has to start.
-        lasts = predictor.execute_ns(run.bucket, run.sums[-1]) or 0
-        ripe = min(run.arrival + set_points.delay_ns, run.earliest[-1] - lasts)
-        if ripe <= now:
-            return fitting, Reason.WINDOW, None
-    if set_points.preferred:
-        preferred = [count for count, rows in enumerate(run.sums, 1) if rows in set_points.preferred]
-        if preferred:
-            return preferred[-1], Reason.PREFERRED, None
-    return (fitting, Reason.IDLE, None) if ripe is None else (0, Reason.WAIT, ripe)
-
-
-def _punctual(run: _Run, predictor: Predictor, now: int) -> int:
+def _punctual(run: _Run, lasts: _Lasts, now: int) -> int:
     """How many of the run can go together without making the most urgent of them late; at least 1.
 
     More rows last no less, and more entries are due no later: so halving the interval finds the border.
@@ -205,9 +240,71 @@ def _punctual(run: _Run, predictor: Predictor, now: int) -> int:
     while low < high:
         # The whole run first: mostly, it fits.
         count = high if low == 1 and high == len(run.numbers) else (low + high + 1) // 2
-        lasts = predictor.execute_ns(run.bucket, run.sums[count - 1])
-        if lasts is None or now + lasts <= run.earliest[count - 1]:
+        if now + lasts(run.sums[count - 1]) <= run.earliest[count - 1]:
             low = count
         else:
             high = count - 1
     return low
+
+
+def _worth_dropping(run: _Run, punctual: int, lasts: _Lasts, now: int) -> int:
+    """When the whole run would be done, if it is better to run it without those who would be late then; else 0.
+
+    A tight target allows a small batch only, and a small batch costs more a row. That is no loss while whoever stays behind
+    is in time afterwards. Where not, and the larger batch gets more done in its time, the urgent ones are in the way (the early
+    drop of Nexus, SOSP 2019, where somebody is saved by it).
+    """
+    rows, all_rows = run.sums[punctual - 1], run.sums[-1]
+    behind = min(*run.targets[punctual:], run.others_due)
+    if now + lasts(rows) + lasts(all_rows - rows) <= behind:
+        return 0
+    late = now + lasts(all_rows)
+    saved = before = 0
+    for target, total in zip(run.targets, run.sums, strict=True):
+        if target >= late:
+            saved += total - before
+        before = total
+    return late if saved * lasts(rows) > rows * lasts(all_rows) else 0
+
+
+def _size(
+    run: _Run, lasts: _Lasts, set_points: SetPoints, now: int, busy_until: int
+) -> tuple[int, Reason, int | None]:
+    """How many of the run to take, why, and until when to wait if none. All of it would be in time."""
+    fitting = len(run.numbers)
+    if run.is_full:
+        return fitting, Reason.FULL, None
+    ripe: int | None = None
+    if set_points.delay_ns:
+        # A wait must not make anyone late: where times are known, it ends when the most urgent one has to start.
+        ripe = min(run.arrival + set_points.delay_ns, run.earliest[-1] - lasts(run.sums[-1]))
+        if ripe <= now:
+            return fitting, Reason.DELAY, None
+    if set_points.preferred:
+        preferred = [count for count, rows in enumerate(run.sums, 1) if rows in set_points.preferred]
+        if preferred:
+            return preferred[-1], Reason.PREFERRED, None
+    if ripe is None and set_points.holds and _may_hold(run, lasts, now, busy_until):
+        ripe = busy_until
+    if ripe is not None:
+        return 0, Reason.WAIT, ripe
+    return fitting, Reason.BUCKET if run.others else Reason.IDLE, None
+
+
+_WORTH_HOLDING = 0.15
+"""What two batches that become one have to save, of their time."""
+
+
+def _may_hold(run: _Run, lasts: _Lasts, now: int, busy_until: int) -> bool:
+    """Whether a busy instance can run this later, with as much again, with nobody late and less work in all.
+
+    Whoever waits is only those who would start an instance that could stay idle: so no more instances are at work than
+    targets ask for (Symphony, arXiv 2308.07470).
+    """
+    rows = run.sums[-1]
+    alone, together = lasts(rows), lasts(2 * rows)
+    if not now < busy_until or not alone:
+        return False
+    # Twice the time that it takes: who comes later must not find it too late.
+    is_safe = busy_until + 2 * together <= run.earliest[-1]
+    return is_safe and together <= 2 * alone * (1 - _WORTH_HOLDING)

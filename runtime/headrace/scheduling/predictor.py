@@ -11,7 +11,8 @@ import math
 import threading
 from bisect import bisect_left
 from collections import deque
-from typing import NamedTuple
+
+from headrace.scheduling.admission import Line
 
 WINDOW = 50
 """Executions of one row count that are remembered."""
@@ -19,13 +20,8 @@ LEAST = 3
 """Executions of a bucket before anything is foretold for it."""
 _REFRESH = 8
 _MOST_BUCKETS = 256
-
-
-class Line(NamedTuple):
-    """A batch of r rows lasts `base_ns + r * row_ns`."""
-
-    base_ns: int
-    row_ns: int
+_AS_GOOD = 0.95
+"""Of the best throughput: what is as good as that, up to noise."""
 
 
 class Learned:
@@ -38,10 +34,11 @@ class Learned:
     def __init__(self, quantile: float = 0.95) -> None:
         self.quantile = quantile
         self._buckets: dict[int, _Bucket] = {}
+        self._best: dict[int, int | None] = {}
         self._lock = threading.Lock()
 
-    def observe(self, bucket: int, rows: int, ns: int) -> None:
-        """A batch of so many rows ran for `ns`."""
+    def observe(self, bucket: int, rows: int, ns: int) -> bool:
+        """A batch of so many rows ran for `ns`. Says whether something is foretold otherwise now."""
         with self._lock:
             known = self._buckets.get(bucket)
             if known is None:
@@ -51,16 +48,30 @@ class Learned:
                 known = self._buckets[bucket] = _Bucket()
             if known.observe(rows, ns, self.quantile):
                 self._buckets[bucket] = self._buckets.pop(bucket)
+                return True
+            return False
 
     def execute_ns(self, bucket: int, rows: int) -> int | None:
         """How long a batch of so many rows will run, in ns; None while too little is known of its bucket."""
         known = self._buckets.get(bucket)
         return known.at(rows) if known is not None and known.count >= LEAST else None
 
-    def line(self, bucket: int) -> Line | None:
-        """The same as a straight line through the first and the last known row count."""
+    def line(self, bucket: int, max_rows: int) -> Line | None:
+        """The same as a straight line through the first known row count and that of a full batch; None while unknown."""
         known = self._buckets.get(bucket)
-        return known.line() if known is not None and known.count >= LEAST else None
+        return known.line(max_rows) if known is not None and known.count >= LEAST else None
+
+    def settle(self) -> None:
+        """What is known now was measured on purpose: the best batches follow from it, and stay."""
+        with self._lock:
+            self._best = {bucket: each.best_rows() for bucket, each in self._buckets.items()}
+
+    def best_rows(self, bucket: int) -> int | None:
+        """The rows of the best batch; None where none is better than the largest, or nothing was measured on purpose.
+
+        That is the smallest whose throughput is as good as any: whoever is in it is answered soonest.
+        """
+        return self._best.get(bucket)
 
 
 class _Bucket:
@@ -69,6 +80,8 @@ class _Bucket:
     def __init__(self) -> None:
         self.count = 0
         self._seen: dict[int, deque[int]] = {}
+        self._points: dict[int, tuple[int, int]] = {}
+        self._changed: set[int] = set()
         # Replaced as a whole, so that whoever reads needs no lock.
         self._table: tuple[list[int], list[float]] = ([], [])
 
@@ -80,11 +93,14 @@ class _Bucket:
         if times is None:
             times = self._seen[rows] = deque(maxlen=WINDOW)
         times.append(ns)
+        self._changed.add(rows)
         is_due = is_new or self.count <= _REFRESH or self.count % _REFRESH == 0
         if is_due:
-            known = sorted(self._seen)
-            points = [(_quantile(self._seen[n], quantile), len(self._seen[n])) for n in known]
-            self._table = (known, _pooled(points))
+            for each in self._changed:
+                self._points[each] = _quantile(self._seen[each], quantile), len(self._seen[each])
+            self._changed.clear()
+            known = sorted(self._points)
+            self._table = (known, _pooled([self._points[each] for each in known]))
         return is_due
 
     def at(self, rows: int) -> int:
@@ -94,19 +110,28 @@ class _Bucket:
             # Fewer rows than were ever seen take no longer.
             return int(times[place])
         if place == len(known):
-            line = self.line()
-            beyond = times[-1] + (rows - known[-1]) * line.row_ns if len(known) > 1 else times[-1] * rows / known[-1]
-            return int(beyond)
+            if len(known) == 1:
+                return int(times[0] * rows / known[0])
+            row = (times[-1] - times[0]) / (known[-1] - known[0])
+            return int(times[-1] + (rows - known[-1]) * row)
         low, high = known[place - 1], known[place]
         share = (rows - low) / (high - low)
         return int(times[place - 1] + share * (times[place] - times[place - 1]))
 
-    def line(self) -> Line:
+    def line(self, max_rows: int) -> Line:
         known, times = self._table
-        if len(known) == 1:
-            return Line(int(times[0]), 0)
-        row = (times[-1] - times[0]) / (known[-1] - known[0])
-        return Line(max(0, int(times[0] - row * known[0])), int(row))
+        # What is longer than a full batch does not come up, and may be another story.
+        first, last = known[0], min(known[-1], max_rows)
+        if last <= first:
+            return Line(int(times[0]), 0, max_rows)
+        row = (self.at(last) - times[0]) / (last - first)
+        return Line(max(0, int(times[0] - row * first)), int(row), max_rows)
+
+    def best_rows(self) -> int | None:
+        rates = {rows: rows / _quantile(times, 0.5) for rows, times in sorted(self._seen.items()) if len(times) >= LEAST}
+        enough = _AS_GOOD * max(rates.values(), default=0.0)
+        best = next((rows for rows, rate in rates.items() if rate >= enough), None)
+        return None if best is None or best == max(rates) else best
 
 
 def _quantile(times: deque[int], quantile: float) -> int:
