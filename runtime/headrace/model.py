@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+
 from headrace.clock import SECOND
-from headrace.tensor import TensorSpec
+from headrace.tensor import DTYPES, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,10 @@ class Padding:
     mask: str = ""
     max_elements: int = 0
 
+    def edge(self, length: int) -> int:
+        """What an input of this length, which is at most the last edge, is padded to."""
+        return self.edges[bisect_left(self.edges, length)]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -107,6 +114,17 @@ class ModelSpec:
     sequences: bool = False
     instances: int = 1
     padding: Padding | None = None
+
+    @property
+    def pads(self) -> list[tuple[int, bytes, bytes]]:
+        """Of each padded input: its place, one element of its padding, and a 1, of which a mask is made."""
+        if self.padding is None:
+            return []
+        padded = [(place, DTYPES[i.datatype], i.name) for place, i in enumerate(self.inputs) if i.name in self.padding.values]
+        return [
+            (place, np.array(self.padding.values[name], dtype).tobytes(), np.ones((), dtype).tobytes())
+            for place, dtype, name in padded
+        ]
 
     def __repr__(self) -> str:
         return f"<ModelSpec {self.name}/{self.version} {self.digest[:12]}>"

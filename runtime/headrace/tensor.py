@@ -93,6 +93,16 @@ class BytesTensor:
         width = math.prod(self.shape[1:])
         return BytesTensor((stop - start, *self.shape[1:]), self.offsets[start * width : stop * width + 1], self.data)
 
+    def take(self, places: NDArray[np.intp]) -> BytesTensor:
+        """The elements at these places, in the shape of `places`."""
+        chosen = places.reshape(-1)
+        begins, lengths = self.offsets[:-1][chosen], np.diff(self.offsets)[chosen]
+        offsets = np.zeros(len(chosen) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        # Of each byte: how far its element has moved.
+        moved = np.repeat(begins - offsets[:-1], lengths)
+        return BytesTensor(places.shape, offsets, self.data[np.arange(offsets[-1]) + moved])
+
     def objects(self) -> NDArray[Any]:
         """The elements as Python `bytes`, in an object array of `shape`."""
         data = self.data.tobytes()

@@ -63,6 +63,7 @@ fn main() -> std::io::Result<()> {
         batching: Batching::default(),
         decoupled: false,
         sequences: false,
+        padding: None,
     };
     let limits = Limits { requests: 1 << 14, rows: 1 << 20, nbytes: 4 << 30, estimate: None };
     let queue = Queue::new(Arc::clone(&house), 1, 1, spec, limits);

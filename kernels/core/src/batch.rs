@@ -14,7 +14,9 @@ use crate::entry::{Entry, Letter, Sink};
 use crate::error::{Error, Kind, Result};
 use crate::faults::{self, Point};
 use crate::ledger::BatchRecord;
+use crate::padding::{self, Cut};
 use crate::queue::{Post, Queue};
+use crate::validate::Admitted;
 
 /// One input of a batch: rows of all its requests, stacked.
 pub struct Gathered {
@@ -68,6 +70,7 @@ impl Batch {
             model: queue.model,
             rows: rows.max(1),
             requests: entries.len() as u32,
+            padding: padding::counted(entries.iter().map(|entry| &entry.admitted)),
             instance,
             reason,
             ..BatchRecord::default()
@@ -118,10 +121,15 @@ impl Batch {
     fn copy_inputs(&self, of: std::ops::Range<usize>) -> Vec<Gathered> {
         faults::pass(Point::Gather);
         let members = self.members.get(of).unwrap_or_default();
-        let batches = self.queue.spec.batches();
-        let specs = self.queue.spec.inputs.iter().enumerate();
+        let spec = &self.queue.spec;
+        let admitted: Vec<&Admitted> = members.iter().map(|member| &member.entry.admitted).collect();
+        let batches = spec.batches();
+        let specs = spec.inputs.iter().enumerate();
         let copy = |(input, declared): (usize, &crate::spec::TensorSpec)| {
-            let tensors = || members.iter().filter_map(move |member| member.entry.admitted.inputs[input].as_ref());
+            if let Some(padded) = padding::gather(spec, &self.queue.pool, input, &admitted) {
+                return Some(padded);
+            }
+            let tensors = || admitted.iter().filter_map(move |member| member.inputs[input].as_ref());
             let mut shape = tensors().next()?.shape.clone();
             if batches {
                 shape[0] = tensors().map(|tensor| tensor.shape[0]).sum();
@@ -313,40 +321,43 @@ impl Batch {
         }
         let rows = self.offsets[index] as usize..self.offsets[index + 1] as usize;
         let is_slice = shared && spec.batches() && self.len() > 1;
-        // Classes are made here, so they need a place that outlives what refers to them.
+        let mine = || is_slice.then(|| rows.clone());
+        let named = |output: usize| {
+            let found = outputs.iter().find(|returned| returned.output == output);
+            found.ok_or_else(|| Error::broken("an output that is wanted was not returned"))
+        };
+        // What is cut back, and classes, are made here, so they need a place that outlives what refers to them.
+        let wanted: &[crate::validate::Wanted] = if outputs.is_empty() { &[] } else { &entry.admitted.outputs };
+        let cut = |wanted: &crate::validate::Wanted| padding::cut(spec, named(wanted.output)?, mine(), &entry.admitted);
+        let cuts: Vec<Option<Cut>> = wanted.iter().map(cut).collect::<Result<_>>()?;
         let mut made: Vec<Option<Classes>> = Vec::new();
-        let mut told = Vec::with_capacity(entry.admitted.outputs.len());
-        if !outputs.is_empty() {
-            for wanted in &entry.admitted.outputs {
-                let returned = outputs
-                    .iter()
-                    .find(|returned| returned.output == wanted.output)
-                    .ok_or_else(|| Error::broken("an output that is wanted was not returned"))?;
-                let part = part_of(returned, is_slice.then(|| rows.clone()));
-                let asked = wanted.asked.and_then(|asked| entry.request.outputs.get(asked));
-                told.push((wanted.output, returned, part, asked));
-                made.push(match asked {
-                    Some(asked) if asked.classes > 0 => {
-                        let labels = &spec.outputs[wanted.output].labels;
-                        let datatype = spec.outputs[wanted.output].datatype;
-                        let batch = match (spec.batches(), is_slice) {
-                            (true, true) => rows.len(),
-                            (true, false) => returned.shape.first().copied().unwrap_or(1) as usize,
-                            (false, _) => 1,
-                        };
-                        let Part::Raw(data) = part else {
-                            return classify::check(Datatype::Bytes).map(|()| bytes::Bytes::new());
-                        };
-                        let (wire, kept) = classify::top(datatype, data, batch, asked.classes as usize, labels)?;
-                        let shape = if spec.batches() { vec![batch as i64, kept as i64] } else { vec![kept as i64] };
-                        Some((wire, shape))
-                    }
-                    _ => None,
-                });
-            }
+        let mut told = Vec::with_capacity(wanted.len());
+        for (wanted, cut) in wanted.iter().zip(&cuts) {
+            let returned = named(wanted.output)?;
+            let part = cut.as_ref().map_or_else(|| part_of(returned, mine()), |cut| Part::Raw(&cut.wire));
+            let asked = wanted.asked.and_then(|asked| entry.request.outputs.get(asked));
+            told.push((wanted.output, returned, part, asked));
+            made.push(match asked {
+                Some(asked) if asked.classes > 0 => {
+                    let labels = &spec.outputs[wanted.output].labels;
+                    let datatype = spec.outputs[wanted.output].datatype;
+                    let batch = match (spec.batches(), is_slice) {
+                        (true, true) => rows.len(),
+                        (true, false) => returned.shape.first().copied().unwrap_or(1) as usize,
+                        (false, _) => 1,
+                    };
+                    let Part::Raw(data) = part else {
+                        return classify::check(Datatype::Bytes).map(|()| bytes::Bytes::new());
+                    };
+                    let (wire, kept) = classify::top(datatype, data, batch, asked.classes as usize, labels)?;
+                    let shape = if spec.batches() { vec![batch as i64, kept as i64] } else { vec![kept as i64] };
+                    Some((wire, shape))
+                }
+                _ => None,
+            });
         }
         let mut answers = Vec::with_capacity(told.len());
-        for ((output, returned, part, asked), classes) in told.iter().zip(&made) {
+        for (((output, returned, part, asked), classes), cut) in told.iter().zip(&made).zip(&cuts) {
             let declared = &spec.outputs[*output];
             let mut answer = Wanted {
                 name: &declared.name,
@@ -355,6 +366,9 @@ impl Batch {
                 shape: returned.shape,
                 part: *part,
             };
+            if let Some(cut) = cut {
+                (answer.rows, answer.shape) = (None, &cut.shape);
+            }
             if let Some((wire, shape)) = classes {
                 (answer.datatype, answer.rows, answer.shape) = (Datatype::Bytes, None, shape);
                 answer.part = Part::Raw(wire);

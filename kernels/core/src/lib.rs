@@ -20,6 +20,7 @@ pub mod grpc;
 pub mod ledger;
 pub mod load;
 pub mod news;
+pub mod padding;
 pub mod queue;
 pub mod regions;
 pub mod routes;

@@ -26,7 +26,7 @@ use crate::validate::admit;
 use crate::waiting::State;
 
 /// Bytes of an entry in a view; the layout is `headrace.scheduling.plan.VIEW`.
-pub const VIEW_BYTES: usize = 64;
+pub const VIEW_BYTES: usize = 72;
 
 /// What all queues of a kernel share.
 pub struct House {
@@ -204,7 +204,7 @@ impl Queue {
                 continue;
             };
             // A bucket in the view is a hash; entries share a batch only if the shapes themselves are equal.
-            let is_mate = entries.first().is_none_or(|first| first.admitted.is_mate(&entry.admitted, self.spec.batches()));
+            let is_mate = entries.first().is_none_or(|first| first.admitted.is_mate(&entry.admitted, &self.spec));
             if is_mate && let Some(entry) = state.leave(*number) {
                 entries.push(entry);
             }
@@ -431,6 +431,8 @@ impl Queue {
             view.extend_from_slice(&entry.admitted.nbytes.to_le_bytes());
             view.extend_from_slice(&entry.admitted.rows.max(1).to_le_bytes());
             view.extend_from_slice(&entry.due.level.to_le_bytes());
+            view.extend_from_slice(&entry.admitted.padded.to_le_bytes());
+            view.extend_from_slice(&[0; 4]);
         }
         view
     }

@@ -61,6 +61,26 @@ impl Default for Batching {
     }
 }
 
+/// What an input is padded with, and what a mask that is made has where there is something: one element each.
+#[derive(Clone, Debug)]
+pub struct Pad {
+    pub element: Vec<u8>,
+    pub one: Vec<u8>,
+}
+
+/// How requests of different lengths share a batch. See `headrace.model.Padding`.
+#[derive(Clone, Debug)]
+pub struct Padding {
+    /// Which dimension varies, counted without the batch dimension.
+    pub axis: usize,
+    /// What inputs are padded to, ascending.
+    pub edges: Vec<i64>,
+    /// One a declared input; None for those that are not padded.
+    pub pads: Vec<Option<Pad>>,
+    /// The input that is made where a request leaves it out.
+    pub mask: Option<usize>,
+}
+
 /// One version of a model.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -72,6 +92,7 @@ pub struct Spec {
     pub batching: Batching,
     pub decoupled: bool,
     pub sequences: bool,
+    pub padding: Option<Padding>,
 }
 
 impl Spec {

@@ -8,6 +8,7 @@ use crate::classify;
 use crate::codec::{Input, Request};
 use crate::datatype::{Datatype, format_shape, product};
 use crate::error::{Error, Result, request_prefix};
+use crate::padding::{self, Length};
 use crate::spec::{Spec, TensorSpec};
 
 const BATCH_NOTE: &str = "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be \
@@ -42,15 +43,22 @@ pub struct Admitted {
     /// What requests of one batch have in common, as a number. Equal shapes have equal buckets.
     pub bucket: u64,
     pub nbytes: u64,
+    /// Of the padded inputs, and what they are padded to; 0 without padding.
+    pub length: u32,
+    pub padded: u32,
 }
 
 impl Admitted {
-    /// Whether both may share a batch: the same inputs, of the same shapes but for the rows.
-    pub fn is_mate(&self, other: &Admitted, batches: bool) -> bool {
-        let inner = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| t.shape[usize::from(batches)..].to_vec());
+    /// Whether both may share a batch: the same inputs, of the same shapes but for the rows and, with padding, for the length.
+    pub fn is_mate(&self, other: &Admitted, spec: &Spec) -> bool {
         self.bucket == other.bucket
+            && self.padded == other.padded
             && self.inputs.len() == other.inputs.len()
-            && self.inputs.iter().zip(&other.inputs).all(|(a, b)| inner(a) == inner(b))
+            && self.inputs.iter().zip(&other.inputs).enumerate().all(|(input, (a, b))| match (a, b) {
+                (Some(a), Some(b)) => padding::are_alike(spec, input, &a.shape, &b.shape),
+                (None, None) => true,
+                _ => padding::is_made(spec, input),
+            })
     }
 }
 
@@ -89,19 +97,33 @@ pub fn admit(spec: &Spec, request: &mut Request) -> Result<Admitted> {
     let rows = if spec.batches() { check_batch(spec, request)? } else { 1 };
     let mut inputs = Vec::with_capacity(spec.inputs.len());
     let mut nbytes = 0;
-    let mut bucket = Bucket::default();
     for declared in &spec.inputs {
         let Some(index) = request.inputs.iter().position(|given| *given.name == *declared.name) else {
             inputs.push(None);
-            bucket.leave_out();
             continue;
         };
         let (shape, size) = admit_input(spec, request, declared, &request.inputs[index])?;
         nbytes += size;
-        bucket.add(&shape[usize::from(spec.batches())..]);
         inputs.push(Some(Tensor { shape, data: std::mem::take(&mut request.inputs[index].data) }));
     }
-    Ok(Admitted { inputs, outputs, rows, bucket: bucket.0, nbytes })
+    let Length { length, padded } = padding::judge(spec, &request.id, &inputs)?;
+    let bucket = bucket_of(spec, &inputs, padded);
+    Ok(Admitted { inputs, outputs, rows, bucket, nbytes, length, padded })
+}
+
+/// The number of a bucket: of the inputs as the model sees them.
+fn bucket_of(spec: &Spec, inputs: &[Option<Tensor>], padded: u32) -> u64 {
+    let mut bucket = Bucket::default();
+    for (input, tensor) in inputs.iter().enumerate() {
+        match tensor {
+            _ if padded > 0 && padding::is_padded(spec, input, tensor.is_some()) => {
+                bucket.add(&padding::inner_shape(spec, input, tensor.as_ref(), padded));
+            }
+            Some(tensor) => bucket.add(&tensor.shape[usize::from(spec.batches())..]),
+            None => bucket.leave_out(),
+        }
+    }
+    bucket.0
 }
 
 fn wanted_outputs(spec: &Spec, request: &Request) -> Result<Vec<Wanted>> {

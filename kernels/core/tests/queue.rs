@@ -80,6 +80,7 @@ fn queue(house: &Arc<House>, sequences: bool) -> Arc<Queue> {
         batching: Batching::default(),
         decoupled: false,
         sequences,
+        padding: None,
     };
     let limits = Limits { requests: 1 << 20, rows: 1 << 20, nbytes: 1 << 30, estimate: None };
     Queue::new(Arc::clone(house), 1, 1, spec, limits)

@@ -38,6 +38,7 @@ fn spec() -> Spec {
         batching: Batching::default(),
         decoupled: false,
         sequences: false,
+        padding: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use headrace_core::admission;
 use headrace_core::codec::{Output, Parameter, Request, Sequence};
 use headrace_core::datatype::Datatype;
-use headrace_core::spec::{Batching, QueuePolicy, Spec, TensorSpec};
+use headrace_core::spec::{Batching, Pad, Padding, QueuePolicy, Spec, TensorSpec};
 use headrace_core::wire::Text;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -39,6 +39,13 @@ pub struct GivenBatching {
     sheds_target: bool,
 }
 
+#[derive(FromPyObject)]
+pub struct GivenPadding {
+    axis: usize,
+    edges: Vec<i64>,
+    mask: String,
+}
+
 /// `headrace.model.ModelSpec`.
 #[derive(FromPyObject)]
 pub struct GivenSpec {
@@ -50,6 +57,8 @@ pub struct GivenSpec {
     batching: GivenBatching,
     decoupled: bool,
     sequences: bool,
+    padding: Option<GivenPadding>,
+    pads: Vec<(usize, Vec<u8>, Vec<u8>)>,
 }
 
 #[derive(FromPyObject)]
@@ -119,14 +128,27 @@ impl From<GivenPolicy> for QueuePolicy {
     }
 }
 
+impl GivenPadding {
+    fn read(self, given: Vec<(usize, Vec<u8>, Vec<u8>)>, inputs: &[TensorSpec]) -> Padding {
+        let mut pads: Vec<Option<Pad>> = vec![None; inputs.len()];
+        for (place, element, one) in given {
+            pads[place] = Some(Pad { element, one });
+        }
+        let mask = inputs.iter().position(|input| input.name == self.mask);
+        Padding { axis: self.axis, edges: self.edges, pads, mask }
+    }
+}
+
 impl GivenSpec {
     pub fn read(self) -> PyResult<Spec> {
-        let batching = self.batching;
+        let (batching, pads) = (self.batching, self.pads);
+        let inputs = self.inputs.into_iter().map(GivenTensor::read).collect::<PyResult<Vec<_>>>()?;
+        let padding = self.padding.map(|padding| padding.read(pads, &inputs));
         Ok(Spec {
             name: self.name,
             version: self.version,
             max_batch_size: self.max_batch_size,
-            inputs: self.inputs.into_iter().map(GivenTensor::read).collect::<PyResult<_>>()?,
+            inputs,
             outputs: self.outputs.into_iter().map(GivenTensor::read).collect::<PyResult<_>>()?,
             batching: Batching {
                 preserve_ordering: batching.preserve_ordering,
@@ -139,6 +161,7 @@ impl GivenSpec {
             },
             decoupled: self.decoupled,
             sequences: self.sequences,
+            padding,
         })
     }
 }

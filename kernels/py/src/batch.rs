@@ -99,6 +99,14 @@ impl Batch {
         self.core.lock().offsets.clone()
     }
 
+    /// What the inputs are padded to, 0 without padding, and the length of each request.
+    #[getter]
+    fn lengths(&self) -> (u32, Vec<u32>) {
+        let core = self.core.lock();
+        let admitted = || (0..core.len()).filter_map(|index| core.entry(index)).map(|entry| &entry.admitted);
+        (admitted().next().map_or(0, |first| first.padded), admitted().map(|admitted| admitted.length).collect())
+    }
+
     /// Requests that came from this process: their place, and their number in the queue.
     #[getter]
     fn locals(&self) -> Vec<(usize, u64)> {

@@ -138,7 +138,8 @@ class Running:
         points = SetPoints()
         if spec.batching.enabled:
             batching = spec.batching
-            points = SetPoints(spec.max_batch_size, batching.delay_ns, batching.preferred, batching.preserve_ordering)
+            elements = spec.padding.max_elements if spec.padding is not None else 0
+            points = SetPoints(spec.max_batch_size, batching.delay_ns, batching.preferred, batching.preserve_ordering, elements)
         sessions = [session for session, count in opened.sessions for _ in range(count)]
         forecast = Forecast(self.route.queue, points.max_rows, len(sessions))
         self._instances = [
@@ -202,7 +203,7 @@ def warm_up(opened: Opened) -> None:
 
 
 class _Zeros:
-    """A batch of one row of zeros, for warm-up. Dimensions that vary are 1."""
+    """A batch of one row of zeros, for warm-up. Dimensions that vary are 1; a length that is padded is that of a bucket."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
@@ -216,10 +217,16 @@ class _Zeros:
         return tuple(output.name for output in self._spec.outputs)
 
     def tensors(self) -> Mapping[str, Tensor]:
-        return {spec.name: self._zeros(spec) for spec in self._spec.inputs if not spec.optional}
+        return {spec.name: self._zeros(spec) for spec in self._spec.inputs if not spec.optional or self._is_made(spec)}
+
+    def _is_made(self, spec: TensorSpec) -> bool:
+        return self._spec.padding is not None and spec.name == self._spec.padding.mask
 
     def _zeros(self, spec: TensorSpec) -> Tensor:
+        padding = self._spec.padding
         shape = tuple(1 if size == -1 else size for size in spec.dims)
+        if padding is not None and spec.name in padding.values:
+            shape = (*shape[: padding.axis], padding.edges[0], *shape[padding.axis + 1 :])
         if spec.reshape is not None:
             shape = resolve_reshape(shape, spec.dims, spec.reshape)
         if self._spec.max_batch_size > 0:

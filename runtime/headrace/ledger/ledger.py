@@ -73,7 +73,11 @@ class RequestRecord(NamedTuple):
 
 
 class BatchRecord(NamedTuple):
-    """One batch. `reason` is the plan's, as its place in `scheduling.plan.Reason`; `padding` counts rows that nobody sent."""
+    """One batch.
+
+    `reason` is the plan's, as its place in `scheduling.plan.Reason`; `padding` counts elements along the padded dimension that
+    nobody sent: of each row, the length it was padded to less its own.
+    """
 
     number: int
     taken: int

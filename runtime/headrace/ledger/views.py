@@ -42,6 +42,8 @@ class VersionTotals:
     """Requests that entered the queue; each ends in one of `outcomes`, and so do those that were turned away before."""
     inference_count: int = 0
     execution_count: int = 0
+    padding: int = 0
+    """Elements along the padded dimension that nobody sent, of executed batches."""
     last_inference_ms: int = 0
     success: Total = field(default_factory=Total)
     fail: Total = field(default_factory=Total)
@@ -101,6 +103,7 @@ class Statistics:
 
     def _fold_batches(self, totals: VersionTotals, records: Records) -> None:
         totals.execution_count += len(records)
+        totals.padding += int(records["padding"].sum())
         for rows in np.unique(records["rows"]).tolist():
             same = records[records["rows"] == rows]
             sums = totals.batches[rows]

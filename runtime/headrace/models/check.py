@@ -14,6 +14,7 @@ from headrace.models.autocomplete import fed_by_scheduler
 from headrace.models.datatypes import config_datatype, type_name
 from headrace.models.ensemble import check_ensemble
 from headrace.models.fill import ENSEMBLE, PLATFORMS
+from headrace.models.padding import made_input
 from headrace.protocol.headrace_pb2 import (
     ModelConfig,
     ModelDynamicBatching,
@@ -221,18 +222,18 @@ def _tensor_problem(tensor: ModelInput | ModelOutput, config: ModelConfig) -> st
 
 
 def _check_inputs(config: ModelConfig, io: GraphIO) -> None:
-    """An input with a default in the file may be configured, and then does not count."""
-    name = config.name
+    """An input with a default in the file may be configured, and then does not count. One that we make is never missing."""
+    name, made = config.name, made_input(config)
     tensors = {tensor.name: tensor for tensor in io.inputs}
     defaults = {tensor.name for tensor in io.inputs if tensor.initializer}
-    counted = [tensor for tensor in config.input if not tensor.optional and tensor.name not in defaults]
+    counted = [tensor for tensor in config.input if (not tensor.optional or tensor.name == made) and tensor.name not in defaults]
     expected, provided = len(counted) + len(fed_by_scheduler(config)), len(tensors) - len(defaults)
     if expected != provided:
         raise InvalidRepository(
             f"unable to load model '{name}', configuration expects {expected} inputs, model provides {provided}"
         )
     for configured in config.input:
-        if configured.optional and config.max_batch_size > 0:
+        if configured.optional and configured.name != made and config.max_batch_size > 0:
             raise InvalidRepository(
                 f"unable to load model '{name}', optional input '{configured.name}' is not supported for models "
                 "that support batching"

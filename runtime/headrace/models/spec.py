@@ -14,6 +14,7 @@ from headrace.errors import InvalidRepository
 from headrace.model import Batching, ModelSpec, QueuePolicy
 from headrace.models.check import is_outside
 from headrace.models.datatypes import v2_datatype
+from headrace.models.padding import padding_of
 from headrace.protocol.headrace_pb2 import (
     ModelConfig,
     ModelDynamicBatching,
@@ -52,6 +53,7 @@ def spec_of(config: ModelConfig, version: int, digest: str, directory: Path) -> 
     if config.HasField("dynamic_batching"):
         batching = _batching(config.dynamic_batching, enabled=config.max_batch_size > 0)
     batching = replace(batching, **_goals(config))
+    inputs = tuple(_tensor_spec(tensor, optional=tensor.optional) for tensor in config.input)
     return ModelSpec(
         name=config.name,
         version=version,
@@ -59,12 +61,13 @@ def spec_of(config: ModelConfig, version: int, digest: str, directory: Path) -> 
         backend=config.backend,
         platform=config.platform,
         max_batch_size=config.max_batch_size,
-        inputs=tuple(_tensor_spec(tensor, optional=tensor.optional) for tensor in config.input),
+        inputs=inputs,
         outputs=tuple(_tensor_spec(tensor, labels=_labels(tensor, directory)) for tensor in config.output),
         batching=batching,
         decoupled=config.model_transaction_policy.decoupled,
         sequences=config.HasField("sequence_batching"),
         instances=sum(map(_instances, config.instance_group)) or 1,
+        padding=padding_of(config, inputs),
     )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from headrace.errors import InvalidRequest, request_prefix
 from headrace.model import ModelSpec
 from headrace.protocol.classification import check_classes
+from headrace.protocol.padding import Lengths, Shape
 from headrace.request import Request
 from headrace.tensor import DTYPES, BytesTensor, RawTensor, Tensor, TensorSpec, datatype_of, format_shape
 
@@ -30,9 +31,6 @@ _ADDRESSABLE = 1 << 47
 """Bytes that a process can address on the machines there are."""
 _FNV_BASIS, _FNV_PRIME = 0xCBF2_9CE4_8422_2325, 0x100_0000_01B3
 _WORD = _LEFT_OUT = (1 << 64) - 1
-
-
-Shape = tuple[int, ...]
 
 
 @lru_cache(4096)
@@ -54,6 +52,7 @@ class Admitted(NamedTuple):
 
     `inputs` are in the model's order, as the model sees them (reshaped). `rows` is the size of the batch dimension, 1 without
     one. Requests with equal `shapes` may share a batch; `bucket` is their number. `outputs` are in the order of the answer.
+    `length` is that of padded inputs, and `padded` what they are padded to, which `shapes` has instead; both 0 without padding.
     """
 
     inputs: dict[str, Tensor]
@@ -61,6 +60,8 @@ class Admitted(NamedTuple):
     rows: int
     shapes: tuple[Shape | None, ...]
     nbytes: int
+    length: int = 0
+    padded: int = 0
 
     @property
     def bucket(self) -> int:
@@ -78,6 +79,7 @@ class Validator:
         self._all_outputs = tuple(self._outputs)
         self._required = tuple(i.name for i in spec.inputs if not i.optional)
         self._batches = spec.max_batch_size > 0
+        self._lengths = Lengths(spec) if spec.padding is not None else None
 
     def admit(self, request: Request) -> Admitted:
         """Check a request and decode its tensors.
@@ -104,7 +106,12 @@ class Validator:
             inputs[spec.name] = tensor
             shapes.append(tensor.shape[1:] if self._batches else tensor.shape)
             nbytes += tensor.nbytes
-        return Admitted(inputs, request.outputs or self._all_outputs, rows, tuple(shapes), nbytes)
+        outputs = request.outputs or self._all_outputs
+        if self._lengths is None:
+            return Admitted(inputs, outputs, rows, tuple(shapes), nbytes)
+        length, padded = self._lengths.judge(request.id, inputs)
+        seen = self._lengths.seen(tuple(shapes), padded) if padded else tuple(shapes)
+        return Admitted(inputs, outputs, rows, seen, nbytes, length, padded)
 
     def _check_names(self, request: Request) -> None:
         given = request.inputs

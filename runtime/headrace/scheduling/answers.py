@@ -12,13 +12,14 @@ from headrace.protocol.classification import classified
 from headrace.protocol.validate import resolve_reshape
 from headrace.request import Request, Response
 from headrace.scheduling.entry import Answer, Sink
+from headrace.scheduling.padding import cut_dimension
 from headrace.tensor import Tensor, TensorSpec, datatype_of, format_shape
 
 log = logging.getLogger(__name__)
 
 
 def checked_outputs(
-    model: ModelSpec, outputs: Mapping[str, Tensor], wanted: Sequence[str], rows: int | None
+    model: ModelSpec, outputs: Mapping[str, Tensor], wanted: Sequence[str], rows: int | None, padded: int = 0
 ) -> dict[str, Tensor]:
     """The `wanted` outputs, as clients see them (reshaped).
 
@@ -27,11 +28,17 @@ def checked_outputs(
         outputs: what the model returned.
         wanted: names.
         rows: how many there must be; None for an answer of a decoupled model, which has as many as it likes.
+        padded: the length the inputs were padded to, which outputs have too; 0 without padding.
 
     Raises:
         BackendFailed: one is missing, or its datatype or shape is not the declared one.
     """
-    return {spec.name: _checked(model, spec, outputs.get(spec.name), rows) for spec in model.outputs if spec.name in wanted}
+    checked = {spec.name: _checked(model, spec, outputs.get(spec.name), rows) for spec in model.outputs if spec.name in wanted}
+    if padded:
+        for spec in model.outputs:
+            if spec.name in checked:
+                _check_length(model, spec, checked[spec.name], padded)
+    return checked
 
 
 def _checked(model: ModelSpec, spec: TensorSpec, tensor: Tensor | None, rows: int | None) -> Tensor:
@@ -55,6 +62,16 @@ def _checked(model: ModelSpec, spec: TensorSpec, tensor: Tensor | None, rows: in
     if spec.reshape is not None:
         return tensor.reshape((*shape[:batch], *resolve_reshape(shape[batch:], seen, spec.dims)))
     return tensor
+
+
+def _check_length(model: ModelSpec, spec: TensorSpec, tensor: Tensor, padded: int) -> None:
+    """What has another length than the inputs had cannot be cut back."""
+    dimension = cut_dimension(model, spec)
+    if dimension is not None and tensor.shape[dimension] != padded:
+        raise BackendFailed(
+            f"{_what(model, spec)}: the model returned size {tensor.shape[dimension]} along dimension {dimension}, where the "
+            f"padded length of its inputs is {padded}"
+        )
 
 
 def _what(model: ModelSpec, spec: TensorSpec) -> str:

@@ -16,6 +16,7 @@ from headrace.model import ModelSpec
 from headrace.request import Request, Response
 from headrace.scheduling.answers import checked_outputs, deliver, log_failure, response_of
 from headrace.scheduling.entry import Answer, EntryState, PortableEntry
+from headrace.scheduling.padding import cut, padded_inputs, padding_of
 from headrace.scheduling.plan import Reason
 from headrace.tensor import Tensor, concatenate, rows_of
 
@@ -52,6 +53,7 @@ class PortableBatch:
         self.offsets = [0]
         for entry in entries:
             self.offsets.append(self.offsets[-1] + entry.admitted.rows)
+        self._padded = entries[0].admitted.padded
 
     @property
     def rows(self) -> int:
@@ -74,8 +76,11 @@ class PortableBatch:
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs by name, rows of all requests stacked; gathered by the first call."""
         if self._tensors is None:
-            first = self._entries[0].admitted.inputs
-            self._tensors = {name: concatenate([e.admitted.inputs[name] for e in self._entries]) for name in first}
+            members = [entry.admitted for entry in self._entries]
+            if self._padded:
+                self._tensors = padded_inputs(self._owner.spec, members)
+            else:
+                self._tensors = {name: concatenate([m.inputs[name] for m in members]) for name in members[0].inputs}
             self._gathered = self._owner.clock.now()
             for entry in self._entries:
                 entry.stamps.gathered = self._gathered
@@ -94,12 +99,12 @@ class PortableBatch:
         Raises:
             BackendFailed: an output is missing, or its datatype or shape is not the declared one. Nobody is answered then.
         """
-        checked = checked_outputs(self._owner.spec, outputs, self.wanted(), self.rows)
+        checked = checked_outputs(self._owner.spec, outputs, self.wanted(), self.rows, self._padded)
         self._stamp_executed(self._open.values())
         responses: dict[int, Response | HeadraceError] = {}
         for index, entry in self._open.items():
             mine = {name: self._slice(checked[name], index) for name in entry.admitted.outputs}
-            responses[index] = response_of(entry.request, self._owner.spec, mine, final=True)
+            responses[index] = response_of(entry.request, self._owner.spec, self._cut(mine, entry), final=True)
         self._deliver(responses)
 
     def send(self, index: int, outputs: Mapping[str, Tensor], final: bool) -> None:
@@ -116,9 +121,11 @@ class PortableBatch:
         if entry is None:
             raise Broken(f"request {index} of batch {self.number} was answered after its final answer")
         rows = None if self._owner.spec.decoupled else entry.admitted.rows
-        checked = checked_outputs(self._owner.spec, outputs, entry.admitted.outputs, rows) if outputs or not final else {}
+        wanted, checked = entry.admitted.outputs, dict[str, Tensor]()
+        if outputs or not final:
+            checked = checked_outputs(self._owner.spec, outputs, wanted, rows, self._padded)
         self._stamp_executed([entry])
-        response = response_of(entry.request, self._owner.spec, checked, final=final)
+        response = response_of(entry.request, self._owner.spec, self._cut(checked, entry), final=final)
         if isinstance(response, HeadraceError) and not final:
             self._given_up.add(index)
         self._deliver({index: response})
@@ -153,6 +160,7 @@ class PortableBatch:
                     self._owner.model_number,
                     max(1, self.rows),
                     len(self),
+                    padding=padding_of([entry.admitted for entry in self._entries]) if self._padded else 0,
                     failed=self._failed,
                     instance=self._instance,
                     reason=self._reason,
@@ -171,6 +179,10 @@ class PortableBatch:
         if len(self._entries) == 1:
             return tensor
         return rows_of(tensor, self.offsets[index], self.offsets[index + 1])
+
+    def _cut(self, outputs: dict[str, Tensor], entry: PortableEntry) -> dict[str, Tensor]:
+        length = entry.admitted.length
+        return outputs if length == self._padded else cut(self._owner.spec, outputs, length)
 
     def _deliver(self, results: Mapping[int, Response | HeadraceError]) -> None:
         """Hand one answer to each of these requests, unless nobody wants it any more."""

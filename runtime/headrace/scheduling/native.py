@@ -31,6 +31,7 @@ from headrace.request import Sequence as SequencePlace
 from headrace.scheduling.admission import Depth, Limits
 from headrace.scheduling.answers import checked_outputs, deliver, log_failure, response_of
 from headrace.scheduling.entry import Answer, Sink, outcome_of
+from headrace.scheduling.padding import cut
 from headrace.scheduling.plan import VIEW, Plan
 from headrace.tensor import DTYPES, BytesTensor, RawTensor, Tensor, datatype_of, rows_of
 
@@ -244,6 +245,7 @@ class NativeBatch:
         self._tensors: Mapping[str, Tensor] | None = None
         self._requests: list[Request] | None = None
         self._wanted: tuple[str, ...] | None = None
+        self._padded, self._lengths = core.lengths if queue.spec.padding is not None else (0, ())
         offsets = core.offsets
         self.offsets = offsets if only is None else [0, offsets[only + 1] - offsets[only]]
 
@@ -298,7 +300,7 @@ class NativeBatch:
         Raises:
             BackendFailed: an output is missing, or its datatype or shape is not the declared one. Nobody is answered then.
         """
-        checked = checked_outputs(self._queue.spec, outputs, self.wanted(), self.rows)
+        checked = checked_outputs(self._queue.spec, outputs, self.wanted(), self.rows, self._padded)
         self._tell(self._core.reply(self._parts(checked)), checked, shared=True, final=True)
 
     def send(self, index: int, outputs: Mapping[str, Tensor], final: bool) -> None:
@@ -310,7 +312,7 @@ class NativeBatch:
         spec = self._queue.spec
         rows = None if spec.decoupled else self.offsets[index + 1] - self.offsets[index]
         wanted = [self._queue.layout.outputs[place] for place in self._core.wanted(index)]
-        checked = checked_outputs(spec, outputs, wanted, rows) if outputs or not final else {}
+        checked = checked_outputs(spec, outputs, wanted, rows, self._padded) if outputs or not final else {}
         try:
             is_local = self._core.send(index, self._parts(checked), final)
         except native.KernelError as error:
@@ -353,6 +355,8 @@ class NativeBatch:
                 for name in (request.outputs or self._queue.layout.outputs)
                 if name in outputs
             }
+            if self._padded and self._lengths[place] < self._padded:
+                mine = cut(self._queue.spec, mine, self._lengths[place])
             return response_of(request, self._queue.spec, mine, final=final)
 
         self._deliver(places, result)

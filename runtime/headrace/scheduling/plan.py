@@ -21,12 +21,14 @@ VIEW: np.dtype[Any] = np.dtype(
         ("nbytes", "<u8"),
         ("rows", "<u4"),
         ("level", "<u4"),
+        ("padded", "<u4"),
+        ("filler", "V4"),
     ]
 )
 """What a plan sees of an entry, most urgent first. Instants in ns; `deadline` and `target` are `NEVER` where there is none;
-`rows` is at least 1; entries of one `bucket` may share a batch."""
+`rows` is at least 1; entries of one `bucket` may share a batch; `padded` is the length they are padded to, 0 without padding."""
 
-VIEW_FORMAT = "<QqqqqQQII"
+VIEW_FORMAT = "<QqqqqQQIII4x"
 _ENTRY = Struct(VIEW_FORMAT)
 NEVER = (1 << 63) - 1
 
@@ -58,7 +60,8 @@ class SetPoints:
 
     `delay_ns` is how long the oldest entry may wait for company; `preferred` ascends; with `in_order` nobody is taken before
     somebody who stands in front. An answer needs up to `margin_ns` for its way back. With `holds`, an instance leaves what waits
-    to one that is busy, where nobody will be late for it and the work becomes less.
+    to one that is busy, where nobody will be late for it and the work becomes less. Rows times padded length
+    are at most `max_elements`; 0 is no limit.
     """
 
     max_rows: int = 1
@@ -67,6 +70,7 @@ class SetPoints:
     in_order: bool = False
     margin_ns: int = 0
     holds: bool = False
+    max_elements: int = 0
 
 
 class Plan(NamedTuple):
@@ -193,7 +197,7 @@ def _run(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, no
     left, buckets = len(view), dict[int, _Lasts]()
     total, soonest, oldest, mate, is_full, is_over, others, others_due = 0, NEVER, NEVER, -1, False, False, 0, NEVER
     # Unpacked, not computed with numpy: most views have a few entries, and a single call of numpy costs more than those.
-    for number, _, arrival, target, deadline, bucket, _, rows, _ in _ENTRY.iter_unpack(view.tobytes()):
+    for number, _, arrival, target, deadline, bucket, _, rows, _, padded in _ENTRY.iter_unpack(view.tobytes()):
         lasts = buckets.get(bucket)
         if lasts is None:
             lasts = buckets[bucket] = _Lasts(predictor, bucket, set_points.margin_ns)
@@ -207,6 +211,8 @@ def _run(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, no
         if not is_over:
             if not numbers:
                 max_rows = min(max_rows, predictor.best_rows(bucket) or max_rows)
+                if set_points.max_elements and padded:
+                    max_rows = min(max_rows, max(1, set_points.max_elements // padded))
             if bucket != mate and numbers:
                 is_over = in_order
             elif total + rows > max_rows and numbers:

@@ -308,6 +308,7 @@ class PortableQueue:
             size.nbytes,
             size.rows,
             times.level,
+            entry.admitted.padded,
         )
         insort(self._order, (entry.key, entry.number, entry, seen))
         self._has_news = True

@@ -63,6 +63,7 @@ class _Past:
     outcomes: Mapping[Outcome, int]
     refusals: Mapping[Refusal, int]
     failures: Mapping[str, int]
+    padding: int
     tritons: Mapping[Name, int]
     histograms: VersionHistograms
 
@@ -107,6 +108,7 @@ class Metrics(Collector):
                     page.add(names.REFUSALS, (*labels, refusal.name.lower()), past.refusals[refusal])
             if key in running:
                 _add_distributions(page, labels, past.histograms)
+                page.add(names.BATCH_PADDING, labels, past.padding)
                 _add_present(page, labels, running[key])
                 _add_tritons(page, labels, past, running[key])
         yield from page.families.values()
@@ -136,6 +138,7 @@ class Metrics(Collector):
                 "BACKEND": outcomes[Outcome.FAILED] - unrun,
                 "OTHER": unrun,
             },
+            sum(part.padding for part in parts),
             {name: sum(map(total, parts)) for name, total in _TRITONS.items()},
             VersionHistograms.sum_of(histograms),
         )

@@ -58,6 +58,10 @@ STAGE_DURATION = Name(
     "Each stage of answered requests. The sums of the stages add up to that of the requests.", (*VERSION, "stage"),
 )  # fmt: skip
 BATCH_ROWS = Name("headrace_batch_rows", "histogram", "Rows of each batch in which a request was answered.", VERSION)
+BATCH_PADDING = Name(
+    "headrace_batch_padding_total", "counter",
+    "Elements along the padded dimension that nobody sent, of batches in which a request was answered.", VERSION,
+)  # fmt: skip
 QUEUE_REQUESTS = Name("headrace_queue_requests", "gauge", "Requests that wait.", VERSION)
 QUEUE_ROWS = Name("headrace_queue_rows", "gauge", "Rows of the requests that wait.", VERSION)
 QUEUE_BYTES = Name("headrace_queue_bytes", "gauge", "Bytes of the requests that wait.", VERSION)

@@ -167,6 +167,10 @@ class Batch:
         """Where the rows of each request begin; one more than there are requests."""
 
     @property
+    def lengths(self) -> tuple[int, list[int]]:
+        """What the inputs are padded to, 0 without padding, and the length of each request."""
+
+    @property
     def locals(self) -> list[tuple[int, int]]:
         """Requests that came from this process: place, number in the queue."""
 
