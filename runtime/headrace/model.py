@@ -43,6 +43,10 @@ class State(Enum):
     UNAVAILABLE = "UNAVAILABLE"
 
 
+_FALLBACK_NS = 10 * SECOND
+"""The target of requests of which nobody says when they are due: for the order, in which none of them must wait for ever."""
+
+
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
     """Triton's `ModelQueuePolicy`: how long a request may wait before it is taken, and how many may wait (0: no own limit)."""
@@ -69,12 +73,17 @@ class Batching:
     default_priority: int = 0
     policy: QueuePolicy = QueuePolicy()
     level_policies: Mapping[int, QueuePolicy] = field(default_factory=dict[int, QueuePolicy])
-    objective_ns: int = 10 * SECOND
+    objective_ns: int = _FALLBACK_NS
     """How soon a request should be answered: its target, by which the queue is ordered and batches are sized."""
     sheds_target: bool = False
     """Whether a request is refused that would miss its target, and not only one that would miss its deadline."""
-    predicts: bool = False
+    predicts: bool = True
     """Whether execution times are learned, and requests refused and dropped because of what they foretell."""
+
+    @property
+    def has_objective(self) -> bool:
+        """Whether the model says how soon a request should be answered."""
+        return self.objective_ns != _FALLBACK_NS
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,23 +2,59 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from headrace.clock import SECOND
-from headrace.errors import CannotMeetDeadline, QueueFull
+from headrace.errors import CannotMeetDeadline, HeadraceError, QueueFull
 from headrace.model import Batching, QueuePolicy
 from headrace.protocol.validate import bucket_of
 from headrace.request import Request
-from headrace.scheduling.admission import BEHIND_EVERYONE, LEVEL_OFFSET, Ahead, Depth, Estimate, Limits, due, refusal
+from headrace.scheduling.admission import (
+    BEHIND_EVERYONE,
+    LEVEL_OFFSET,
+    Ahead,
+    Depth,
+    Due,
+    Estimate,
+    Limits,
+    Line,
+    due,
+    lateness,
+    refusal,
+)
 from headrace.scheduling.plan import NEVER
 
 NOW = 100 * SECOND
+NOTHING, PLAIN, ONE = Ahead(), Batching(), Depth(1, 1, 0)
 GOLDEN = json.loads((Path(__file__).parent / "estimate.json").read_text())
 
 
 def request(**keywords) -> Request:
     return Request("m", {}, received=NOW, decoded=NOW, **keywords)
+
+
+class New(NamedTuple):
+    due: Due
+    size: Depth
+    bucket: int = 0
+
+
+def known(base: int, row: int, max_rows: int) -> Limits:
+    """Limits of a queue whose bucket 0 is known."""
+    return Limits(estimate=Estimate({0: Line(base, row, max_rows)}))
+
+
+def refuse(
+    asked: Request,
+    waiting: Depth,
+    limits: Limits,
+    ahead: Ahead = NOTHING,
+    batching: Batching = PLAIN,
+    size: Depth = ONE,
+) -> HeadraceError | None:
+    return refusal(asked.id, New(due(asked, batching, NOW), size), waiting, ahead, limits, NOW)
 
 
 def test_without_times_and_classes_the_order_is_that_of_arrival() -> None:
@@ -76,7 +112,7 @@ def test_priorities_count_only_where_levels_are_configured() -> None:
 )
 def test_each_bound_refuses(waiting: Depth, is_full: bool) -> None:
     limits = Limits(requests=2, rows=10, nbytes=100)
-    error = refusal(request(id="7"), due(request(), Batching(), NOW), Depth(1, 2, 2), waiting, Ahead(), limits, NOW)
+    error = refuse(request(id="7"), waiting, limits, size=Depth(1, 2, 2))
     assert isinstance(error, QueueFull) is is_full
     if error is not None:
         assert error.message == "[request id: 7] Exceeds maximum queue size"
@@ -84,48 +120,55 @@ def test_each_bound_refuses(waiting: Depth, is_full: bool) -> None:
 
 def test_a_giant_is_taken_by_an_empty_queue() -> None:
     size = Depth(1, 1000, 1 << 40)
-    assert refusal(request(), due(request(), Batching(), NOW), size, Depth(), Ahead(), Limits(), NOW) is None
+    assert refuse(request(), Depth(), Limits(), size=size) is None
 
 
 def test_what_is_predicted_to_be_late_is_refused_at_the_door() -> None:
-    limits = Limits(estimate=Estimate(base_ns=10, row_ns=1, max_rows=4))
+    limits = known(10, 1, 4)
     in_time, late, never = request(deadline=NOW + 17), request(deadline=NOW + 15), request()
-    one, busy = Depth(1, 1, 0), Ahead(0, NOW + 5)
-    assert refusal(in_time, due(in_time, Batching(), NOW), one, Depth(), busy, limits, NOW) is None
-    refused = refusal(late, due(late, Batching(), NOW), one, Depth(), busy, limits, NOW)
+    busy = Ahead(free_at=NOW + 5)
+    assert refuse(in_time, Depth(), limits, busy) is None
+    refused = refuse(late, Depth(), limits, busy)
     assert isinstance(refused, CannotMeetDeadline)
     assert refused.retry_after_ns == 1
-    assert refusal(never, due(never, Batching(), NOW), one, Depth(), Ahead(10**6, NOW + 5), limits, NOW) is None
+    assert refuse(never, Depth(), limits, Ahead([(0, 10**6)], [(0, 10**6)], NOW + 5)) is None
 
 
 def test_nobody_is_refused_by_prediction_while_an_instance_is_idle_and_nobody_waits() -> None:
     """What never runs is never learned: a prediction that is too long could not be mended."""
-    limits = Limits(estimate=Estimate(base_ns=SECOND, row_ns=0, max_rows=4))
-    late, one = request(deadline=NOW + 15), Depth(1, 1, 0)
-    times = due(late, Batching(), NOW)
-    assert refusal(late, times, one, Depth(), Ahead(0, NOW), limits, NOW) is None
-    assert isinstance(refusal(late, times, one, Depth(1, 1, 0), Ahead(0, NOW), limits, NOW), CannotMeetDeadline)
+    limits, late, idle = known(SECOND, 0, 4), request(deadline=NOW + 15), Ahead(free_at=NOW)
+    assert refuse(late, Depth(), limits, idle) is None
+    assert isinstance(refuse(late, Depth(1, 1, 0), limits, idle), CannotMeetDeadline)
 
 
 def test_a_target_refuses_only_where_the_model_says_so() -> None:
-    limits = Limits(estimate=Estimate(base_ns=100, row_ns=0, max_rows=4))
-    asked, one, busy = request(deadline=NOW + SECOND), Depth(1, 1, 0), Ahead(0, NOW + 5)
+    limits, asked, busy = known(100, 0, 4), request(deadline=NOW + SECOND), Ahead(free_at=NOW + 5)
     patient, strict = Batching(objective_ns=20), Batching(objective_ns=20, sheds_target=True)
-    assert refusal(asked, due(asked, patient, NOW), one, Depth(), busy, limits, NOW) is None
-    assert isinstance(refusal(asked, due(asked, strict, NOW), one, Depth(), busy, limits, NOW), CannotMeetDeadline)
+    assert refuse(asked, Depth(), limits, busy, patient) is None
+    assert isinstance(refuse(asked, Depth(), limits, busy, strict), CannotMeetDeadline)
 
 
 def test_where_tritons_queue_policy_speaks_no_prediction_refuses() -> None:
-    limits = Limits(estimate=Estimate(base_ns=SECOND, row_ns=0, max_rows=4))
     asked, batching = request(deadline=NOW + 15), Batching(policy=QueuePolicy(timeout_ns=100))
-    assert refusal(asked, due(asked, batching, NOW), Depth(1, 1, 0), Depth(), Ahead(0, NOW + 5), limits, NOW) is None
+    assert refuse(asked, Depth(), known(SECOND, 0, 4), Ahead(free_at=NOW + 5), batching) is None
 
 
 @pytest.mark.parametrize("vector", GOLDEN["vectors"], ids=lambda v: v["why"])
 def test_the_estimate_agrees_with_the_golden_vectors(vector: dict) -> None:
-    free_at = vector["free_at"]
-    estimate = Estimate(vector["base_ns"], vector["row_ns"], vector["max_rows"], len(free_at))
-    assert estimate.done_at(vector["rows_ahead"], vector["rows"], min(free_at), vector["now"]) == vector["done_at"]
+    lines = {bucket: Line(*line) for bucket, *line in vector["lines"]}
+    estimate = Estimate(lines, vector["instances"], vector["margin_ns"])
+    ahead = Ahead(vector["waiting"], vector["first"], vector["free_at"])
+    times = Due(NEVER, NEVER, vector["latest"], NEVER, 0, 0)
+    asked = New(times, Depth(1, vector["rows"], 0), vector["bucket"])
+    assert lateness(estimate, asked, ahead, vector["now"]) == vector["late"]
+
+
+def test_only_who_has_no_deadline_is_refused_where_the_queue_stands() -> None:
+    limits = Limits(undated=3)
+    dated, undated, three = request(deadline=NOW + SECOND), request(), Depth(3, 3, 0)
+    assert refuse(dated, three, limits) is None
+    assert isinstance(refuse(undated, three, limits), QueueFull)
+    assert refuse(undated, Depth(2, 2, 0), limits) is None
 
 
 def test_the_golden_vectors_of_buckets() -> None:

@@ -24,11 +24,14 @@ def view(*entries: dict[str, int]) -> np.ndarray:
 class Known:
     """A batch lasts `base` and `row` for each row."""
 
-    def __init__(self, base: int, row: int) -> None:
-        self.base, self.row = base, row
+    def __init__(self, base: int, row: int, best: int | None = None) -> None:
+        self.base, self.row, self.best = base, row, best
 
     def execute_ns(self, bucket: int, rows: int) -> int:
         return self.base + self.row * rows
+
+    def best_rows(self, bucket: int) -> int | None:
+        return self.best
 
 
 ROWS = [dict(rows=1)] * 3
@@ -46,7 +49,7 @@ ROWS = [dict(rows=1)] * 3
         pytest.param(
             [dict(bucket=7), dict(bucket=9), dict(bucket=7)],
             SetPoints(8),
-            Plan((1, 3), (), None, Reason.IDLE, 7),
+            Plan((1, 3), (), None, Reason.BUCKET, 7),
             id="one-bucket",
         ),
         pytest.param(ROWS, SetPoints(8, preferred=(2, 8)), Plan((1, 2), (), None, Reason.PREFERRED), id="preferred"),
@@ -87,8 +90,72 @@ def test_a_known_model_takes_no_more_than_its_most_urgent_target_allows() -> Non
     assert decided == Plan((1, 2, 3), (), None, Reason.SLACK)
 
 
-def test_what_is_late_anyway_still_runs_alone() -> None:
-    assert plan(view(dict(target=NOW - 1), *ROWS), Known(100, 10), SetPoints(8), NOW).take == (1,)
+def test_a_target_that_cannot_be_met_any_more_binds_nobody() -> None:
+    """Whoever is late anyway must not make the batch small: the others would be late next."""
+    assert plan(view(dict(target=NOW - 1), *ROWS), Known(100, 10), SetPoints(8), NOW).take == (1, 2, 3, 4)
+
+
+def test_where_a_target_is_lost_the_deadline_still_counts() -> None:
+    late = dict(target=NOW + 50, deadline=NOW + 125)
+    decided = plan(view(late, *ROWS), Known(100, 10), SetPoints(8), NOW)
+    assert decided == Plan((1, 2), (), None, Reason.SLACK)
+
+
+def test_the_way_back_counts() -> None:
+    urgent = dict(target=NOW + 130)
+    assert plan(view(urgent, *ROWS), Known(100, 10), SetPoints(8, margin_ns=10), NOW).take == (1, 2)
+
+
+def test_no_batch_is_larger_than_the_best_one() -> None:
+    assert plan(view(*ROWS), Known(100, 10, best=2), SetPoints(8), NOW) == Plan((1, 2), (), None, Reason.FULL)
+
+
+def test_padded_elements_are_bounded_and_the_first_always_goes() -> None:
+    entries = [dict(padded=10, rows=2), dict(padded=10, rows=2), dict(padded=10)]
+    assert plan(view(*entries), Unlearned(), SetPoints(8, max_elements=40), NOW) == Plan((1, 2), (), None, Reason.FULL)
+    assert plan(view(*entries), Unlearned(), SetPoints(8, max_elements=5), NOW).take == (1,)
+
+
+def due(*times: int) -> list[dict[str, int]]:
+    return [dict(target=NOW + time, deadline=NOW + time) for time in times]
+
+
+def test_the_urgent_one_is_dropped_where_that_saves_more() -> None:
+    """Alone he takes 110, and then seven others are late; together they take 180."""
+    decided = plan(view(*due(115, *[200] * 7)), Known(100, 10), SetPoints(8), NOW)
+    assert decided == Plan((2, 3, 4, 5, 6, 7, 8), (1,), None, Reason.SLACK)
+
+
+def test_nobody_is_dropped_where_the_others_can_wait() -> None:
+    decided = plan(view(*due(115, *[500] * 7)), Known(100, 10), SetPoints(8), NOW)
+    assert decided == Plan((1,), (), None, Reason.SLACK)
+
+
+def test_an_objective_is_missed_rather_than_its_request_dropped() -> None:
+    soft = [dict(target=NOW + 115), *[dict(target=NOW + 200)] * 7]
+    assert plan(view(*soft), Known(100, 10), SetPoints(8), NOW) == Plan(tuple(range(1, 9)), (), None, Reason.SLACK)
+
+
+HOLDS = SetPoints(8, holds=True)
+
+
+def test_what_a_busy_instance_can_do_in_time_is_left_to_it() -> None:
+    patient = view(dict(target=NOW + 1000))
+    assert plan(patient, Known(100, 10), HOLDS, NOW, NOW + 50) == Plan((), (), NOW + 50, Reason.WAIT)
+
+
+@pytest.mark.parametrize(
+    ("target", "known", "busy_until"),
+    [
+        pytest.param(NOW + 250, Known(100, 10), NOW + 50, id="somebody-might-be-late"),
+        pytest.param(NOW + 10_000, Known(10, 100), NOW + 50, id="nothing-is-saved"),
+        pytest.param(NOW + 10_000, Unlearned(), NOW + 50, id="nothing-is-known"),
+        pytest.param(NOW + 10_000, Known(100, 10), 0, id="nobody-runs"),
+        pytest.param(NOW + 10_000, Known(100, 10), NOW, id="it-should-be-idle-by-now"),
+    ],
+)
+def test_nothing_is_held_back_otherwise(target: int, known: Known | Unlearned, busy_until: int) -> None:
+    assert plan(view(dict(target=target)), known, HOLDS, NOW, busy_until) == Plan((1,), (), None, Reason.IDLE)
 
 
 def test_a_known_model_stops_waiting_when_it_has_to_start() -> None:
@@ -163,9 +230,17 @@ def test_a_batch_makes_nobody_late_who_would_not_be_late_alone(entries: list[tup
     """The invariant of the plan, for whatever waits: what runs together meets the earliest target in it, or is one alone."""
     rows, times = zip(*sorted(entries, key=lambda entry: entry[1]), strict=True)
     waiting = view(*(dict(rows=n, target=NOW + t, deadline=NOW + t) for n, t in zip(rows, times, strict=True)))
-    decided = plan(waiting, Known(base, row), SetPoints(16), NOW)
+    known = Known(base, row)
+    decided = plan(waiting, known, SetPoints(16), NOW)
+    hopeless = {n for n, (count, time) in enumerate(zip(rows, times, strict=True), 1) if known.execute_ns(0, count) > time}
+    if decided.reason is not Reason.SLACK:
+        assert set(decided.drop) <= hopeless
+    else:
+        # Dropped for the sake of the others: more is done in the time.
+        plain = [n for n in range(1, len(entries) + 1) if n not in decided.drop or n not in hopeless]
+        assert decided.take
+        assert set(decided.take) <= set(plain)
     taken = [number - 1 for number in decided.take]
     lasts = base + row * sum(rows[n] for n in taken)
     assert len(taken) == 1 or lasts <= min(times[n] for n in taken)
-    assert all(base + row * rows[number - 1] > times[number - 1] for number in decided.drop)
     assert len(set(decided.take) | set(decided.drop)) == len(decided.take) + len(decided.drop)

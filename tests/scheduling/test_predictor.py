@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.scheduling.predictor import LEAST, WINDOW, Learned, Line
+from headrace.scheduling.admission import Line
+from headrace.scheduling.predictor import LEAST, WINDOW, Learned
 
 RUNS = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 10**9)), min_size=LEAST, max_size=200)
 
@@ -23,7 +24,7 @@ def test_nothing_is_foretold_before_a_few_runs() -> None:
     learned = Learned()
     for _ in range(LEAST):
         assert learned.execute_ns(0, 1) is None
-        assert learned.line(0) is None
+        assert learned.line(0, 64) is None
         learned.observe(0, 1, 100)
     assert learned.execute_ns(0, 1) == 100
 
@@ -42,13 +43,13 @@ def test_it_is_a_quantile_of_the_last_runs() -> None:
 def test_between_known_row_counts_it_is_linear_and_beyond_it_goes_on() -> None:
     learned = taught((2, 100), (6, 300), (2, 100), (6, 300))
     assert [learned.execute_ns(0, rows) for rows in (1, 2, 4, 6, 10)] == [100, 100, 200, 300, 500]
-    assert learned.line(0) == Line(0, 50)
+    assert learned.line(0, 64) == Line(0, 50, 64)
 
 
 def test_of_one_row_count_more_rows_are_in_proportion() -> None:
     learned = taught((4, 100), (4, 100), (4, 100))
     assert [learned.execute_ns(0, rows) for rows in (1, 4, 8)] == [100, 100, 200]
-    assert learned.line(0) == Line(100, 0)
+    assert learned.line(0, 64) == Line(100, 0, 64)
 
 
 def test_what_falls_is_pooled() -> None:
@@ -71,7 +72,7 @@ def test_more_rows_never_take_less_and_nothing_is_out_of_range(runs: list[tuple[
     most = max(rows for rows, _ in runs)
     assert min(ns for _, ns in runs) - 1 <= known[0]
     assert known[most - 1] <= slowest
-    line = learned.line(0)
+    line = learned.line(0, 64)
     assert line is not None
     assert min(line) >= 0
 
@@ -95,3 +96,30 @@ def test_shapes_without_end_do_not_fill_the_memory() -> None:
     for _ in range(LEAST):
         learned.observe(9_999, 1, 5)
     assert learned.execute_ns(9_999, 1) == 5
+
+
+def test_the_line_ends_at_a_full_batch() -> None:
+    """What is longer does not come up: 64 rows take far more than eight times eight."""
+    learned = taught(*[(1, 10), (8, 80), (64, 6400)] * 3)
+    assert learned.line(0, 8) == Line(0, 10, 8)
+
+
+@pytest.mark.parametrize(
+    ("lasts", "best"),
+    [
+        pytest.param({1: 100, 2: 110, 4: 130, 8: 170}, None, id="the-largest"),
+        pytest.param({1: 30, 4: 14 * 4, 16: 20 * 16, 64: 98 * 64}, 4, id="a-small-one"),
+        pytest.param({1: 100, 2: 198, 4: 396, 8: 790}, 1, id="as-good-alone"),
+    ],
+)
+def test_the_best_batch_is_the_smallest_that_is_as_good_as_any(lasts: dict[int, int], best: int | None) -> None:
+    learned = taught(*[(rows, ns) for rows, ns in lasts.items() for _ in range(5)])
+    assert learned.best_rows(0) is None, "it was not measured on purpose yet"
+    learned.settle()
+    assert learned.best_rows(0) == best
+
+
+def test_one_odd_run_makes_no_best_batch() -> None:
+    learned = taught(*[(rows, 100 + rows) for rows in (1, 4, 8) for _ in range(5)], (8, 10**6))
+    learned.settle()
+    assert learned.best_rows(0) is None

@@ -11,7 +11,7 @@ from headrace.ledger.ledger import Outcome, Refusal
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, message, wait_until
 
 SLOW = 50 * MILLISECOND
-FORETOLD = ECHO + 'parameters { key: "admission" value { string_value: "predict" } }'
+OPEN = ECHO + 'parameters { key: "admission" value { string_value: "open" } }'
 
 
 def ask(server: Server, value: int, timeout_us: int = 0) -> grpc.Future:
@@ -31,7 +31,7 @@ def script() -> Script:
     return Script(execute_ns=SLOW)
 
 
-def busy(serve: Serve, script: Script, config: str = FORETOLD) -> tuple[Server, Gate, list[grpc.Future]]:
+def busy(serve: Serve, script: Script, config: str = ECHO) -> tuple[Server, Gate, list[grpc.Future]]:
     """A server that knows how long a batch takes; one runs for as long as the gate is closed, and one waits."""
     server = serve({"m": (config, script)})
     for value in range(3):
@@ -70,7 +70,7 @@ def test_a_far_deadline_is_taken(serve: Serve, script: Script) -> None:
 
 def test_an_objective_refuses_nobody_unless_the_model_sheds_by_it(serve: Serve, script: Script) -> None:
     """A client that gives a second is not sent away because the model would like to be quicker."""
-    objective = FORETOLD + 'parameters { key: "objective_ms" value { string_value: "5" } }'
+    objective = ECHO + 'parameters { key: "objective_ms" value { string_value: "5" } }'
     server, gate, _ = busy(serve, script, objective)
     taken = ask(server, 7, timeout_us=60_000_000)
     wait_until(lambda: server.waiting("m") == 2)
@@ -83,7 +83,7 @@ def test_a_model_may_shed_by_its_objective(serve: Serve, script: Script) -> None
     objective = 'parameters { key: "objective_ms" value { string_value: "5" } }'
     sheds = 'parameters { key: "shed" value { string_value: "target" } }'
     script.execute_ns = 400 * MILLISECOND
-    server = serve({"m": (FORETOLD + objective + sheds, script)})
+    server = serve({"m": (ECHO + objective + sheds, script)})
     for value in range(3):
         ask(server, value).result()
     script.gate = gate = Gate()
@@ -94,8 +94,8 @@ def test_a_model_may_shed_by_its_objective(serve: Serve, script: Script) -> None
     assert running.result().raw_output_contents[0][0] == 0
 
 
-def test_where_nothing_is_foretold_the_door_is_open(serve: Serve, script: Script) -> None:
-    server, gate, running = busy(serve, script, ECHO)
+def test_a_model_may_leave_the_door_open(serve: Serve, script: Script) -> None:
+    server, gate, running = busy(serve, script, OPEN)
     expired = ask(server, 7, timeout_us=10_000)
     assert expired.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     gate.open()

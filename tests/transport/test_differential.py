@@ -22,7 +22,8 @@ from tritonclient.grpc import service_pb2 as pb
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
 from headrace.ledger.ledger import Outcome
-from headrace.scheduling.admission import Estimate, Limits
+from headrace.protocol.validate import bucket_of
+from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.tensor import DTYPES
 from tests.transport.serving import PATIENCE, Server, fill, serving, wait_until
 
@@ -72,7 +73,9 @@ def refuse_13(batch: Batch) -> None:
 def kept(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     models = {kind: (echo(kind), Script()) for kind in KINDS}
     models["fails"] = (echo("INT32", rows=1), Script(fail=refuse_13))
+    # What is foretold depends on what ran before, and here everything has to depend on the request alone.
     policy = "dynamic_batching { default_queue_policy { max_queue_size: 6 } }"
+    policy += 'parameters { key: "admission" value { string_value: "open" } }'
     models["gated"] = (echo("INT32", policy), Script())
     models["decoupled"] = (echo("INT32") + "model_transaction_policy { decoupled: true }", Script())
     models["broken"] = (echo("INT32") + 'parameters { key: "answers" value { string_value: "many" } }', Script())
@@ -314,7 +317,7 @@ def overload(kept: Kept) -> None:
     judge_all = [pb.ModelInferResponse.FromString(call.result()) for call in calls]
     assert [answer.raw_output_contents[0] for answer in judge_all] == [bytes(4)] + [b"\1\0\0\0"] * 6
     queue = server.engine.routes.resolve("gated").queue
-    queue.set_limits(Limits(estimate=Estimate(60 * 10**9, 1, 8)))
+    queue.set_limits(Limits(estimate=Estimate({bucket_of(((1,),)): Line(60 * 10**9, 1, 8)})))
     script.gate = gate = Gate()
     running = kept.call.future(gated(0), timeout=PATIENCE)
     gate.wait_for(1)

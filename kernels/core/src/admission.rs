@@ -2,6 +2,8 @@
 //!
 //! The same decisions as `headrace.scheduling.admission`, which says why; one file of golden vectors holds for both.
 
+use rustc_hash::FxHashMap;
+
 use crate::clock::{NEVER, Nanos};
 use crate::codec::Request;
 use crate::error::{Error, Result};
@@ -13,39 +15,70 @@ const LEVEL_OFFSET: i64 = 3_600_000_000_000;
 pub const BEHIND_EVERYONE: i64 = 1 << 62;
 const LAST_KEY: i64 = NEVER - BEHIND_EVERYONE;
 
-/// What push needs to foretell when a request will be done: a batch of r rows lasts `base + r * row`.
+/// A batch of r rows of one bucket lasts `base + r * row`, and has at most `max_rows`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Estimate {
+pub struct Line {
     pub base: Nanos,
     pub row: Nanos,
     pub max_rows: u64,
+}
+
+/// What push needs to foretell when a request will be done: lines by bucket. One without a line counts for nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    pub lines: FxHashMap<u64, Line>,
     pub instances: usize,
+    /// What the way back takes at most.
+    pub margin: Nanos,
 }
 
 impl Estimate {
-    /// How long a batch of so many rows runs.
-    pub fn lasts(&self, rows: u64) -> Nanos {
-        self.base.saturating_add(times(rows, self.row))
+    /// How long a batch of so many rows runs; 0 if it is not known.
+    pub fn lasts(&self, bucket: u64, rows: u64) -> Nanos {
+        self.lines.get(&bucket).map_or(0, |line| line.base.saturating_add(times(rows, line.row)))
+    }
+}
+
+/// What rows take to run, added up: in full batches of one bucket each, shared evenly by the instances.
+pub struct Work<'a> {
+    estimate: &'a Estimate,
+    begins: Nanos,
+    /// Few: a list is quicker than a map.
+    rows: Vec<(u64, u64)>,
+    total: Nanos,
+}
+
+impl<'a> Work<'a> {
+    /// `begins`: when the first instance is idle.
+    pub fn new(estimate: &'a Estimate, begins: Nanos) -> Work<'a> {
+        Work { estimate, begins, rows: Vec::new(), total: 0 }
     }
 
-    /// When a request of `rows` rows will be done that `rows_ahead` rows go before, if an instance is idle at `free_at`.
-    pub fn done_at(&self, rows_ahead: u64, rows: u64, free_at: Nanos, now: Nanos) -> Nanos {
-        let total = rows_ahead.saturating_add(rows);
-        let batches = total.div_ceil(self.max_rows.max(1));
-        let work = times(batches, self.base).saturating_add(times(total, self.row));
-        now.max(free_at).saturating_add(self.lasts(rows).max(work / self.instances.max(1) as i64))
+    pub fn add(&mut self, bucket: u64, rows: u64) {
+        let Some(line) = self.estimate.lines.get(&bucket) else {
+            return;
+        };
+        let place = self.rows.iter().position(|(known, _)| *known == bucket).unwrap_or_else(|| {
+            self.rows.push((bucket, 0));
+            self.rows.len() - 1
+        });
+        let before = self.rows[place].1;
+        let after = before.saturating_add(rows);
+        self.rows[place].1 = after;
+        let max_rows = line.max_rows.max(1);
+        let batches = after.div_ceil(max_rows) - before.div_ceil(max_rows);
+        let more = times(batches, line.base).saturating_add(times(rows, line.row));
+        self.total = self.total.saturating_add(more);
+    }
+
+    /// When all of it is done; `lasts` is what a batch takes that cannot be shared.
+    pub fn done_at(&self, lasts: Nanos) -> Nanos {
+        self.begins.saturating_add(lasts.max(self.total / self.estimate.instances.max(1) as i64))
     }
 }
 
 fn times(count: u64, each: i64) -> i64 {
     i64::try_from(count).unwrap_or(NEVER).saturating_mul(each)
-}
-
-/// What stands before a request: rows that are queued and go first, and when an instance is idle.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ahead {
-    pub rows: u64,
-    pub free_at: Nanos,
 }
 
 /// The bounds of a queue. A request that finds it empty is always taken, however large.
@@ -54,6 +87,8 @@ pub struct Limits {
     pub requests: u64,
     pub rows: u64,
     pub nbytes: u64,
+    /// How many requests may wait before one without a deadline is refused.
+    pub undated: u64,
     pub estimate: Option<Estimate>,
 }
 
@@ -106,33 +141,74 @@ pub fn due(request: &Request, batching: &Batching, now: Nanos) -> Due {
     Due { deadline, target, latest, queue_until, key: key.min(LAST_KEY), level }
 }
 
+/// What stands before a request, and when an instance is idle. Both lists have the bucket and the rows of each.
+pub struct Ahead<W, F> {
+    /// Everything that is queued, known without looking.
+    pub waiting: W,
+    /// Those of it who go before the request, one by one.
+    pub first: F,
+    pub free_at: Nanos,
+}
+
 /// Whether the queue may take a request.
-///
-/// `ahead` is asked for only where it counts.
+#[allow(clippy::too_many_arguments)]
 pub fn check(
     id: &str,
     due: &Due,
     size: Depth,
+    bucket: u64,
     waiting: Depth,
-    ahead: impl Fn(&Estimate) -> Ahead,
+    ahead: Ahead<impl Iterator<Item = (u64, u64)>, impl Iterator<Item = (u64, u64)>>,
     limits: &Limits,
     now: Nanos,
 ) -> Result<()> {
     let overflows = waiting.requests + size.requests > limits.requests
         || waiting.rows + size.rows > limits.rows
-        || waiting.nbytes + size.nbytes > limits.nbytes;
+        || waiting.nbytes + size.nbytes > limits.nbytes
+        || (due.deadline == NEVER && waiting.requests + size.requests > limits.undated);
     if waiting.requests > 0 && overflows {
         return Err(Error::queue_full(id));
     }
+    // Where nobody waits and an instance is idle there is nothing to save, and something to learn.
     if let Some(estimate) = &limits.estimate
         && due.latest != NEVER
+        && (waiting.requests > 0 || now < ahead.free_at)
     {
-        let ahead = ahead(estimate);
-        let late = estimate.done_at(ahead.rows, size.rows, ahead.free_at, now).saturating_sub(due.latest);
-        // Where nobody waits and an instance is idle there is nothing to save, and something to learn.
-        if late > 0 && (waiting.requests > 0 || now < ahead.free_at) {
+        let late = lateness(estimate, due.latest, size.rows, bucket, ahead, now);
+        if late > 0 {
             return Err(Error::cannot_meet_deadline(Some(late)));
         }
     }
     Ok(())
+}
+
+/// By how much a request will be late that has to be done at `latest`; at most 0 if it will be in time.
+pub fn lateness(
+    estimate: &Estimate,
+    latest: Nanos,
+    rows: u64,
+    bucket: u64,
+    ahead: Ahead<impl Iterator<Item = (u64, u64)>, impl Iterator<Item = (u64, u64)>>,
+    now: Nanos,
+) -> Nanos {
+    if !estimate.lines.contains_key(&bucket) {
+        return 0;
+    }
+    let latest = latest.saturating_sub(estimate.margin);
+    let lasts = estimate.lasts(bucket, rows);
+    let late = |before: &mut dyn Iterator<Item = (u64, u64)>| {
+        let mut work = Work::new(estimate, now.max(ahead.free_at));
+        work.add(bucket, rows);
+        while work.done_at(lasts) <= latest
+            && let Some((other, count)) = before.next()
+        {
+            work.add(other, count);
+        }
+        work.done_at(lasts).saturating_sub(latest)
+    };
+    let (mut waiting, mut first) = (ahead.waiting, ahead.first);
+    match late(&mut waiting) {
+        early if early <= 0 => early,
+        _ => late(&mut first),
+    }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::admission::{Ahead, Depth, Estimate, Limits, check, due};
+use crate::admission::{Ahead, Depth, Due, Limits, check, due};
 use crate::batch::Batch;
 use crate::buffer::Pool;
 use crate::clock::{Clock, NEVER, Nanos};
@@ -63,6 +63,8 @@ pub struct Turn {
     pub view: Vec<u8>,
     /// The queue is closed: nobody else will come.
     pub is_last_call: bool,
+    /// When the first of the instances that run is predicted to be idle; 0 if none runs, or it is not known.
+    pub busy_until: Nanos,
 }
 
 impl Queue {
@@ -96,7 +98,7 @@ impl Queue {
         let overdue = times.deadline.min(times.queue_until);
 
         let mut state = self.state.lock();
-        if let Err(error) = self.check(&state, &request.id, &times, size, now) {
+        if let Err(error) = self.check(&state, &request.id, &times, size, admitted.bucket, now) {
             drop(state);
             if error.kind == Some(Kind::QueueClosed) {
                 restore(&self.spec, &mut request, &mut admitted);
@@ -186,7 +188,8 @@ impl Queue {
             let is_held = self.spec.batching.preserve_ordering && state.running > 0;
             if !state.order.is_empty() && is_fresh && !state.turn_open && !is_held {
                 (state.turn_open, state.has_news) = (true, false);
-                return Some(Turn { view: self.view(&state), is_last_call: state.is_closed });
+                let busy_until = state.free_at.values().copied().filter(|at| *at > 0).min().unwrap_or(0);
+                return Some(Turn { view: self.view(&state), is_last_call: state.is_closed, busy_until });
             }
             let until = if state.order.is_empty() { None } else { until };
             wait(&self.changed, &mut state, &self.clock, until);
@@ -216,7 +219,8 @@ impl Queue {
             && let Some(estimate) = &self.limits.lock().estimate
         {
             let rows = entries.iter().map(|entry| entry.size().rows).sum();
-            state.free_at.insert(instance, now.saturating_add(estimate.lasts(rows)));
+            let lasts = estimate.lasts(entries[0].admitted.bucket, rows);
+            state.free_at.insert(instance, now.saturating_add(lasts));
         }
         state.turn_open = false;
         drop(state);
@@ -396,7 +400,7 @@ impl Queue {
         self.answer(dropped.collect());
     }
 
-    fn check(&self, state: &State, id: &str, times: &crate::admission::Due, size: Depth, now: Nanos) -> Result<(), Error> {
+    fn check(&self, state: &State, id: &str, times: &Due, size: Depth, bucket: u64, now: Nanos) -> Result<(), Error> {
         if state.is_closed {
             return Err(Error::queue_closed(id));
         }
@@ -404,16 +408,18 @@ impl Queue {
         if most > 0 && state.in_level.get(&times.level).is_some_and(|count| *count >= most) {
             return Err(Error::queue_full(id));
         }
-        let ahead = |estimate: &Estimate| Ahead {
-            rows: state.order.range(..=(times.key, u64::MAX)).map(|(_, rows)| *rows).sum(),
+        let limits = self.limits.lock();
+        let instances = limits.estimate.as_ref().map_or(usize::MAX, |estimate| estimate.instances);
+        let ahead = Ahead {
+            waiting: state.in_bucket.iter().map(|(bucket, rows)| (*bucket, *rows)),
+            first: state.order.range(..=(times.key, u64::MAX)).map(|(_, entry)| *entry),
             // An instance that has not taken anything yet is idle.
-            free_at: if state.free_at.len() < estimate.instances {
-                0
-            } else {
-                state.free_at.values().copied().min().unwrap_or(0)
+            free_at: match state.free_at.len() < instances {
+                true => 0,
+                false => state.free_at.values().copied().min().unwrap_or(0),
             },
         };
-        check(id, times, size, state.depth, ahead, &self.limits.lock(), now)
+        check(id, times, size, bucket, state.depth, ahead, &limits, now)
     }
 
     fn view(&self, state: &State) -> Vec<u8> {

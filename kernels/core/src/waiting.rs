@@ -13,14 +13,16 @@ use crate::entry::{Entry, Fate, Lane, Settlement};
 /// What waits for one version, and what is known of those that were taken.
 #[derive(Default)]
 pub struct State {
-    /// (key, number) → rows.
-    pub order: BTreeMap<(i64, u64), u64>,
+    /// (key, number) → bucket and rows.
+    pub order: BTreeMap<(i64, u64), (u64, u64)>,
     pub waiting: FxHashMap<u64, Box<Entry>>,
     pub overdue: BinaryHeap<Reverse<(Nanos, u64)>>,
     /// Busy lanes: those behind the one that is under way, by number.
     pub lanes: FxHashMap<Lane, VecDeque<u64>>,
     pub depth: Depth,
     pub in_level: FxHashMap<u32, usize>,
+    /// Rows that wait, by bucket.
+    pub in_bucket: FxHashMap<u64, u64>,
     /// Settlements of local entries that were answered, until the caller says that it has the answer.
     pub handed: FxHashMap<u64, Settlement>,
     /// The fates of local entries that are not settled.
@@ -40,11 +42,17 @@ impl State {
     pub fn count(&mut self, entry: &Entry, enters: bool) {
         let (size, depth) = (entry.size(), &mut self.depth);
         let level = self.in_level.entry(entry.due.level).or_default();
+        let bucket = self.in_bucket.entry(entry.admitted.bucket).or_default();
         if enters {
             *level += 1;
+            *bucket += size.rows;
             *depth = Depth { requests: depth.requests + 1, rows: depth.rows + size.rows, nbytes: depth.nbytes + size.nbytes };
         } else {
             *level -= 1;
+            *bucket -= size.rows;
+            if *bucket == 0 {
+                self.in_bucket.remove(&entry.admitted.bucket);
+            }
             *depth = Depth { requests: depth.requests - 1, rows: depth.rows - size.rows, nbytes: depth.nbytes - size.nbytes };
         }
     }
@@ -68,7 +76,7 @@ impl State {
     pub fn show(&mut self, number: u64) {
         if let Some(entry) = self.waiting.get_mut(&number) {
             entry.is_parked = false;
-            self.order.insert((entry.key, number), entry.size().rows);
+            self.order.insert((entry.key, number), (entry.admitted.bucket, entry.size().rows));
             self.has_news = true;
         }
     }

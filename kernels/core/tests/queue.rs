@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use headrace_core::admission::{Estimate, Limits};
+use headrace_core::admission::{Ahead, Estimate, Limits, Line, lateness};
 use headrace_core::batch::Returned;
 use headrace_core::clock::Clock;
 use headrace_core::codec::{Input, Request};
@@ -27,12 +27,17 @@ fn the_golden_vectors_of_the_estimate() {
     assert!(!vectors.is_empty());
     for vector in vectors {
         let number = |key: &str| vector[key].as_i64().unwrap();
-        let free_at: Vec<i64> = vector["free_at"].as_array().unwrap().iter().map(|at| at.as_i64().unwrap()).collect();
-        let (base, row, max_rows) = (number("base_ns"), number("row_ns"), number("max_rows") as u64);
-        let estimate = Estimate { base, row, max_rows, instances: free_at.len() };
-        let first = free_at.into_iter().min().unwrap();
-        let done = estimate.done_at(number("rows_ahead") as u64, number("rows") as u64, first, number("now"));
-        assert_eq!(done, number("done_at"), "{}", vector["why"]);
+        let triples = |key: &str| -> Vec<Vec<i64>> { serde_json::from_value(vector[key].clone()).unwrap() };
+        let line = |given: &[i64]| Line { base: given[1], row: given[2], max_rows: given[3] as u64 };
+        let lines = triples("lines").iter().map(|given| (given[0] as u64, line(given))).collect();
+        let estimate = Estimate { lines, instances: number("instances") as usize, margin: number("margin_ns") };
+        let pairs =
+            |key: &str| -> Vec<(u64, u64)> { triples(key).iter().map(|given| (given[0] as u64, given[1] as u64)).collect() };
+        let ahead =
+            Ahead { waiting: pairs("waiting").into_iter(), first: pairs("first").into_iter(), free_at: number("free_at") };
+        let (rows, bucket) = (number("rows") as u64, number("bucket") as u64);
+        let late = lateness(&estimate, number("latest"), rows, bucket, ahead, number("now"));
+        assert_eq!(late, number("late"), "{}", vector["why"]);
     }
 }
 
@@ -82,7 +87,7 @@ fn queue(house: &Arc<House>, sequences: bool) -> Arc<Queue> {
         sequences,
         padding: None,
     };
-    let limits = Limits { requests: 1 << 20, rows: 1 << 20, nbytes: 1 << 30, estimate: None };
+    let limits = Limits { requests: 1 << 20, rows: 1 << 20, nbytes: 1 << 30, undated: 1 << 20, estimate: None };
     Queue::new(Arc::clone(house), 1, 1, spec, limits)
 }
 

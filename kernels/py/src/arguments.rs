@@ -62,11 +62,17 @@ pub struct GivenSpec {
 }
 
 #[derive(FromPyObject)]
-pub struct GivenEstimate {
+pub struct GivenLine {
     base_ns: i64,
     row_ns: i64,
     max_rows: u64,
+}
+
+#[derive(FromPyObject)]
+pub struct GivenEstimate {
+    lines: HashMap<u64, GivenLine>,
     instances: usize,
+    margin_ns: i64,
 }
 
 /// `headrace.scheduling.admission.Limits`.
@@ -75,6 +81,7 @@ pub struct GivenLimits {
     requests: u64,
     rows: u64,
     nbytes: u64,
+    undated: u64,
     estimate: Option<GivenEstimate>,
 }
 
@@ -168,15 +175,17 @@ impl GivenSpec {
 
 impl From<GivenEstimate> for admission::Estimate {
     fn from(given: GivenEstimate) -> admission::Estimate {
-        let GivenEstimate { base_ns, row_ns, max_rows, instances } = given;
-        admission::Estimate { base: base_ns, row: row_ns, max_rows, instances }
+        let GivenEstimate { lines, instances, margin_ns } = given;
+        let line = |GivenLine { base_ns, row_ns, max_rows }| admission::Line { base: base_ns, row: row_ns, max_rows };
+        let lines = lines.into_iter().map(|(bucket, given)| (bucket, line(given))).collect();
+        admission::Estimate { lines, instances, margin: margin_ns }
     }
 }
 
 impl From<GivenLimits> for admission::Limits {
     fn from(given: GivenLimits) -> admission::Limits {
-        let GivenLimits { requests, rows, nbytes, estimate } = given;
-        admission::Limits { requests, rows, nbytes, estimate: estimate.map(Into::into) }
+        let GivenLimits { requests, rows, nbytes, undated, estimate } = given;
+        admission::Limits { requests, rows, nbytes, undated, estimate: estimate.map(Into::into) }
     }
 }
 

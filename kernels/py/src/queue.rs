@@ -79,14 +79,15 @@ impl Queue {
         true
     }
 
-    /// Wait for something to plan: the view, and whether nobody else will come. None: the queue is closed and empty.
-    fn turn<'py>(&self, py: Python<'py>, until: Option<i64>) -> Option<(Bound<'py, PyBytes>, bool)> {
+    /// Wait for something to plan: the view, whether nobody else will come, and when the first instance that runs is idle. None:
+    /// the queue is closed and empty.
+    fn turn<'py>(&self, py: Python<'py>, until: Option<i64>) -> Option<(Bound<'py, PyBytes>, bool, i64)> {
         let parked = PARKED.take();
         let turn = outside(py, || {
             drop(parked);
             self.core.turn(until)
         })?;
-        Some((PyBytes::new(py, &turn.view), turn.is_last_call))
+        Some((PyBytes::new(py, &turn.view), turn.is_last_call, turn.busy_until))
     }
 
     /// Carry out a plan and end the turn.

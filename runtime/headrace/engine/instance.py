@@ -68,9 +68,11 @@ class Instance:
 
     def _plan(self, turn: Turn) -> Plan:
         # Nobody else comes to a closed queue: there is nothing to wait for.
-        points = replace(self._set_points, delay_ns=0) if turn.is_last_call else self._set_points
+        points = replace(self._set_points, delay_ns=0, holds=False) if turn.is_last_call else self._set_points
+        now = self._clock.now()
         try:
-            return plan(turn.view, self._predictor, points, self._clock.now())
+            self._forecast.saw(turn.view, now)
+            return plan(turn.view, self._predictor, points, now, turn.busy_until)
         except Exception:
             log.exception("planning failed; this is a bug in Headrace. The most urgent request runs alone")
             return Plan((int(turn.view["number"][0]),), (), None, Reason.ALONE)

@@ -55,6 +55,8 @@ class VersionTotals:
     refusals: dict[Refusal, int] = field(default_factory=lambda: dict.fromkeys(Refusal, 0))
     failed_unrun: int = 0
     """Of those that failed: how many no batch had taken."""
+    reasons: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    """Batches by why they had their size: the numbers of `scheduling.plan.Reason`."""
     batches: dict[int, BatchTotals] = field(default_factory=lambda: defaultdict(BatchTotals))
 
 
@@ -104,6 +106,8 @@ class Statistics:
     def _fold_batches(self, totals: VersionTotals, records: Records) -> None:
         totals.execution_count += len(records)
         totals.padding += int(records["padding"].sum())
+        for reason, count in zip(*np.unique(records["reason"], return_counts=True), strict=True):
+            totals.reasons[int(reason)] += int(count)
         for rows in np.unique(records["rows"]).tolist():
             same = records[records["rows"] == rows]
             sums = totals.batches[rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from headrace.clock import SECOND
 from headrace.errors import CannotMeetDeadline, HeadraceError, QueueFull
@@ -151,6 +151,25 @@ def due(request: Request, batching: Batching, now: int) -> Due:
     return Due(deadline, target, latest, queue_until, min(key, _LAST_KEY), level)
 
 
+class Newcomer(Protocol):
+    """A request at the door."""
+
+    @property
+    def due(self) -> Due:
+        """When it is due."""
+        ...
+
+    @property
+    def size(self) -> Depth:
+        """What it adds to what waits: 1 request, its rows and bytes."""
+        ...
+
+    @property
+    def bucket(self) -> int:
+        """Whom it may share a batch with."""
+        ...
+
+
 class Ahead(NamedTuple):
     """What stands before a request: rows by bucket, and the instant at which an instance is idle, in ns.
 
@@ -163,46 +182,44 @@ class Ahead(NamedTuple):
     free_at: int = 0
 
 
-def refusal(
-    request: Request, times: Due, size: Depth, bucket: int, waiting: Depth, ahead: Ahead, limits: Limits, now: int
-) -> HeadraceError | None:
+def refusal(request_id: str, new: Newcomer, waiting: Depth, ahead: Ahead, limits: Limits, now: int) -> HeadraceError | None:
     """Why the queue must not take this request, or None.
 
     Nobody is refused because of a prediction while nobody waits and an instance is idle: there is nothing to save then, and
     what is never run is never learned.
 
     Args:
-        request: for its id.
-        times: when it is due.
-        size: the request itself: 1 request, its rows and bytes.
-        bucket: whom it may share a batch with.
+        request_id: for the message.
+        new: the request.
         waiting: what is queued already.
         ahead: what goes before it.
         limits: the bounds.
         now: the instant, in ns.
     """
+    times, size = new.due, new.size
     if waiting.requests and (
         waiting.requests + size.requests > limits.requests
         or waiting.rows + size.rows > limits.rows
         or waiting.nbytes + size.nbytes > limits.nbytes
         or (times.deadline == NEVER and waiting.requests + size.requests > limits.undated)
     ):
-        return QueueFull(request.id)
+        return QueueFull(request_id)
     if limits.estimate is not None and times.latest != NEVER and (waiting.requests or now < ahead.free_at):
-        late = lateness(limits.estimate, times.latest, size.rows, bucket, ahead, now)
+        late = lateness(limits.estimate, new, ahead, now)
         if late > 0:
             return CannotMeetDeadline(late)
     return None
 
 
-def lateness(estimate: Estimate, latest: int, rows: int, bucket: int, ahead: Ahead, now: int) -> int:
-    """By how much a request will be late that has to be done at `latest`, in ns; at most 0 if it will be in time.
+def lateness(estimate: Estimate, new: Newcomer, ahead: Ahead, now: int) -> int:
+    """By how much a request will be done after `latest`, in ns; at most 0 if it will be in time.
 
     Where it is late, not everybody before it was counted: the first who made it so are enough.
     """
+    bucket, rows = new.bucket, new.size.rows
     if bucket not in estimate.lines:
         return 0
-    latest, lasts = latest - estimate.margin_ns, estimate.lasts(bucket, rows)
+    latest, lasts = new.due.latest - estimate.margin_ns, estimate.lasts(bucket, rows)
     late = 0
     for before in (ahead.waiting, ahead.first):
         work = Work(estimate, max(now, ahead.free_at))

@@ -82,6 +82,11 @@ class Turn(Protocol):
         """Whether the queue is closed: nobody else will come."""
         ...
 
+    @property
+    def busy_until(self) -> int:
+        """When the first of the instances that run is predicted to be idle, in ns; 0 if none runs, or it is not known."""
+        ...
+
     def take(self, plan: Plan, instance: int) -> Batch | None:
         """Carry out a plan; None when nothing of it was left to take."""
         ...

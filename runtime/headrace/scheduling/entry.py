@@ -106,8 +106,8 @@ class PortableEntry:
     """One admitted request of a portable queue."""
 
     __slots__ = (
-        "admitted", "batch", "bytes_out", "cancelled", "due", "index", "key", "lane", "number", "owner", "request", "sink",
-        "size", "stamps", "state",
+        "admitted", "batch", "bucket", "bytes_out", "cancelled", "due", "index", "key", "lane", "number", "owner", "request",
+        "sink", "size", "stamps", "state",
     )  # fmt: skip
 
     def __init__(
@@ -115,7 +115,7 @@ class PortableEntry:
     ) -> None:
         self.owner, self.request, self.admitted, self.due, self.sink, self.lane = owner, request, admitted, due, sink, lane
         self.number = 0
-        self.key = due.key
+        self.key, self.bucket = due.key, admitted.bucket
         self.state = EntryState.PARKED
         self.stamps = Stamps()
         self.cancelled = False

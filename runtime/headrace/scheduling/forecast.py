@@ -9,7 +9,7 @@ from headrace.clock import MICROSECOND, MILLISECOND
 from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.scheduling.base import Queue
 from headrace.scheduling.plan import Predictor, SetPoints, Unlearned
-from headrace.scheduling.predictor import Learned
+from headrace.scheduling.predictor import MOST_BUCKETS, Learned
 from headrace.scheduling.sojourn import Sojourn
 
 MARGIN_NS = 500 * MICROSECOND
@@ -50,15 +50,15 @@ class Forecast:
             line = self._learned.line(bucket, self._max_rows(bucket))
             if line is not None and not _is_like(line, self._told.get(bucket)):
                 self._told = {**self._told, bucket: line}
+                if len(self._told) > MOST_BUCKETS:
+                    del self._told[next(iter(self._told))]
                 self._tell()
 
     def settle(self) -> None:
         """What ran until now was run in order to measure: the best batches follow from it."""
         if self._learned is not None:
             self._learned.settle()
-            self._told = {
-                bucket: line for bucket in self._told if (line := self._learned.line(bucket, self._max_rows(bucket)))
-            }
+            self._told = {bucket: line for bucket in self._told if (line := self._learned.line(bucket, self._max_rows(bucket)))}
             self._tell()
 
     def saw(self, view: NDArray[np.void], now: int) -> None:

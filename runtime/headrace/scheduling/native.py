@@ -217,10 +217,10 @@ class NativeQueue:
 class NativeTurn:
     """See `scheduling.base.Turn`. As a context manager, it gives itself back if no plan was carried out."""
 
-    __slots__ = ("_open", "_queue", "is_last_call", "view")
+    __slots__ = ("_open", "_queue", "busy_until", "is_last_call", "view")
 
-    def __init__(self, queue: NativeQueue, view: bytes, is_last_call: bool) -> None:
-        self._queue, self.is_last_call, self._open = queue, is_last_call, True
+    def __init__(self, queue: NativeQueue, view: bytes, is_last_call: bool, busy_until: int) -> None:
+        self._queue, self.is_last_call, self.busy_until, self._open = queue, is_last_call, busy_until, True
         self.view = np.frombuffer(view, VIEW)
 
     def take(self, plan: Plan, instance: int) -> NativeBatch | None:

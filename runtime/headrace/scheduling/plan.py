@@ -54,14 +54,18 @@ class Reason(IntEnum):
     """Those who also wait cannot share a batch with these."""
 
 
+TAKEN = tuple(reason for reason in Reason if reason is not Reason.WAIT)
+"""The reasons of batches."""
+
+
 @dataclass(frozen=True, slots=True)
 class SetPoints:
     """What steers the plan.
 
     `delay_ns` is how long the oldest entry may wait for company; `preferred` ascends; with `in_order` nobody is taken before
     somebody who stands in front. An answer needs up to `margin_ns` for its way back. With `holds`, an instance leaves what waits
-    to one that is busy, where nobody will be late for it and the work becomes less. Rows times padded length
-    are at most `max_elements`; 0 is no limit.
+    to one that is busy, where nobody will be late for it and the work becomes less. Rows times padded length are at most
+    `max_elements`; 0 is no limit.
     """
 
     max_rows: int = 1
@@ -130,9 +134,7 @@ class _Run:
     """How many of those there are."""
 
 
-def plan(
-    view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, now: int, busy_until: int = 0
-) -> Plan:
+def plan(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, now: int, busy_until: int = 0) -> Plan:
     """Decide what an idle instance does with what waits.
 
     The longest run of the most urgent entry's bucket, in order, that is no larger than the best batch and by prediction still
@@ -146,9 +148,10 @@ def plan(
         now: the instant, in ns.
         busy_until: when the first of the instances that run is predicted to be idle, in ns; 0 if none runs.
     """
-    run, drop = _run(view, predictor, set_points, now)
-    if not run.numbers:
+    live, drop = _live(view, predictor, set_points.margin_ns, now)
+    if not live:
         return Plan((), drop, None, Reason.WAIT)
+    run = _run(live, predictor, set_points)
     if set_points.max_rows == 1:
         return Plan(tuple(run.numbers), drop, None, Reason.ALONE, run.bucket)
     lasts = _Lasts(predictor, run.bucket, set_points.margin_ns)
@@ -180,61 +183,61 @@ class _Lasts:
         return ns
 
 
-def _run(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, now: int) -> tuple[_Run, tuple[int, ...]]:
-    """The longest run that fits, and everybody who is to be dropped.
+def _live(
+    view: NDArray[np.void], predictor: Predictor, margin_ns: int, now: int
+) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+    """The entries that can still be in time, and those who are to be dropped.
 
     That is whoever is expired; and, for the sake of the others, whoever would be late even if he ran alone and at once (early
     drop: Nexus, SOSP 2019). The last one there is runs in any case: there is nothing to save, and something to learn. A target
-    that cannot be met even so binds nobody.
+    that cannot be met even so binds nobody; the deadline does.
     """
-    numbers: list[int] = []
-    sums: list[int] = []
-    earliest: list[int] = []
-    targets: list[int] = []
-    deadlines: list[int] = []
+    live: list[tuple[int, ...]] = []
     drop: list[int] = []
-    max_rows, in_order = set_points.max_rows, set_points.in_order
     left, buckets = len(view), dict[int, _Lasts]()
-    total, soonest, oldest, mate, is_full, is_over, others, others_due = 0, NEVER, NEVER, -1, False, False, 0, NEVER
     # Unpacked, not computed with numpy: most views have a few entries, and a single call of numpy costs more than those.
     for number, _, arrival, target, deadline, bucket, _, rows, _, padded in _ENTRY.iter_unpack(view.tobytes()):
         lasts = buckets.get(bucket)
         if lasts is None:
-            lasts = buckets[bucket] = _Lasts(predictor, bucket, set_points.margin_ns)
+            lasts = buckets[bucket] = _Lasts(predictor, bucket, margin_ns)
         done = now + lasts(rows)
         if deadline <= now or (deadline < done and left > 1):
             drop.append(number)
             left -= 1
             continue
         if target < done:
-            target = NEVER
-        if not is_over:
-            if not numbers:
-                max_rows = min(max_rows, predictor.best_rows(bucket) or max_rows)
-                if set_points.max_elements and padded:
-                    max_rows = min(max_rows, max(1, set_points.max_elements // padded))
-            if bucket != mate and numbers:
-                is_over = in_order
-            elif total + rows > max_rows and numbers:
-                is_over = is_full = True
-            else:
-                mate = bucket
-                total += rows
-                if target < soonest:
-                    soonest = target
-                if arrival < oldest:
-                    oldest = arrival
-                numbers.append(number)
-                sums.append(total)
-                earliest.append(soonest)
-                targets.append(target)
-                deadlines.append(deadline)
-                is_over = is_full = total >= max_rows
-                continue
-        others += 1
-        if target < others_due:
-            others_due = target
-    return _Run(numbers, sums, earliest, targets, deadlines, mate, oldest, is_full, others_due, others), tuple(drop)
+            target = deadline if deadline >= done else NEVER
+        live.append((number, arrival, target, deadline, bucket, rows, padded))
+    return live, tuple(drop)
+
+
+def _run(live: list[tuple[int, ...]], predictor: Predictor, set_points: SetPoints) -> _Run:
+    """The longest run that fits; there is somebody."""
+    _, _, _, _, mate, _, padded = live[0]
+    max_rows = min(set_points.max_rows, predictor.best_rows(mate) or set_points.max_rows)
+    if set_points.max_elements and padded:
+        max_rows = min(max_rows, max(1, set_points.max_elements // padded))
+    run = _Run([], [], [], [], [], mate, NEVER, False, NEVER, 0)
+    total, soonest, is_over = 0, NEVER, False
+    for number, arrival, target, deadline, bucket, rows, _ in live:
+        is_mate = bucket == mate
+        if not is_over and is_mate and (total + rows <= max_rows or not total):
+            total += rows
+            soonest = min(soonest, target)
+            run.arrival = min(run.arrival, arrival)
+            run.numbers.append(number)
+            run.sums.append(total)
+            run.earliest.append(soonest)
+            run.targets.append(target)
+            run.deadlines.append(deadline)
+            is_over = run.is_full = total >= max_rows
+            continue
+        if is_mate and not is_over:
+            is_over = run.is_full = True
+        is_over = is_over or set_points.in_order
+        run.others += 1
+        run.others_due = min(run.others_due, target)
+    return run
 
 
 def _punctual(run: _Run, lasts: _Lasts, now: int) -> int:
@@ -273,9 +276,7 @@ def _worth_dropping(run: _Run, punctual: int, lasts: _Lasts, now: int) -> int:
     return late if saved * lasts(rows) > rows * lasts(all_rows) else 0
 
 
-def _size(
-    run: _Run, lasts: _Lasts, set_points: SetPoints, now: int, busy_until: int
-) -> tuple[int, Reason, int | None]:
+def _size(run: _Run, lasts: _Lasts, set_points: SetPoints, now: int, busy_until: int) -> tuple[int, Reason, int | None]:
     """How many of the run to take, why, and until when to wait if none. All of it would be in time."""
     fitting = len(run.numbers)
     if run.is_full:

@@ -19,7 +19,8 @@ WINDOW = 50
 LEAST = 3
 """Executions of a bucket before anything is foretold for it."""
 _REFRESH = 8
-_MOST_BUCKETS = 256
+MOST_BUCKETS = 256
+"""Buckets that are remembered."""
 _AS_GOOD = 0.95
 """Of the best throughput: what is as good as that, up to noise."""
 
@@ -42,7 +43,7 @@ class Learned:
         with self._lock:
             known = self._buckets.get(bucket)
             if known is None:
-                if len(self._buckets) >= _MOST_BUCKETS:
+                if len(self._buckets) >= MOST_BUCKETS:
                     # Shapes that were not seen for longest go: insertion order is that of the last refresh.
                     del self._buckets[next(iter(self._buckets))]
                 known = self._buckets[bucket] = _Bucket()

@@ -13,7 +13,7 @@ import struct
 import threading
 from bisect import bisect_left, insort
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from types import TracebackType
 
 import numpy as np
@@ -34,7 +34,7 @@ from headrace.ledger.ledger import BatchRecord, Ledger, Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.validate import Validator
 from headrace.request import Request
-from headrace.scheduling.admission import BEHIND_EVERYONE, Ahead, Depth, Due, Limits, due, policy_of, refusal
+from headrace.scheduling.admission import BEHIND_EVERYONE, Ahead, Depth, Limits, due, policy_of, refusal
 from headrace.scheduling.answers import deliver
 from headrace.scheduling.batch import PortableBatch
 from headrace.scheduling.entry import Answer, EntryState, PortableEntry, Sink
@@ -66,6 +66,8 @@ class PortableQueue:
         self._lanes: dict[Hashable, deque[PortableEntry]] = {}
         self._depth = Depth()
         self._in_level: Counter[int] = Counter()
+        self._in_bucket: Counter[int] = Counter()
+        """Rows that wait, by bucket."""
         self._unsettled = self._running = 0
         self._free_at: dict[int, int] = {}
         """By instance, when it is predicted to be idle again."""
@@ -83,7 +85,8 @@ class PortableQueue:
             own_limit = policy_of(self.spec.batching, times.level).max_requests
             if own_limit and self._in_level[times.level] >= own_limit:
                 raise QueueFull(request.id)
-            error = refusal(request, times, entry.size, self._depth, self._ahead(times), self._limits, now)
+            ahead = Ahead(self._in_bucket.items(), self._first(times.key), self._idle_at())
+            error = refusal(request.id, entry, self._depth, ahead, self._limits, now)
             if error is not None:
                 raise error
             entry.number = next(self._numbers)
@@ -142,7 +145,7 @@ class PortableQueue:
                 fresh = until is None or self._has_news or until <= self.clock.now()
                 if self._order and fresh and not self._turn_open and not self._is_held():
                     self._turn_open, self._has_news = True, False
-                    return PortableTurn(self, self._view(), self._closed)
+                    return PortableTurn(self, self._view(), self._closed, self._busy_until())
                 self.clock.wait(self._changed, None if not self._order else until)
 
     def set_limits(self, limits: Limits) -> None:
@@ -219,7 +222,8 @@ class PortableQueue:
                 entry.batch, entry.index, entry.stamps.taken = number, index, now
             self._running += bool(entries)
             if entries and self._limits.estimate is not None:
-                self._free_at[instance] = now + self._limits.estimate.lasts(sum(entry.size.rows for entry in entries))
+                rows = sum(entry.size.rows for entry in entries)
+                self._free_at[instance] = now + self._limits.estimate.lasts(entries[0].bucket, rows)
             self._turn_open = False
             self._changed.notify_all()
         self._answer_dropped(expired, CannotMeetDeadline(), now)
@@ -259,18 +263,26 @@ class PortableQueue:
         """With `preserve_ordering`, one batch at a time: the next could overtake it."""
         return self.spec.batching.preserve_ordering and self._running > 0
 
-    def _ahead(self, times: Due) -> Ahead:
+    def _first(self, key: int) -> Iterator[tuple[int, int]]:
+        """Bucket and rows of everybody who goes before a newcomer with this key."""
+        return ((entry.bucket, entry.size.rows) for at, _, entry, _ in self._order if at <= key)
+
+    def _idle_at(self) -> int:
+        """When the first of the instances is predicted to be idle; one that has not taken anything yet is."""
         estimate = self._limits.estimate
-        if estimate is None or times.latest == NEVER:
-            return Ahead()
-        rows = sum(entry.size.rows for key, _, entry, _ in self._order if key <= times.key)
-        # An instance that has not taken anything yet is idle.
-        busy = self._free_at.values() if len(self._free_at) >= estimate.instances else (0,)
-        return Ahead(rows, min(busy))
+        if estimate is None or len(self._free_at) < estimate.instances:
+            return 0
+        return min(self._free_at.values())
+
+    def _busy_until(self) -> int:
+        return min((at for at in self._free_at.values() if at), default=0)
 
     def _count(self, entry: PortableEntry, sign: int) -> None:
         size, depth = entry.size, self._depth
         self._in_level[entry.due.level] += sign
+        self._in_bucket[entry.bucket] += sign * size.rows
+        if not self._in_bucket[entry.bucket]:
+            del self._in_bucket[entry.bucket]
         self._depth = Depth(depth.requests + sign, depth.rows + sign * size.rows, depth.nbytes + sign * size.nbytes)
 
     def _line_up(self, entry: PortableEntry) -> None:
@@ -304,7 +316,7 @@ class PortableQueue:
             entry.stamps.queued,
             times.target,
             times.deadline,
-            entry.admitted.bucket,
+            entry.bucket,
             size.nbytes,
             size.rows,
             times.level,
@@ -362,8 +374,9 @@ class PortableQueue:
 class PortableTurn:
     """See `scheduling.base.Turn`. As a context manager, it gives itself back if no plan was carried out."""
 
-    def __init__(self, queue: PortableQueue, view: NDArray[np.void], is_last_call: bool) -> None:
-        self._queue, self.view, self.is_last_call, self._open = queue, view, is_last_call, True
+    def __init__(self, queue: PortableQueue, view: NDArray[np.void], is_last_call: bool, busy_until: int) -> None:
+        self._queue, self.view, self.is_last_call, self.busy_until = queue, view, is_last_call, busy_until
+        self._open = True
 
     def take(self, plan: Plan, instance: int) -> PortableBatch | None:
         """Carry out a plan; None when nothing of it was left to take."""

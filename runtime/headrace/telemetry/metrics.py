@@ -25,6 +25,7 @@ from headrace.ledger.ledger import Ledger, Outcome, Refusal
 from headrace.ledger.views import Statistics, VersionTotals
 from headrace.model import State
 from headrace.scheduling.admission import Depth
+from headrace.scheduling.plan import TAKEN, Reason
 from headrace.telemetry import names
 from headrace.telemetry.names import Name
 
@@ -63,6 +64,7 @@ class _Past:
     outcomes: Mapping[Outcome, int]
     refusals: Mapping[Refusal, int]
     failures: Mapping[str, int]
+    reasons: Mapping[Reason, int]
     padding: int
     tritons: Mapping[Name, int]
     histograms: VersionHistograms
@@ -108,6 +110,8 @@ class Metrics(Collector):
                     page.add(names.REFUSALS, (*labels, refusal.name.lower()), past.refusals[refusal])
             if key in running:
                 _add_distributions(page, labels, past.histograms)
+                for reason in TAKEN:
+                    page.add(names.BATCHES, (*labels, reason.name.lower()), past.reasons[reason])
                 page.add(names.BATCH_PADDING, labels, past.padding)
                 _add_present(page, labels, running[key])
                 _add_tritons(page, labels, past, running[key])
@@ -138,6 +142,7 @@ class Metrics(Collector):
                 "BACKEND": outcomes[Outcome.FAILED] - unrun,
                 "OTHER": unrun,
             },
+            {reason: sum(part.reasons[reason] for part in parts) for reason in TAKEN},
             sum(part.padding for part in parts),
             {name: sum(map(total, parts)) for name, total in _TRITONS.items()},
             VersionHistograms.sum_of(histograms),

@@ -62,6 +62,10 @@ BATCH_PADDING = Name(
     "headrace_batch_padding_total", "counter",
     "Elements along the padded dimension that nobody sent, of batches in which a request was answered.", VERSION,
 )  # fmt: skip
+BATCHES = Name(
+    "headrace_batches_total", "counter",
+    "Batches in which a request was answered, by why they had the size they had.", (*VERSION, "reason"),
+)  # fmt: skip
 QUEUE_REQUESTS = Name("headrace_queue_requests", "gauge", "Requests that wait.", VERSION)
 QUEUE_ROWS = Name("headrace_queue_rows", "gauge", "Rows of the requests that wait.", VERSION)
 QUEUE_BYTES = Name("headrace_queue_bytes", "gauge", "Bytes of the requests that wait.", VERSION)
