@@ -148,6 +148,16 @@ def test_tritons_names_say_what_model_statistics_says(observe: Observe) -> None:
     assert seen.value("headrace_batch_rows_count", **VERSION) == told.execution_count
 
 
+def test_what_was_padded(observe: Observe) -> None:
+    """Rows of `ask` have three elements each."""
+    parameters = {"padding": "x=0", "padding_buckets": "2 8"}
+    said = "".join(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items())
+    seen = observe({"echo": (ECHO + said, Script())})
+    for rows in (1, 2):
+        seen.ask(rows=rows)
+    assert seen.value("headrace_batch_padding_total", **VERSION) == 3 * (8 - 3)
+
+
 def test_what_waits_and_what_is_refused(gated: tuple[Observed, Gate]) -> None:
     seen, gate = gated
     assert refuse_the_third(seen, gate) == [2, 5, 5 * 12, 2]

@@ -60,8 +60,8 @@ def test_statistics_are_tritons_identities() -> None:
     ledger.write(answered(4)._replace(outcome=Outcome.FAILED))
     ledger.write(RequestRecord(received=10, sent=15, model=1, outcome=Outcome.REFUSED))
     ledger.write(RequestRecord(received=10, sent=15, model=1, outcome=Outcome.INVALID))
-    ledger.write_batch(BatchRecord(1, 150, 160, 260, 265, model=1, rows=5, requests=4, failed=1))
-    ledger.write_batch(BatchRecord(2, 150, 160, 260, 265, model=1, rows=5, requests=2, failed=2))
+    ledger.write_batch(BatchRecord(1, 150, 160, 260, 265, model=1, rows=5, requests=4, padding=9, failed=1))
+    ledger.write_batch(BatchRecord(2, 150, 160, 260, 265, model=1, rows=5, requests=2, padding=7, failed=2))
     ledger.drain()
     totals = statistics.versions[1]
     assert (totals.inference_count, totals.execution_count) == (6, 1), "rows of what succeeded, batches in which something did"
@@ -71,6 +71,7 @@ def test_statistics_are_tritons_identities() -> None:
     assert totals.gather.count == totals.execute.count == totals.scatter.count == 3
     assert (totals.batches[5].execute.count, totals.batches[5].execute.ns) == (1, 100)
     assert totals.outcomes[Outcome.INVALID] == 1
+    assert totals.padding == 9
 
 
 def test_totals_of_versions_are_apart() -> None:
