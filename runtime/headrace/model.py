@@ -79,6 +79,8 @@ class Batching:
     """Whether a request is refused that would miss its target, and not only one that would miss its deadline."""
     predicts: bool = True
     """Whether execution times are learned, and requests refused and dropped because of what they foretell."""
+    splits_oversize: bool = False
+    """Whether a request with more rows than `max_batch_size` is taken, and runs in slices, instead of being refused."""
 
     @property
     def has_objective(self) -> bool:

@@ -3,8 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headrace.errors import BackendFailed, Broken
+from headrace.backends.base import Batch, Outputs
+from headrace.engine.instance import Instance
+from headrace.errors import BackendFailed, Broken, DeadlineExpired
 from headrace.ledger.ledger import Outcome
+from headrace.model import GraphIO
+from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import Reason
 from headrace.tensor import BytesTensor
 from tests.scheduling.support import House, spec
@@ -130,3 +134,62 @@ def test_the_records_tell_the_stages_in_order(house: House) -> None:
     (batch_record,) = house.batches[-1]
     assert (batch_record["rows"], batch_record["requests"], batch_record["reason"]) == (3, 2, Reason.IDLE)
     assert batch_record["number"] == record["batch"]
+
+
+def test_a_batch_is_wanted_as_long_as_one_of_its_requests_is(house: House) -> None:
+    gone, _ = house.push("a"), house.push("b", deadline=100)
+    with house.take() as batch:
+        assert batch.is_wanted
+        gone.cancel()
+        assert batch.is_wanted
+        house.clock.advance(100)
+        assert not batch.is_wanted
+
+
+class Slow:
+    """A session that echoes; each run lasts `ns` of the house's clock."""
+
+    io, replayable = GraphIO((), ()), False
+
+    def __init__(self, house: House, ns: int) -> None:
+        self.house, self.ns = house, ns
+        self.rows: list[int] = []
+
+    def run(self, batch: Batch) -> Outputs:
+        self.rows.append(batch.rows)
+        self.house.clock.advance(self.ns)
+        return {"y": batch.tensors()["x"]}
+
+    def close(self) -> None: ...
+
+
+class Told(Forecast):
+    """Keeps what it is told."""
+
+    def __init__(self, house: House) -> None:
+        super().__init__(house.queue, 8, 1)
+        self.runs: list[tuple[int, int]] = []
+
+    def ran(self, bucket: int, rows: int, ns: int) -> None:
+        self.runs.append((rows, ns))
+
+
+@pytest.mark.parametrize(("deadline", "ran"), [(16, [8, 8]), (31, [8, 8, 8, 1])])
+def test_slices_end_with_the_deadline_and_are_told_one_by_one(transport: str, deadline: int, ran: list[int]) -> None:
+    house = House(spec(splits_oversize=True))
+    session, forecast = Slow(house, 10), Told(house)
+    instance = Instance(0, session, house.queue, forecast, house.points, house.clock)
+    house.push("a", 25, deadline=deadline)
+    house.queue.close()
+    instance.start()
+    assert instance.join(10)
+    assert session.rows == ran
+    assert forecast.runs == [(rows, 10) for rows in ran]
+    if len(ran) == 4:
+        np.testing.assert_array_equal(house.sink.responses["a"].outputs["y"], np.full((25, 2), ord("a"), np.float32))
+        assert house.outcomes() == [Outcome.ANSWERED]
+    else:
+        assert [type(e) for e in house.sink.errors] == [DeadlineExpired]
+        assert house.outcomes() == [Outcome.EXPIRED]
+    assert house.queue.wait_settled(0)
+    house.close()

@@ -69,6 +69,32 @@ def test_a_bad_label_file(tmp_path: Path, filename: str, why: str) -> None:
         spec_of(config, 1, "", tmp_path)
 
 
+SPLITS = 'parameters { key: "split_oversize" value { string_value: "true" } }'
+
+
+def test_a_model_that_splits_what_is_too_large(tmp_path: Path) -> None:
+    def splits(text: str) -> bool:
+        return spec_of(parse(text, ""), 1, "", tmp_path).batching.splits_oversize
+
+    assert splits(f'name: "m" max_batch_size: 8 {SPLITS}')
+    assert not splits('name: "m" max_batch_size: 8')
+    assert not splits(f'name: "m" {SPLITS.replace("true", "false")}')
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (SPLITS, "is 'true', but max_batch_size is 0; it needs"),
+        (f"max_batch_size: 8 model_transaction_policy {{ decoupled: true }} {SPLITS}", "but the model is decoupled; it needs"),
+        (f"max_batch_size: 8 sequence_batching {{}} {SPLITS}", "but sequence_batching is set; it needs"),
+        (f"max_batch_size: 8 {SPLITS.replace('true', 'yes')}", "is 'yes', expected true or false"),
+    ],
+)
+def test_what_cannot_be_split(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(InvalidRepository, match=f"^model 'm': parameter 'split_oversize' .*{why}"):
+        spec_of(parse(f'name: "m" {text}', ""), 1, "", tmp_path)
+
+
 def test_fields_without_effect_are_named_once() -> None:
     extra = (
         "model_warmup { name: 'w' } input { name: 'a' is_shape_tensor: true } input { format: FORMAT_NHWC is_shape_tensor: true }"

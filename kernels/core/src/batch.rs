@@ -248,6 +248,13 @@ impl Batch {
         self.members.iter().any(|member| member.is_open)
     }
 
+    /// Whether anybody still waits: a request that is open, was not cancelled, and is not past its deadline.
+    pub fn is_wanted(&self) -> bool {
+        let now = self.queue.clock.now();
+        let is_wanted = |member: &Member| member.is_open && !member.entry.fate.is_cancelled() && member.entry.due.deadline > now;
+        self.members.iter().any(is_wanted)
+    }
+
     fn answer(&mut self, indices: &[usize], outputs: &[Returned<'_>], shared: bool, is_final: bool) -> Vec<usize> {
         let (mut post, mut locals) = (Post::default(), Vec::new());
         for &index in indices {

@@ -38,6 +38,8 @@ pub struct Batching {
     pub objective: Nanos,
     /// Whether a request is refused that would miss its target, and not only one that would miss its deadline.
     pub sheds_target: bool,
+    /// Whether a request with more rows than a batch may have is admitted: it runs in pieces.
+    pub splits_oversize: bool,
 }
 
 impl Batching {
@@ -57,6 +59,7 @@ impl Default for Batching {
             level_policies: HashMap::new(),
             objective: 10_000_000_000,
             sheds_target: false,
+            splits_oversize: false,
         }
     }
 }

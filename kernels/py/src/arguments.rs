@@ -37,6 +37,7 @@ pub struct GivenBatching {
     level_policies: HashMap<u32, GivenPolicy>,
     objective_ns: i64,
     sheds_target: bool,
+    splits_oversize: bool,
 }
 
 #[derive(FromPyObject)]
@@ -165,6 +166,7 @@ impl GivenSpec {
                 level_policies: batching.level_policies.into_iter().map(|(level, policy)| (level, policy.into())).collect(),
                 objective: batching.objective_ns,
                 sheds_target: batching.sheds_target,
+                splits_oversize: batching.splits_oversize,
             },
             decoupled: self.decoupled,
             sequences: self.sequences,

@@ -179,6 +179,12 @@ impl Batch {
         !self.is_parked.load(Ordering::Relaxed) && self.core.lock().is_open()
     }
 
+    /// Whether anybody still waits whose deadline has not passed.
+    #[getter]
+    fn is_wanted(&self) -> bool {
+        self.core.lock().is_wanted()
+    }
+
     /// Everything is answered; what is not, fails.
     fn finish(&self, py: Python<'_>) {
         if !self.is_parked.load(Ordering::Relaxed) {

@@ -9,9 +9,10 @@ import threading
 from collections.abc import Mapping
 from dataclasses import replace
 
-from headrace.backends.base import Session
+from headrace.backends.base import Outputs, Session
 from headrace.clock import Clock
-from headrace.errors import BackendFailed, sentence
+from headrace.engine.slices import check_slice, slices_of, stacked
+from headrace.errors import BackendFailed, DeadlineExpired, sentence
 from headrace.scheduling.base import Batch, Queue, Turn
 from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import Plan, Reason, SetPoints, plan
@@ -78,6 +79,10 @@ class Instance:
             return Plan((int(turn.view["number"][0]),), (), None, Reason.ALONE)
 
     def _run(self, batch: Batch, bucket: int) -> None:
+        spec = self._queue.spec
+        if spec.batching.splits_oversize and batch.rows > spec.max_batch_size:  # one request: the plan takes such a one alone
+            self._run_in_slices(batch, bucket)
+            return
         began = self._clock.now()
         try:
             batch.tensors()
@@ -96,6 +101,20 @@ class Instance:
             return
         for index, piece, final in outputs:
             batch.send(index, piece, final)
+
+    def _run_in_slices(self, batch: Batch, bucket: int) -> None:
+        spec, done = self._queue.spec, list[Outputs]()
+        began = self._clock.now()
+        for part in slices_of(batch, spec.max_batch_size):
+            if done and not batch.is_wanted:
+                # Whoever has cancelled is accounted as cancelled, whatever he is told.
+                batch.fail(DeadlineExpired(spec.name))
+                return
+            done.append(check_slice(spec, part, self._session.run(part)))
+            ended = self._clock.now()
+            self._forecast.ran(bucket, part.rows, ended - began)
+            began = ended
+        batch.reply(stacked(spec, done))
 
     def _run_each(self, batch: Batch) -> None:
         """One request that a model cannot stand must not fail its neighbours."""

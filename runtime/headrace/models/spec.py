@@ -38,9 +38,9 @@ _EFFECTIVE: dict[str, str] = {
 }  # fmt: skip
 """The fields that count, by name; where only some of a field's own do, they are named."""
 
-_WORDS = {"shed": ("target", "deadline"), "admission": ("predict", "open")}
+_WORDS = {"shed": ("target", "deadline"), "admission": ("predict", "open"), "split_oversize": ("true", "false")}
 """Parameters that are a choice; the first word is what the field of `_FIELDS` asks."""
-_FIELDS = {"shed": "sheds_target", "admission": "predicts"}
+_FIELDS = {"shed": "sheds_target", "admission": "predicts", "split_oversize": "splits_oversize"}
 
 
 def spec_of(config: ModelConfig, version: int, digest: str, directory: Path) -> ModelSpec:
@@ -106,7 +106,7 @@ def _batching(batching: ModelDynamicBatching, *, enabled: bool) -> Batching:
 
 
 def _goals(config: ModelConfig) -> dict[str, Any]:
-    """The parameters that are Headrace's own words: `objective_ms`, `shed`, `admission`."""
+    """The parameters that are Headrace's own words: `objective_ms`, `shed`, `admission`, `split_oversize`."""
     given = {key: value.string_value for key, value in config.parameters.items()}
     goals: dict[str, Any] = {}
     if "objective_ms" in given:
@@ -122,7 +122,27 @@ def _goals(config: ModelConfig) -> dict[str, Any]:
             if given[key] not in words:
                 raise _unknown(config, key, given[key], " or ".join(words))
             goals[_FIELDS[key]] = given[key] == words[0]
+    if goals.get("splits_oversize"):
+        _check_can_split(config)
     return goals
+
+
+def _check_can_split(config: ModelConfig) -> None:
+    """Rows can run apart only where they are rows, each has one answer, and none depends on what ran before."""
+    wrong = (
+        "max_batch_size is 0"
+        if config.max_batch_size <= 0
+        else "the model is decoupled"
+        if config.model_transaction_policy.decoupled
+        else "sequence_batching is set"
+        if config.HasField("sequence_batching")
+        else ""
+    )
+    if wrong:
+        raise InvalidRepository(
+            f"model '{config.name}': parameter 'split_oversize' is 'true', but {wrong}; it needs a max_batch_size above 0, and "
+            "a model that is neither decoupled nor batched by sequence. Leave the parameter out"
+        )
 
 
 def _unknown(config: ModelConfig, key: str, value: str, expected: str) -> InvalidRepository:

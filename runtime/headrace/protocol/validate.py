@@ -153,11 +153,18 @@ class Validator:
             if rows is not None and tensor.shape[0] != rows:
                 raise InvalidRequest(f"{prefix(request.id)}input '{name}' batch size does not match other inputs for '{model}'")
             rows = tensor.shape[0]
-        if rows is not None and rows > self._spec.max_batch_size:
+        if rows is not None and rows > self._spec.max_batch_size and not self._splits(request):
             raise InvalidRequest(
                 f"{prefix(request.id)}inference request batch-size must be <= {self._spec.max_batch_size} for '{model}'"
             )
         return 1 if rows is None else rows
+
+    def _splits(self, request: Request) -> bool:
+        """Whether rows that do not fit into a batch may be taken.
+
+        Rows without a single element cost their sender nothing, and would be as many pieces as he likes.
+        """
+        return self._spec.batching.splits_oversize and any(0 not in tensor.shape for tensor in request.inputs.values())
 
     def _admit_input(self, request: Request, spec: TensorSpec, given: Tensor | RawTensor) -> Tensor:
         prefix, model = request_prefix, self._spec.name

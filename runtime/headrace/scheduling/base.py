@@ -38,6 +38,11 @@ class Batch(Protocol):
         """The requests, in the order of their rows."""
         ...
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits: a request that is open, was not cancelled, and is not past its deadline."""
+        ...
+
     def __len__(self) -> int: ...
 
     def tensors(self) -> Mapping[str, Tensor]:

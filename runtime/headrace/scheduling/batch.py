@@ -65,6 +65,12 @@ class PortableBatch:
         """The requests, in the order of their rows."""
         return [entry.request for entry in self._entries]
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits: a request that is open, was not cancelled, and is not past its deadline."""
+        now = self._owner.clock.now()
+        return any(not entry.cancelled and entry.due.deadline > now for entry in self._open.values())
+
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -254,6 +254,11 @@ class NativeBatch:
         """Rows in all; 1 when the model does not batch."""
         return self.offsets[-1]
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits: a request that is open, was not cancelled, and is not past its deadline."""
+        return self._core.is_wanted
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

@@ -176,6 +176,10 @@ class Batch:
         """Requests that came from this process: place, number in the queue."""
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether a request is open that was not cancelled and whose deadline has not passed."""
+
+    @property
     def is_open(self) -> bool:
         """Whether a request still waits for an answer."""
 
