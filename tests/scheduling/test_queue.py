@@ -181,6 +181,19 @@ def test_what_is_cancelled_while_it_runs_is_not_answered(house: House) -> None:
     assert sorted(house.outcomes()) == [Outcome.ANSWERED, Outcome.CANCELLED]
 
 
+def test_what_was_put_behind_everyone_leaves_when_it_is_cancelled() -> None:
+    house = House(spec(policy=QueuePolicy(timeout_ns=5, delay=True)))
+    gone, _ = house.push("gone"), house.push("stays")
+    house.clock.advance(5)
+    house.queue.expire(house.clock.now())
+    house.push("new")
+    gone.cancel()
+    assert house.queue.depth().requests == 2
+    assert house.run() == ["new", "stays"]
+    assert sorted(house.outcomes()) == [Outcome.ANSWERED, Outcome.ANSWERED, Outcome.CANCELLED]
+    house.close()
+
+
 def test_cancelling_twice_or_too_late_changes_nothing(house: House) -> None:
     entry = house.push("a")
     house.run()

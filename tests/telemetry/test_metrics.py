@@ -16,7 +16,7 @@ from headrace.errors import BackendFailed, Code, Draining, HeadraceError, Invali
 from headrace.ledger.ledger import Outcome, Refusal
 from headrace.protocol import headrace_pb2 as pb
 from headrace.request import Request
-from headrace.scheduling.entry import Answer, refusal_of
+from headrace.scheduling.entry import Answer, Entry, refusal_of
 from headrace.telemetry.names import METRICS
 from headrace.transport.control import Control
 from tests.build_models import add_model
@@ -206,6 +206,27 @@ def test_failures_by_tritons_reasons(observe: Observe) -> None:
     assert seen.values("headrace_requests_total", "outcome", **failing_one) == {"failed": 1, "invalid": 1}
     assert seen.values("nv_inference_request_failure", "reason", **slow_one) == {"REJECTED": 1}
     assert seen.values("headrace_requests_total", "outcome", **slow_one) == {"answered": 1, "expired": 1}
+
+
+def test_rows_that_ran_for_nobody_are_wasted(observe: Observe) -> None:
+    gate, script = Gate(), Script()
+    seen = observe({"echo": (ECHO, script)})
+    script.gate = gate
+    now = seen.engine.clock.now()
+    sink, entries = _Collects(), list[Entry]()
+    for rows in (1, 3, 2):
+        request = Request("echo", {"x": np.zeros((rows, 3), np.int32)}, received=now, decoded=now)
+        entries.append(seen.engine.routes.push(request, sink))
+    entries[0].wake()
+    gate.wait_for(1)
+    never_ran = seen.engine.routes.push(Request("echo", {"x": np.zeros((5, 3), np.int32)}, received=now, decoded=now), sink)
+    entries[1].cancel()
+    never_ran.cancel()
+    gate.open()
+    assert seen.engine.routes.resolve("echo").queue.wait_settled(now + int(PATIENCE * 1e9))
+    assert seen.values("headrace_requests_total", "outcome", **VERSION) == {"answered": 2, "cancelled": 2}
+    assert seen.value("headrace_wasted_rows_total", **VERSION) == 3
+    assert seen.value("headrace_batch_rows_sum", **VERSION) == 6
 
 
 def test_names_that_clients_invent_are_no_labels(observe: Observe) -> None:

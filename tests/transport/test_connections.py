@@ -10,8 +10,8 @@ from contextlib import ExitStack
 import pytest
 import tritonclient.grpc as triton
 
-from headrace.backends.fake import Gate, Script
-from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, message, tensor, wait_until
+from headrace.backends.fake import Script
+from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, message, tensor
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
@@ -95,24 +95,6 @@ def test_many_idle_connections(server: Server, sockets: ExitStack) -> None:
     for _ in range(100):
         connect(server, sockets).sendall(HELLO)
     assert is_well(server)
-
-
-def test_a_connection_that_is_cut_takes_its_calls_along(serve: Serve, sockets: ExitStack) -> None:
-    """The call came complete, and the client is gone before it could be answered."""
-    script = Script()
-    server = serve({"m": (ECHO, script)})
-    script.gate = gate = Gate()
-    first = Asked(server, "m", [tensor("x", [[0]])])
-    gate.wait_for(1)
-    cut = connect(server, sockets)
-    cut.sendall(HELLO + call() + frame(DATA, 1, 1, MESSAGE))
-    wait_until(lambda: server.waiting("m") == 1)
-    cut.close()
-    wait_until(lambda: server.waiting("m") == 0)
-    gate.open()
-    first.result()
-    assert is_well(server)
-    assert script.batches == [1, 1]
 
 
 def test_stopping_with_bad_connections_open(server: Server, sockets: ExitStack) -> None:

@@ -57,6 +57,8 @@ class VersionTotals:
     """Of those that failed: how many no batch had taken."""
     reasons: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     """Batches by why they had their size: the numbers of `scheduling.plan.Reason`."""
+    wasted_rows: int = 0
+    """Rows of requests that ran, and that nobody waited for any more: cancelled or expired."""
     batches: dict[int, BatchTotals] = field(default_factory=lambda: defaultdict(BatchTotals))
 
 
@@ -88,6 +90,8 @@ class Statistics:
         for refusal, count in zip(*np.unique(records["refusal"], return_counts=True), strict=True):
             totals.refusals[Refusal(refusal)] += int(count)
         totals.failed_unrun += int(((records["outcome"] == Outcome.FAILED) & (records["taken"] == 0)).sum())
+        gone = (records["outcome"] == Outcome.CANCELLED) | (records["outcome"] == Outcome.EXPIRED)
+        totals.wasted_rows += int(np.maximum(records["rows"][gone & (records["executed"] > 0)], 1).sum())
         totals.pushed += int((records["queued"] > 0).sum())
         good = records[records["outcome"] == Outcome.ANSWERED]
         # What never passed validation has not reached the model: Triton does not count it as failed either.

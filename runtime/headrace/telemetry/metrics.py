@@ -67,6 +67,7 @@ class _Past:
     reasons: Mapping[Reason, int]
     padding: int
     tritons: Mapping[Name, int]
+    wasted_rows: int
     histograms: VersionHistograms
 
 
@@ -113,6 +114,7 @@ class Metrics(Collector):
                 for reason in TAKEN:
                     page.add(names.BATCHES, (*labels, reason.name.lower()), past.reasons[reason])
                 page.add(names.BATCH_PADDING, labels, past.padding)
+                page.add(names.WASTED_ROWS, labels, past.wasted_rows)
                 _add_present(page, labels, running[key])
                 _add_tritons(page, labels, past, running[key])
         yield from page.families.values()
@@ -145,6 +147,7 @@ class Metrics(Collector):
             {reason: sum(part.reasons[reason] for part in parts) for reason in TAKEN},
             sum(part.padding for part in parts),
             {name: sum(map(total, parts)) for name, total in _TRITONS.items()},
+            sum(part.wasted_rows for part in parts),
             VersionHistograms.sum_of(histograms),
         )
 

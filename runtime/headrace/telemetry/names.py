@@ -66,6 +66,9 @@ BATCHES = Name(
     "headrace_batches_total", "counter",
     "Batches in which a request was answered, by why they had the size they had.", (*VERSION, "reason"),
 )  # fmt: skip
+WASTED_ROWS = Name(
+    "headrace_wasted_rows_total", "counter", "Rows of requests that ran for nobody: cancelled or expired.", VERSION
+)
 QUEUE_REQUESTS = Name("headrace_queue_requests", "gauge", "Requests that wait.", VERSION)
 QUEUE_ROWS = Name("headrace_queue_rows", "gauge", "Rows of the requests that wait.", VERSION)
 QUEUE_BYTES = Name("headrace_queue_bytes", "gauge", "Bytes of the requests that wait.", VERSION)
