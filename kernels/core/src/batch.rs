@@ -336,12 +336,14 @@ impl Batch {
         // What is cut back, and classes, are made here, so they need a place that outlives what refers to them.
         let wanted: &[crate::validate::Wanted] = if outputs.is_empty() { &[] } else { &entry.admitted.outputs };
         let cut = |wanted: &crate::validate::Wanted| padding::cut(spec, named(wanted.output)?, mine(), &entry.admitted);
-        let cuts: Vec<Option<Cut>> = wanted.iter().map(cut).collect::<Result<_>>()?;
+        let is_cut = entry.admitted.length < entry.admitted.padded;
+        let cuts: Vec<Option<Cut>> = if is_cut { wanted.iter().map(cut).collect::<Result<_>>()? } else { Vec::new() };
+        let cut_at = |place: usize| cuts.get(place).and_then(Option::as_ref);
         let mut made: Vec<Option<Classes>> = Vec::new();
         let mut told = Vec::with_capacity(wanted.len());
-        for (wanted, cut) in wanted.iter().zip(&cuts) {
+        for (place, wanted) in wanted.iter().enumerate() {
             let returned = named(wanted.output)?;
-            let part = cut.as_ref().map_or_else(|| part_of(returned, mine()), |cut| Part::Raw(&cut.wire));
+            let part = cut_at(place).map_or_else(|| part_of(returned, mine()), |cut| Part::Raw(&cut.wire));
             let asked = wanted.asked.and_then(|asked| entry.request.outputs.get(asked));
             told.push((wanted.output, returned, part, asked));
             made.push(match asked {
@@ -364,7 +366,7 @@ impl Batch {
             });
         }
         let mut answers = Vec::with_capacity(told.len());
-        for (((output, returned, part, asked), classes), cut) in told.iter().zip(&made).zip(&cuts) {
+        for (at, ((output, returned, part, asked), classes)) in told.iter().zip(&made).enumerate() {
             let declared = &spec.outputs[*output];
             let mut answer = Wanted {
                 name: &declared.name,
@@ -373,7 +375,7 @@ impl Batch {
                 shape: returned.shape,
                 part: *part,
             };
-            if let Some(cut) = cut {
+            if let Some(cut) = cut_at(at) {
                 (answer.rows, answer.shape) = (None, &cut.shape);
             }
             if let Some((wire, shape)) = classes {
