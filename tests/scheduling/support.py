@@ -85,8 +85,7 @@ class House:
         self.spec = model or spec()
         self.queue: Any = self.queues(self.spec, limits or Limits())
         self.sink = Collector(self.clock)
-        batching = self.spec.batching
-        self.points = SetPoints(self.spec.max_batch_size, batching.delay_ns, batching.preferred, batching.preserve_ordering)
+        self.points = SetPoints.of(self.spec, 1)
 
     def _fold(self, requests: Records, batches: Records) -> None:
         self.records.append(requests)

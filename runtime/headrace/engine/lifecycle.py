@@ -29,7 +29,7 @@ from headrace.protocol.validate import resolve_reshape
 from headrace.request import Request
 from headrace.scheduling.admission import Limits
 from headrace.scheduling.base import OpenQueue
-from headrace.scheduling.forecast import MARGIN_NS, Forecast
+from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import SetPoints
 from headrace.tensor import DTYPES, BytesTensor, Tensor, TensorSpec
 
@@ -136,19 +136,7 @@ class Running:
         spec = opened.spec
         self.route = Route(open_queue(spec, Limits()), spec, opened.config)
         sessions = [session for session, count in opened.sessions for _ in range(count)]
-        points = SetPoints()
-        if spec.batching.enabled:
-            batching = spec.batching
-            elements = spec.padding.max_elements if spec.padding is not None else 0
-            points = SetPoints(
-                spec.max_batch_size,
-                batching.delay_ns,
-                batching.preferred,
-                batching.preserve_ordering,
-                margin_ns=MARGIN_NS,
-                holds=batching.has_objective and len(sessions) > 1,
-                max_elements=elements,
-            )
+        points = SetPoints.of(spec, len(sessions))
         forecast = Forecast(self.route.queue, points, len(sessions))
         self._instances = [
             Instance(number, session, self.route.queue, forecast, points, clock) for number, session in enumerate(sessions)

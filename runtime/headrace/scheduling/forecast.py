@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.clock import MICROSECOND, MILLISECOND
+from headrace.clock import MILLISECOND
 from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.scheduling.base import Queue
 from headrace.scheduling.plan import Predictor, SetPoints, Unlearned
 from headrace.scheduling.predictor import MOST_BUCKETS, Learned
 from headrace.scheduling.sojourn import Sojourn
 
-MARGIN_NS = 500 * MICROSECOND
-"""What the way back of an answer may take: from the instance to the client."""
 _LOOK_NS = 50 * MILLISECOND
 _TOLD_APART = 16
 """A line is told to the queue when it has changed by one part in so many."""
@@ -76,7 +74,7 @@ class Forecast:
         return min(most, best or most)
 
     def _tell(self) -> None:
-        estimate = Estimate(self._told, self._instances, MARGIN_NS) if self._told else None
+        estimate = Estimate(self._told, self._instances, self._points.margin_ns) if self._told else None
         self._queue.set_limits(Limits(undated=self._undated, estimate=estimate))
 
 

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.clock import MICROSECOND
+from headrace.model import ModelSpec
+
 VIEW: np.dtype[Any] = np.dtype(
     [
         ("number", "<u8"),
@@ -31,6 +34,8 @@ VIEW: np.dtype[Any] = np.dtype(
 VIEW_FORMAT = "<QqqqqQQIII4x"
 _ENTRY = Struct(VIEW_FORMAT)
 NEVER = (1 << 63) - 1
+MARGIN_NS = 500 * MICROSECOND
+"""What the way back of an answer may take: from the instance to the client."""
 
 
 class Reason(IntEnum):
@@ -75,6 +80,22 @@ class SetPoints:
     margin_ns: int = 0
     holds: bool = False
     max_elements: int = 0
+
+    @staticmethod
+    def of(model: ModelSpec, instances: int) -> SetPoints:
+        """What the configuration of a model says."""
+        batching = model.batching
+        if not batching.enabled:
+            return SetPoints()
+        return SetPoints(
+            model.max_batch_size,
+            batching.delay_ns,
+            batching.preferred,
+            batching.preserve_ordering,
+            margin_ns=MARGIN_NS if batching.predicts else 0,
+            holds=batching.has_objective and instances > 1,
+            max_elements=model.padding.max_elements if model.padding is not None else 0,
+        )
 
 
 class Plan(NamedTuple):

@@ -1,0 +1,299 @@
+"""What would happen: the scheduler on a clock of its own, with a load and a model that need not exist.
+
+Everything that decides is the real thing – queue, admission, plan, forecast – and so is everything that is counted: the portable
+queue with its ledger. Only time is not: a batch lasts what `service` says, and the clock goes from one event to the next. The
+predictor sees a batch when it is done, never before.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.clock import MICROSECOND, VirtualClock
+from headrace.errors import HeadraceError
+from headrace.ledger.ledger import Ledger, Outcome, Records
+from headrace.model import Batching, ModelSpec
+from headrace.request import Request, Response
+from headrace.scheduling.admission import Limits
+from headrace.scheduling.batch import PortableBatch
+from headrace.scheduling.entry import Answer, outcome_of
+from headrace.scheduling.forecast import Forecast
+from headrace.scheduling.plan import Plan, SetPoints, plan
+from headrace.scheduling.queue import PortableQueue
+from headrace.tensor import TensorSpec
+
+WAY_BACK_NS = 200 * MICROSECOND
+"""From the instance to the client."""
+
+Service = Callable[[int, int, int], int]
+"""How long a batch runs, in ns: of its length, its rows, and the instant at which it begins."""
+Watch = Callable[[NDArray[np.void], Plan, int], None]
+"""Is shown each decision: the view, the plan, the instant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request: at which instant it comes, and what it is. Requests of one `length` may share a batch."""
+
+    at: int
+    rows: int = 1
+    length: int = 1
+    deadline_ns: int | None = None
+    """From its arrival; None is no deadline."""
+    priority: int = 0
+
+
+@dataclass(slots=True)
+class Fate:
+    """What became of a request. Instants in ns, 0 where it did not get."""
+
+    arrival: Arrival
+    outcome: Outcome | None = None
+    taken: int = 0
+    answered: int = 0
+    """At the client."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it was answered in time."""
+        due = self.arrival.deadline_ns
+        return self.outcome is Outcome.ANSWERED and (due is None or self.answered <= self.arrival.at + due)
+
+
+@dataclass(slots=True)
+class Report:
+    """All fates in the order of arrival, and what the queue went through."""
+
+    fates: list[Fate]
+    most_waiting: int = 0
+    batches: list[tuple[int, int]] = field(default_factory=list)
+    """Of each batch: when it was taken, and its rows."""
+    recorded: int = 0
+    """Requests in the ledger."""
+
+    @property
+    def goodput(self) -> float:
+        """Rows a second that were answered in time, from the first arrival to the last."""
+        seconds = (self.fates[-1].arrival.at - self.fates[0].arrival.at) / 1e9 if self.fates else 0
+        return sum(fate.arrival.rows for fate in self.fates if fate.is_good) / seconds if seconds else 0.0
+
+
+def model(max_batch_size: int, batching: Batching | None = None) -> ModelSpec:
+    """A model to simulate."""
+    return ModelSpec(
+        name="simulated",
+        version=1,
+        digest="",
+        backend="",
+        platform="",
+        max_batch_size=max_batch_size,
+        inputs=(TensorSpec("x", "UINT8", (-1,)),),
+        outputs=(TensorSpec("y", "UINT8", (-1,)),),
+        batching=batching or Batching(enabled=True),
+    )
+
+
+def simulate(
+    arrivals: Iterable[Arrival],
+    simulated: ModelSpec,
+    service: Service,
+    *,
+    instances: int = 1,
+    learned: Iterable[tuple[int, int, int]] = (),
+    watch: Watch | None = None,
+) -> Report:
+    """Let these requests come, in order, and see what becomes of them.
+
+    Args:
+        arrivals: in the order of their instants.
+        simulated: see `model`.
+        service: how long batches run.
+        instances: how many run batches at a time.
+        learned: what is known beforehand, as a profile would: (length, rows, ns) of runs.
+        watch: is shown each decision.
+    """
+    simulation = _Simulation(simulated, service, instances, watch)
+    for length, rows, ns in learned:
+        simulation.forecast.ran(simulation.bucket(length), rows, ns)
+    simulation.forecast.settle()
+    return simulation.run(list(arrivals))
+
+
+class _Kind(IntEnum):
+    """What happens next; of what happens at once, this is the order."""
+
+    DONE = 0
+    EXPIRE = 1
+    ARRIVE = 2
+    LOOK = 3
+
+
+class _Simulation:
+    def __init__(self, simulated: ModelSpec, service: Service, instances: int, watch: Watch | None) -> None:
+        self.clock = VirtualClock(0)
+        self._events: list[tuple[int, int, int, Any]] = []
+        self._order = itertools.count()
+        self._recorded = 0
+        ledger = Ledger(self._fold)
+        self._ledger = ledger
+        self._queue = PortableQueue(simulated, Limits(), ledger, self.clock, lambda _, at: self._at(at, _Kind.EXPIRE))
+        self._points = SetPoints.of(simulated, instances)
+        self.forecast = Forecast(self._queue, self._points, instances)
+        self._service, self._watch = service, watch
+        self._idle = list(range(instances))
+        self._tensors: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self._report = Report([])
+        self._seen = 0
+
+    def bucket(self, length: int) -> int:
+        """The number of the bucket of a length."""
+        from headrace.protocol.validate import bucket_of
+
+        return bucket_of(((length,),))
+
+    def run(self, arrivals: Sequence[Arrival]) -> Report:
+        """Until nothing happens any more."""
+        report = self._report
+        report.fates = [Fate(arrival) for arrival in arrivals]
+        for number, arrival in enumerate(arrivals):
+            self._at(arrival.at, _Kind.ARRIVE, number)
+        while self._events:
+            at, kind, _, what = heapq.heappop(self._events)
+            if at > self.clock.now():
+                self.clock.advance(at - self.clock.now())
+            if kind == _Kind.ARRIVE:
+                self._arrive(report.fates[what], what)
+            elif kind == _Kind.DONE:
+                self._done(*what)
+            elif kind == _Kind.EXPIRE:
+                again = self._queue.expire(self.clock.now())
+                if again is not None:
+                    self._at(again, _Kind.EXPIRE)
+            self._look()
+        self._ledger.drain()
+        report.recorded = self._recorded
+        return report
+
+    def deliver(self, answers: Sequence[Answer]) -> None:
+        """As a sink: every answer is at the client a little later."""
+        now = self.clock.now()
+        for answer in answers:
+            fate = self._report.fates[int(answer.entry.request.id)]
+            fate.outcome = Outcome.ANSWERED if isinstance(answer.result, Response) else outcome_of(answer.result)
+            fate.answered = now + WAY_BACK_NS
+            answer.settle(now)
+
+    def _at(self, at: int, kind: _Kind, what: object = None) -> None:
+        heapq.heappush(self._events, (at, kind, next(self._order), what))
+
+    def _fold(self, requests: Records, batches: Records) -> None:
+        self._recorded += len(requests)
+
+    def _arrive(self, fate: Fate, number: int) -> None:
+        arrival, now = fate.arrival, self.clock.now()
+        request = Request(
+            "simulated",
+            {"x": self._tensor(arrival.rows, arrival.length)},
+            id=str(number),
+            deadline=None if arrival.deadline_ns is None else now + arrival.deadline_ns,
+            priority=arrival.priority,
+            received=now,
+            decoded=now,
+        )
+        try:
+            self._queue.push(request, self)
+        except HeadraceError as error:
+            fate.outcome = outcome_of(error)
+        self._report.most_waiting = max(self._report.most_waiting, self._queue.depth().requests)
+
+    def _look(self) -> None:
+        """Idle instances take what the plan gives them."""
+        while self._idle and self._queue.depth().requests:
+            turn = self._queue.turn(None)
+            assert turn is not None, "a queue that is not closed gives a turn"
+            now, instance = self.clock.now(), self._idle[0]
+            with turn:
+                self.forecast.saw(turn.view, now)
+                decided = plan(turn.view, self.forecast.predictor, self._points, now, turn.busy_until)
+                if self._watch is not None:
+                    self._watch(turn.view, decided, now)
+                batch = turn.take(decided, instance)
+            if batch is None:
+                if decided.until is not None and decided.until > now:
+                    self._at(decided.until, _Kind.LOOK)
+                return
+            self._idle.pop(0)
+            self._begin(batch, decided.bucket, instance)
+
+    def _begin(self, batch: PortableBatch, bucket: int, instance: int) -> None:
+        now = self.clock.now()
+        for request in batch.requests:
+            self._report.fates[int(request.id)].taken = now
+        self._report.batches.append((now, batch.rows))
+        length = batch.tensors()["x"].shape[1]
+        lasts = max(1, self._service(length, batch.rows, now))
+        self._at(now + lasts, _Kind.DONE, (batch, bucket, instance, lasts))
+
+    def _done(self, batch: PortableBatch, bucket: int, instance: int, lasted: int) -> None:
+        with batch:
+            batch.reply({"y": batch.tensors()["x"]})
+        self.forecast.ran(bucket, batch.rows, lasted)
+        self._idle.append(instance)
+        self._idle.sort()
+
+    def _tensor(self, rows: int, length: int) -> NDArray[np.uint8]:
+        tensor = self._tensors.get((rows, length))
+        if tensor is None:
+            tensor = self._tensors[rows, length] = np.zeros((rows, length), np.uint8)
+        return tensor
+
+
+class Resampled:
+    """Service times drawn from runs that were recorded, made worse.
+
+    Args:
+        runs: of each length, of each row count: how long it ran, in ns, several times.
+        random: where chance comes from.
+        outliers: the share of batches that last ten times as long.
+        bias: by how much all of it may be slower or quicker than was recorded, once for all.
+        drift: by how much it may be slower or quicker from time to time, within `period_ns`.
+    """
+
+    def __init__(
+        self,
+        runs: dict[int, dict[int, list[int]]],
+        random: np.random.Generator,
+        *,
+        outliers: float = 0.01,
+        bias: float = 0.3,
+        drift: float = 0.3,
+        period_ns: int = 5_000_000_000,
+    ) -> None:
+        self._runs, self._random, self._outliers = runs, random, outliers
+        self._factor = 1 + random.uniform(-bias, bias)
+        self._drift, self._period_ns, self._phase = random.uniform(0, drift), period_ns, random.uniform(0, 2 * np.pi)
+        self._counts = {length: sorted(of) for length, of in runs.items()}
+
+    def __call__(self, length: int, rows: int, now: int) -> int:
+        """See `Service`."""
+        counts = self._counts[length]
+        above = next((count for count in counts if count >= rows), counts[-1])
+        below = max((count for count in counts if count <= rows), default=above)
+        low, high = self._draw(length, below), self._draw(length, above)
+        lasts = low if below == above else low + (high - low) * (rows - below) / (above - below)
+        lasts *= self._factor * (1 + self._drift * np.sin(self._phase + 2 * np.pi * now / self._period_ns))
+        if self._random.random() < self._outliers:
+            lasts *= 10
+        return int(lasts)
+
+    def _draw(self, length: int, rows: int) -> float:
+        recorded = self._runs[length][rows]
+        return recorded[int(self._random.integers(len(recorded)))]
