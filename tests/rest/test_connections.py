@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +14,11 @@ from dataclasses import dataclass
 import pytest
 
 from headrace.backends.fake import Gate, Script
-from headrace.clock import SECOND
+from headrace.clock import MILLISECOND, SECOND
 from headrace.errors import CannotListen
 from headrace.ledger.ledger import Outcome
+from headrace.protocol.validate import bucket_of
+from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.transport.control import Control
 from headrace.transport.rest import RestTransport
 from tests.rest.conftest import Serve
@@ -132,9 +136,31 @@ def test_a_full_queue(hold) -> None:
     held = hold(policy("max_queue_size: 1"))
     waits = held.threads.submit(held.rest.infer, "m", body(1))
     wait_until(lambda: held.waiting() == 1)
-    assert held.rest.infer("m", body(2)).error == (503, "[request id: <id_unknown>] Exceeds maximum queue size")
+    refused = held.rest.infer("m", body(2))
+    assert refused.error == (503, "[request id: <id_unknown>] Exceeds maximum queue size")
+    assert "retry-after" not in refused.headers, "nobody knows when there will be room"
     held.let_go()
     assert waits.result(PATIENCE).status == 200
+    assert held.ends() == {"ANSWERED": 2, "REFUSED": 1}
+
+
+@pytest.mark.parametrize("lasts_ms", [1_010, 3_500])
+def test_who_cannot_be_served_in_time_is_told_when_to_come_back(hold, lasts_ms: int) -> None:
+    held = hold()
+    waits = held.threads.submit(held.rest.infer, "m", body(1))
+    wait_until(lambda: held.waiting() == 1)
+    estimate = Estimate({bucket_of(((1,),)): Line(lasts_ms * MILLISECOND, 0, 8)})
+    held.rest.grpc.engine.routes.resolve("m").queue.set_limits(Limits(estimate=estimate))
+    refused = held.rest.infer("m", body(2, timeout=1_000_000))
+    status, told = refused.error
+    assert status == 429
+    late = re.match("the request would finish about ([0-9.]+) ms after its deadline; ", told)
+    assert late is not None, told
+    assert float(late[1]) >= lasts_ms - 1_000
+    assert refused.headers["retry-after"] == str(math.ceil(float(late[1]) / 1_000))
+    held.let_go()
+    answered = waits.result(PATIENCE)
+    assert (answered.status, "retry-after" in answered.headers) == (200, False)
     assert held.ends() == {"ANSWERED": 2, "REFUSED": 1}
 
 

@@ -16,7 +16,7 @@ use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
-create_exception!(_native, KernelError, PyException, "An error of the data plane: (kind, message).");
+create_exception!(_native, KernelError, PyException, "An error of the data plane: (kind, message, retry after ns or None).");
 
 static ENTRIES: AtomicU64 = AtomicU64::new(0);
 
@@ -29,7 +29,7 @@ pub(crate) fn outside<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) 
 
 pub(crate) fn raised(error: &headrace_core::error::Error) -> PyErr {
     let kind = error.kind.map_or("Broken", headrace_core::error::Kind::name);
-    KernelError::new_err((kind, error.message.clone()))
+    KernelError::new_err((kind, error.message.clone(), error.retry_after))
 }
 
 /// How often native code has entered Python on behalf of requests since the process started.

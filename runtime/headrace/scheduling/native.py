@@ -412,7 +412,9 @@ def _flat(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _error(kind: str, message: str) -> HeadraceError:
+def _error(kind: str, message: str, retry_after_ns: int | None = None) -> HeadraceError:
     """The error of this class with these words, which were found elsewhere."""
     cls: type[HeadraceError] = getattr(errors, kind)
-    return cls.__new__(cls, message)
+    error = cls.__new__(cls, message)
+    error.retry_after_ns = retry_after_ns
+    return error

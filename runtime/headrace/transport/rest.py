@@ -333,7 +333,10 @@ def _not_yet(what: str) -> Callable[[Http], Awaitable[Response]]:
 
 
 def _refuse(http: Http, error: HeadraceError) -> Response:
-    headers = {"Accept-Encoding": CODINGS} if isinstance(error, UnsupportedCoding) else None
+    headers = {"Accept-Encoding": CODINGS} if isinstance(error, UnsupportedCoding) else {}
+    if error.retry_after_ns is not None:
+        # Whole seconds, by RFC 9110: rounded up, for who comes too early is refused again.
+        headers["Retry-After"] = str(max(1, -(-error.retry_after_ns // SECOND)))
     return _error(_STATUSES.get(error.code, 400), error.message, headers)
 
 

@@ -24,7 +24,10 @@ _News: TypeAlias = tuple[list[tuple[int, int, str, str]], list[tuple[str, str]],
 kept, whether the ledger fills and should be drained."""
 
 class KernelError(Exception):
-    """A request was not admitted, or something broke: `args` are the class in `headrace.errors` and the message."""
+    """A request was not admitted, or something broke.
+
+    `args` are the class in `headrace.errors`, the message, and after how many ns to try again, or None.
+    """
 
 @final
 class Kernel:
