@@ -29,6 +29,7 @@ LONGEST_SECONDS = 6.0
 
 
 def session(file: Path) -> ort.InferenceSession:
+    """The model as a server with one instance loads it."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = usable_cpus()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -48,6 +49,7 @@ def recorded(runs: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> list[
 
 
 def main() -> None:
+    """Write the file."""
     random = np.random.default_rng(0)
     found: dict[str, dict[str, dict[str, list[int]]]] = {}
     repository = build_repository(REPOSITORY)

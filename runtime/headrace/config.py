@@ -69,6 +69,8 @@ class ServerConfig(BaseModel):
     poll_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 15.0
     strict_readiness: bool = True
     """Whether the server is ready only when every model is."""
+    probe: bool = True
+    """Whether to measure, while nobody asks for anything, how long each model runs; what was measured is kept on disk."""
     drain_grace: Seconds = 2.0
     """How long a stopping server, no longer ready, still takes new requests: for balancers to notice."""
     drain_seconds: Seconds = 30.0

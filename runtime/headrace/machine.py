@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,19 @@ def usable_cpus() -> int:
     allowed = len(os.sched_getaffinity(0))
     quota = cpu_quota()
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def cpu_model(told: Path = Path("/proc/cpuinfo")) -> str:
+    """What the processor calls itself; where it has no name, as on many ARM machines, the numbers that tell its kind."""
+    facts: dict[str, str] = {}
+    try:
+        for line in told.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            facts.setdefault(key.strip(), value.strip())
+    except OSError:
+        pass
+    kinds = ("model name", "CPU implementer", "CPU variant", "CPU part", "CPU revision")
+    return " ".join(facts[kind] for kind in kinds if facts.get(kind)) or platform.machine()
 
 
 def cpu_quota() -> float | None:

@@ -97,7 +97,7 @@ def test_the_options_are_those_of_the_command() -> None:
     command = [sys.executable, "-m", "headrace", "serve", "--help"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     options = set(re.findall(r"(?<!\S)(--[a-z-]+)", told.partition("Options:")[2]))
-    assert table == options - {"--help", "--config", "--no-strict-readiness"}
+    assert table == options - {"--help", "--config", "--no-strict-readiness", "--no-probe"}
 
 
 def test_its_links_lead_somewhere() -> None:

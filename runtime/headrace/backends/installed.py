@@ -45,7 +45,22 @@ def check_onnxruntime() -> None:
         raise InvalidRepository("ONNX Runtime is not installed: pip install 'headrace[cpu]', or 'headrace[gpu]' for NVIDIA GPUs")
 
 
-def usable_gpus(driver: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
+
+
+def gpu_models(driver: Path = _NVIDIA) -> list[str]:
+    """What the NVIDIA GPUs of this machine call themselves, usable or not."""
+    models: list[str] = []
+    for information in sorted(driver.glob("*/information")):
+        try:
+            lines = information.read_text(errors="replace").splitlines()
+        except OSError:
+            continue
+        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return models
+
+
+def usable_gpus(driver: Path = _NVIDIA) -> int:
     """How many NVIDIA GPUs this process can use: none without the GPU build of ONNX Runtime.
 
     `CUDA_VISIBLE_DEVICES` counts, as it does for everything that uses CUDA.

@@ -14,7 +14,7 @@ import typer
 
 from headrace import __version__
 from headrace.cli.bench import bench
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, InvalidRepository
 
 app = typer.Typer(
     name="headrace",
@@ -66,6 +66,7 @@ def options(
       headrace serve model.onnx
       headrace serve --repository models --model-control poll
       headrace models --repository models
+      headrace models --repository models --profile
       headrace bench load --target 127.0.0.1:8001 --model magika --concurrency 16
       headrace doctor
     """
@@ -94,6 +95,9 @@ def serve(
     poll_seconds: Annotated[float | None, typer.Option(metavar="S", help="How often to look for changes. [15]")] = None,
     strict_readiness: Annotated[
         bool | None, typer.Option("--strict-readiness/--no-strict-readiness", help="Ready only when every model is. [strict]")
+    ] = None,
+    probe: Annotated[
+        bool | None, typer.Option("--probe/--no-probe", help="When idle, measure how long each model runs. [probe]")
     ] = None,
     drain_grace: Annotated[
         float | None, typer.Option(metavar="S", help="Stopping: take new requests this long, no longer ready. [2]")
@@ -143,6 +147,7 @@ def serve(
         "load_model": load_model or None,
         "poll_seconds": poll_seconds,
         "strict_readiness": strict_readiness,
+        "probe": probe,
         "drain_grace": drain_grace,
         "drain_seconds": drain_seconds,
         "http_max_input_size": http_max_input_size,
@@ -155,18 +160,34 @@ def serve(
 
 
 @app.command()
-def models(repository: RepositoryOption, json: JsonOption = False) -> None:
+def models(
+    repository: RepositoryOption,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="These models; all by default.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Measure how long each runs, and how it is best called.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="With --profile: measure anew what was measured before.")] = False,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="With --profile: plot rows/s; needs headrace[bench].")] = None,
+    json: JsonOption = False,
+) -> None:
     """List models: versions, digests, inputs, outputs, what was filled in, why one does not load.
 
-    Loads every model just as `serve` would, and serves none. Exit status 1 when a model is broken.
+    Loads every model just as `serve` would, and serves none. Exit status 1 when a model is broken. With --profile, each is
+    measured instead, as an idle server would: batches of zeros, some seconds a model. Results are kept for the next server.
 
     \b
-    Example:
+    Examples:
       headrace models --repository models --json
+      headrace models --repository models --profile magika
+      headrace models --repository models --profile --fresh --svg profiles.svg
     """
+    if profile:
+        from headrace.cli.profile import show_profiles
+
+        raise typer.Exit(show_profiles(repository, names or (), json=json, fresh=fresh, file=svg))
+    if fresh or svg is not None:
+        raise InvalidRepository("--fresh and --svg have a meaning with --profile only")
     from headrace.cli.models import show_models
 
-    raise typer.Exit(show_models(repository, json=json))
+    raise typer.Exit(show_models(repository, names or (), json=json))
 
 
 @app.command()

@@ -24,9 +24,9 @@ def run_load(plan: LoadPlan, *, json: bool, report: Path | None) -> int:
         InvalidLoad, TargetFailed, KernelsUnusable: see `load.generator.run`.
     """
     if report is not None:
-        from headrace.load.report import check_plots
+        from headrace.load.plots import check_plots
 
-        check_plots()  # before the load, not after it
+        check_plots("--report")  # before the load, not after it
     with _live_line(plan) as watch:
         recording = run(plan, watch)
     if json:

@@ -14,20 +14,31 @@ from headrace.model import State
 from headrace.tensor import TensorSpec, format_shape
 
 if TYPE_CHECKING:
-    from headrace.engine.engine import ModelStatus
+    from headrace.engine.engine import Engine, ModelStatus
+    from headrace.engine.profiles import Profiles
 
 
-def show_models(repository: Path, *, json: bool) -> int:
-    """Print what is in `repository`; the exit status, 1 when a model is broken.
+def load_all(repository: Path, names: Sequence[str] = (), profiles: Profiles | None = None) -> Engine:
+    """An engine, to be used in a `with`, that holds the models of these names, or all of them, and serves none.
 
     Raises:
-        InvalidRepository: there is no repository at that path.
+        InvalidRepository: there is no repository at that path; or, when it starts, no model of such a name.
     """
-    from headrace.engine.engine import Engine
+    from headrace.engine.engine import Engine, ModelControl
 
     configure_logs("error", "text")
     logging.getLogger("headrace").setLevel(logging.CRITICAL)  # why a model is broken is in the list, once
-    with Engine(repository) as engine:
+    control = ModelControl("explicit", tuple(names)) if names else ModelControl()
+    return Engine(repository, control=control, profiles=profiles)
+
+
+def show_models(repository: Path, names: Sequence[str] = (), *, json: bool) -> int:
+    """Print what is in `repository`; the exit status, 1 when a model is broken.
+
+    Raises:
+        InvalidRepository: there is no repository at that path, or no model of such a name.
+    """
+    with load_all(repository, names) as engine:
         statuses = engine.statuses()
     if json:
         jsonlib.dump([_record(status) for status in statuses], sys.stdout, indent=2)

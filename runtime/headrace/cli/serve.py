@@ -92,6 +92,7 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
     configure_logs(config.log_level, config.log_format)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its failures are exceptions; its own lines on stderr are no JSON
     from headrace.engine.engine import Engine, ModelControl
+    from headrace.engine.profiles import Profiles
     from headrace.transport.control import Control
 
     # A thread that wants the interpreter waits for at most this long: a tenth of Python's default.
@@ -102,6 +103,7 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
         queues=grpc.queues,
         control=ModelControl(config.model_control, tuple(config.load_model), config.poll_seconds),
         strict_readiness=config.strict_readiness,
+        profiles=Profiles() if config.probe else None,
     )
     ways_in: dict[str, Transport] = {"grpc": grpc, **_other_ways_in(config)}
     metrics = _metrics(config, engine, name)

@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from headrace.backends.installed import usable_gpus
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock
-from headrace.engine.lifecycle import Opened, Running, open_version, reason_of, warm_up
+from headrace.engine.lifecycle import Running, open_version, reason_of, warm_up
+from headrace.engine.probe import Probe
 from headrace.engine.routes import Routes
 from headrace.errors import Draining, HeadraceError, LoadFailed
 from headrace.model import ModelSpec, State
-from headrace.models.files import ModelFiles
+from headrace.models.files import ModelFiles, VersionFiles
 from headrace.models.uploads import Upload
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.scheduling.base import OpenQueue
@@ -44,12 +45,15 @@ class ModelStatus:
     warnings: tuple[str, ...] = ()
 
 
+_Versions: TypeAlias = dict[int, tuple[ModelStatus, Running | None]]
+
+
 @dataclass(slots=True)
 class _Model:
     """A model by name. `lock` serialises its loads; `versions` is replaced, never changed."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    versions: dict[int, tuple[ModelStatus, Running | None]] = field(default_factory=dict)
+    versions: _Versions = field(default_factory=dict)
     broken: ModelStatus | None = None
     unloaded: bool = False
 
@@ -79,11 +83,20 @@ class Catalog:
         open_queue: the factory of queues.
         routes: where what is ready is published.
         clock: the clock.
+        probe: what measures versions, if they are to be measured.
     """
 
-    def __init__(self, repository: ModelSource, backends: Backends, open_queue: OpenQueue, routes: Routes, clock: Clock) -> None:
+    def __init__(
+        self,
+        repository: ModelSource,
+        backends: Backends,
+        open_queue: OpenQueue,
+        routes: Routes,
+        clock: Clock,
+        probe: Probe | None = None,
+    ) -> None:
         self._repository, self._backends, self._open_queue = repository, backends, open_queue
-        self._routes, self._clock = routes, clock
+        self._routes, self._clock, self._probe = routes, clock, probe
         self._lock = threading.Lock()
         self._models: dict[str, _Model] = {}
         self._is_closed = False
@@ -123,7 +136,8 @@ class Catalog:
                 log.error("model cannot be read: %s", error.message, extra={"model": name})
                 raise
             model.broken, model.unloaded = None, False
-            self._load_versions(name, model, files)
+            with self._probe.pause() if self._probe is not None else nullcontext():
+                self._load_versions(name, model, files)
 
     def unload(self, name: str) -> None:
         """Stop serving a model, once what is queued has been answered in the background. Unknown names are fine."""
@@ -170,7 +184,7 @@ class Catalog:
     def _load_versions(self, name: str, model: _Model, files: ModelFiles) -> None:
         """Bring up what is new, publish it in one step, then let go of what it replaces."""
         old = dict(model.versions)
-        new: dict[int, tuple[ModelStatus, Running | None]] = {
+        new: _Versions = {
             number: (ModelStatus(name, number, State.UNAVAILABLE, reason), None) for number, reason in files.missing.items()
         }
         failed = dict(files.missing)
@@ -183,10 +197,7 @@ class Catalog:
                 if running is None:
                     model.versions = {**model.versions, version.number: (ModelStatus(name, version.number, State.LOADING), None)}
                     self._publish(name, model)
-                begun = self._clock.now()
-                opened = open_version(files, version, self._backends)
-                warm_up(opened)
-                new[version.number] = self._run(opened, self._clock.now() - begun)
+                new[version.number] = self._bring_up(files, version)
             except (Exception, SystemExit) as error:
                 reason = failed[version.number] = reason_of(error, version.path)
                 log.error("version did not load", extra={"model": name, "version": version.number, "reason": reason})
@@ -196,18 +207,24 @@ class Catalog:
                     new[version.number] = (ModelStatus(name, version.number, State.UNAVAILABLE, reason), None)
         model.versions = new
         self._publish(name, model)
-        kept = {id(running) for _, running in new.values()}
-        self._retire([running for _, running in old.values() if running is not None and id(running) not in kept])
+        self._retire(_only_in(old, new))
         if self._is_closed:
             # Closed while this was loading: `close` did not see the new ones.
             self._retire([running for _, running in new.values() if running is not None])
+        elif self._probe is not None:
+            self._probe.add(_only_in(new, old))
         if failed:
             raise LoadFailed(name, failed)
 
-    def _run(self, opened: Opened, load_ns: int) -> tuple[ModelStatus, Running]:
-        spec = opened.spec
-        running = Running(opened, self._open_queue, self._clock, load_ns)
+    def _bring_up(self, files: ModelFiles, version: VersionFiles) -> tuple[ModelStatus, Running]:
+        begun = self._clock.now()
+        opened = open_version(files, version, self._backends, self._probe.advice(files, version) if self._probe else None)
+        warm_ns = warm_up(opened, self._clock)
+        running = Running(opened, self._open_queue, self._clock, self._clock.now() - begun, warm_ns)
+        if self._probe is not None:
+            self._probe.prime(running)
         running.start()
+        spec = opened.spec
         log.info(
             "version ready",
             extra={"model": spec.name, "version": spec.version, "digest": spec.digest[:12], "filled": opened.filled},
@@ -223,7 +240,7 @@ class Catalog:
 
     def _retire(self, replaced: list[Running]) -> None:
         for running in replaced:
-            running.route.queue.close()
+            running.leave()
             with self._lock:
                 self._retiring.add(running)
             threading.Thread(target=self._finish_retiring, args=(running,), name="headrace-retire", daemon=True).start()
@@ -273,3 +290,8 @@ class Catalog:
         with self._lock:
             self._models.pop(name, None)
         self._routes.publish(name, None)
+
+
+def _only_in(these: _Versions, those: _Versions) -> list[Running]:
+    known = {id(running) for _, running in those.values()}
+    return [running for _, running in these.values() if running is not None and id(running) not in known]

@@ -21,6 +21,8 @@ from headrace.backends.base import Backend
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock, MonotonicClock
 from headrace.engine.catalog import Catalog, ModelSource, ModelStatus
+from headrace.engine.probe import Probe
+from headrace.engine.profiles import Profiles
 from headrace.engine.regions import Regions
 from headrace.engine.routes import Routes
 from headrace.engine.watch import Watcher
@@ -68,6 +70,7 @@ class Engine:
         backends: backends to use instead of the built-in ones, by name.
         queues: the factory of queues; a transport brings the one it needs. The portable one by default.
         clock: the clock.
+        profiles: where to keep how long models run; without, that is not measured.
 
     Raises:
         InvalidRepository: there is no such repository.
@@ -82,6 +85,7 @@ class Engine:
         backends: Mapping[str, Backend] | None = None,
         queues: MakeQueues = PortableQueues,
         clock: Clock | None = None,
+        profiles: Profiles | None = None,
     ) -> None:
         self.repository = source_of(repository)
         self.repository.names()
@@ -95,7 +99,11 @@ class Engine:
         self.routes = Routes(self.ledger, self.clock.now)
         self._strict = strict_readiness
         self._queues = queues(self.ledger, self.clock)
-        self.catalog = Catalog(self.repository, Backends(backends), self._queues, self.routes, self.clock)
+        loaders = Backends(backends)
+        self.probe: Probe | None = None
+        if profiles is not None:
+            self.probe = Probe(lambda: self.catalog.running(), loaders, profiles, self.clock)
+        self.catalog = Catalog(self.repository, loaders, self._queues, self.routes, self.clock, self.probe)
         self.watcher = Watcher(self.repository, self.catalog, control.poll_seconds)
         self._is_started = self._is_draining = False
         self._closed = threading.Event()
@@ -169,6 +177,8 @@ class Engine:
         until = self.clock.now() + _CLOSE_NS if deadline is None else deadline
         self.watcher.stop()
         self.catalog.close()
+        if self.probe is not None:
+            self.probe.close()
         for running in self.catalog.running():
             running.retire(until, self.clock)
         self._queues.close()

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from headrace.backends.base import Device, Session
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock
 from headrace.engine.instance import Instance
+from headrace.engine.profile import Calls, Profile
+from headrace.engine.profiles import key_of
 from headrace.engine.routes import Route
+from headrace.engine.zeros import Zeros
 from headrace.errors import HeadraceError, InvalidRepository, sentence
 from headrace.model import ModelSpec
 from headrace.models.autocomplete import complete
@@ -25,15 +27,15 @@ from headrace.models.check import check_graph, check_tensors
 from headrace.models.files import ModelFiles, VersionFiles
 from headrace.models.spec import spec_of, warnings
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup
-from headrace.protocol.validate import resolve_reshape
-from headrace.request import Request
 from headrace.scheduling.admission import Limits
 from headrace.scheduling.base import OpenQueue
 from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import SetPoints
-from headrace.tensor import DTYPES, BytesTensor, Tensor, TensorSpec
 
 log = logging.getLogger(__name__)
+
+_RETURN_SECONDS = 2.0
+"""How long a version that ends waits for a session that a probe has: such runs are short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,10 @@ class Opened:
     filled: tuple[str, ...]
     warnings: tuple[str, ...]
     config_text: str
+    version: VersionFiles
+    profile_key: str
+    calls: Calls | None = None
+    """The measurement because of which it has the instances it has, where they were left open."""
     upload: object = None
     """What keeps the files there, if they came with a request."""
 
@@ -73,8 +79,14 @@ def _close(sessions: Sequence[Session]) -> None:
             log.exception("a session could not be closed")
 
 
-def open_version(files: ModelFiles, version: VersionFiles, backends: Backends) -> Opened:
+def open_version(files: ModelFiles, version: VersionFiles, backends: Backends, calls: Calls | None = None) -> Opened:
     """Load a version and check it against its configuration.
+
+    Args:
+        files: of the model.
+        version: one of them.
+        backends: what loads it.
+        calls: what was found to do more with than one instance, where the configuration leaves that open.
 
     Raises:
         InvalidRepository: it cannot be served, and the message says why.
@@ -82,14 +94,19 @@ def open_version(files: ModelFiles, version: VersionFiles, backends: Backends) -
     config = ModelConfig()
     config.CopyFrom(files.config)
     _check_can_serve(config)
+    lines: list[str] = []
+    if calls is not None:
+        config.instance_group[0].count = calls.count
+        lines.append(f"instance_group: {calls.count} instances of one thread each, {calls.gain:.1f}x the rows/s of one")
     backend = backends.get(config.backend, config.name)
     digest = version.digest()
+    profile_key = key_of(config, digest)
     placed = _placements(config)
     sessions: list[Session] = []
     try:
         for device in placed:
             sessions.append(backend.load(version.path, config, device))
-        filled = complete(config, sessions[0].io)
+        lines += complete(config, sessions[0].io)
         check_tensors(config)
         check_graph(config, sessions[0].io)
         spec = spec_of(config, version.number, digest, files.path)
@@ -103,7 +120,7 @@ def open_version(files: ModelFiles, version: VersionFiles, backends: Backends) -
         raise
     counted = tuple(zip(sessions, placed.values(), strict=True))
     told = (*files.warnings, *warnings(config))
-    return Opened(spec, config, counted, tuple(filled), told, files.config_text, files.upload)
+    return Opened(spec, config, counted, tuple(lines), told, files.config_text, version, profile_key, calls, files.upload)
 
 
 def _check_can_serve(config: ModelConfig) -> None:
@@ -129,20 +146,28 @@ def _placements(config: ModelConfig) -> dict[Device, int]:
 
 
 class Running:
-    """An opened version with its queue and its instances. `load_ns` is how long it took to open and warm it."""
+    """An opened version with its queue and its instances.
 
-    def __init__(self, opened: Opened, open_queue: OpenQueue, clock: Clock, load_ns: int = 0) -> None:
-        self.opened, self.load_ns = opened, load_ns
+    `load_ns` is how long it took to open and warm it, `warm_ns` the run at one row alone: None when zeros do not run.
+    `profile` is what was measured of it; while it is None, `unprofiled` says why, if that is known.
+    """
+
+    def __init__(self, opened: Opened, open_queue: OpenQueue, clock: Clock, load_ns: int = 0, warm_ns: int | None = None) -> None:
+        self.opened, self.load_ns, self.warm_ns = opened, load_ns, warm_ns
+        self.profile: Profile | None = None
+        self.unprofiled = ""
         spec = opened.spec
         self.route = Route(open_queue(spec, Limits()), spec, opened.config)
         sessions = [session for session, count in opened.sessions for _ in range(count)]
         points = SetPoints.of(spec, len(sessions))
-        forecast = Forecast(self.route.queue, points, len(sessions))
+        self.forecast = Forecast(self.route.queue, points, len(sessions))
         self._instances = [
-            Instance(number, session, self.route.queue, forecast, points, clock) for number, session in enumerate(sessions)
+            Instance(number, session, self.route.queue, self.forecast, points, clock) for number, session in enumerate(sessions)
         ]
         self._retiring = threading.Lock()
         self._is_retired = False
+        self._lent = threading.Lock()
+        self._is_leaving = False
 
     @property
     def instances(self) -> int:
@@ -162,13 +187,29 @@ class Running:
             self.route.queue.close()
             raise
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it takes no more: it was unloaded or replaced, or the engine ends."""
+        return self._is_leaving
+
+    def leave(self) -> None:
+        """Take no more. What is queued is still served."""
+        self._is_leaving = True
+        self.route.queue.close()
+
+    @contextmanager
+    def borrow(self) -> Iterator[Session | None]:
+        """Its session, for runs beside those of the instances; None when it is leaving."""
+        with self._lent:
+            yield None if self._is_leaving else self.opened.sessions[0][0]
+
     def retire(self, until: int, clock: Clock) -> None:
         """Take no more, serve what is queued until the instant `until` (ns), refuse the rest, then close the sessions.
 
         A session that still runs then is left to its thread. A second call waits for the first.
         """
         queue = self.route.queue
-        queue.close()
+        self.leave()
         queue.wait_settled(until)
         with self._retiring:
             if self._is_retired:
@@ -177,59 +218,35 @@ class Running:
             queue.abandon()
             grace = max(0.2, (until - clock.now()) / SECOND)
             ended = [instance.join(grace) for instance in self._instances]
-            if all(ended):
+            if is_back := self._lent.acquire(timeout=_RETURN_SECONDS):
+                self._lent.release()
+            if all(ended) and is_back:
                 self.opened.close()
             else:
                 log.warning("%s still runs; its session is not closed", self.opened.spec)
 
 
-def warm_up(opened: Opened) -> None:
+def warm_up(opened: Opened, clock: Clock) -> int | None:
     """Run each session once at one row, so that the first client does not pay for what happens once.
 
     The data is zeros of the declared shape. A model that cannot stand them is served all the same.
+
+    Returns:
+        How long that took in the first session, in ns; None when it failed.
     """
+    lasted: list[int | None] = []
     for session, _ in opened.sessions:
+        began = clock.now()
         try:
-            outputs = session.run(_Zeros(opened.spec))
+            outputs = session.run(Zeros(opened.spec))
             if not isinstance(outputs, Mapping):
                 for _ in outputs:
                     pass
+            lasted.append(clock.now() - began)
         except (Exception, SystemExit) as error:
             log.info("warm-up of %s failed, which need not mean anything: %s", opened.spec, error)
-
-
-class _Zeros:
-    """A batch of one row of zeros, for warm-up. Dimensions that vary are 1; a length that is padded is that of a bucket."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self._spec = spec
-        self.rows, self.offsets = 1, [0, 1]
-
-    @property
-    def requests(self) -> list[Request]:
-        return [Request(self._spec.name, self.tensors())]
-
-    def wanted(self) -> tuple[str, ...]:
-        return tuple(output.name for output in self._spec.outputs)
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {spec.name: self._zeros(spec) for spec in self._spec.inputs if not spec.optional or self._is_made(spec)}
-
-    def _is_made(self, spec: TensorSpec) -> bool:
-        return self._spec.padding is not None and spec.name == self._spec.padding.mask
-
-    def _zeros(self, spec: TensorSpec) -> Tensor:
-        padding = self._spec.padding
-        shape = tuple(1 if size == -1 else size for size in spec.dims)
-        if padding is not None and spec.name in padding.values:
-            shape = (*shape[: padding.axis], padding.edges[0], *shape[padding.axis + 1 :])
-        if spec.reshape is not None:
-            shape = resolve_reshape(shape, spec.dims, spec.reshape)
-        if self._spec.max_batch_size > 0:
-            shape = (1, *shape)
-        if spec.datatype == "BYTES":
-            return BytesTensor.of([b""] * int(np.prod(shape)), shape)
-        return np.zeros(shape, DTYPES[spec.datatype])
+            lasted.append(None)
+    return lasted[0]
 
 
 def reason_of(error: BaseException, path: Path) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import html
-import io
-from collections.abc import Callable
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +15,7 @@ from headrace.errors import Code, InvalidLoad
 from headrace.files import replace_file
 from headrace.load.analysis import Counted
 from headrace.load.generator import Recording
+from headrace.load.plots import svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,18 +41,6 @@ $rows
 <div class="plots">$plots</div>
 </html>
 """)
-
-
-def check_plots() -> None:
-    """Whether plots can be made here.
-
-    Raises:
-        InvalidLoad: they cannot; the message says what to install.
-    """
-    try:
-        import matplotlib  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ModuleNotFoundError:
-        raise InvalidLoad("--report needs matplotlib: pip install 'headrace[bench]'") from None
 
 
 def write_report(recording: Recording, file: Path) -> None:
@@ -128,7 +115,7 @@ def _plots(recording: Recording) -> list[str]:
         _latency_over_time(axes, at, bins[answered], latency[answered])
 
     draws = [cdf, rates, over_time] if objective is None else [cdf, rates, goodput, over_time]
-    return [_svg(draw) for draw in draws]
+    return [svg(draw) for draw in draws]
 
 
 def _cdf(axes: Axes, latency: NDArray[np.float64], objective: int | None) -> None:
@@ -155,14 +142,3 @@ def _latency_over_time(axes: Axes, at: NDArray[np.float64], bins: NDArray[np.int
             axes.plot(*zip(*points, strict=True), label=f"p{100 * quantile:g}", color=color, lw=1.2)
     axes.set(title="latency over time", xlabel="s", ylabel="ms", ylim=(0, None))
     axes.legend(frameon=False)
-
-
-def _svg(draw: Callable[[Any], None]) -> str:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    draw(figure.add_subplot())
-    written = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(written)
-    return written.getvalue()[written.getvalue().index("<svg") :]

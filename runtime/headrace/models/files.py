@@ -57,6 +57,11 @@ class VersionFiles:
         """
         return self._digest
 
+    @property
+    def nbytes(self) -> int:
+        """How large its files are, in all."""
+        return sum(found.status.st_size for found in self._files() if found.status is not None)
+
     def is_unchanged(self) -> bool:
         """Whether every file is still the one that was found, by inode, size and time of change."""
         return self._fingerprint() == self.found

@@ -21,7 +21,7 @@ LEAST = 3
 _REFRESH = 8
 MOST_BUCKETS = 256
 """Buckets that are remembered."""
-_AS_GOOD = 0.95
+AS_GOOD = 0.95
 """Of the best throughput: what is as good as that, up to noise."""
 
 
@@ -129,8 +129,8 @@ class _Bucket:
         return Line(max(0, int(times[0] - row * first)), int(row), max_rows)
 
     def best_rows(self) -> int | None:
-        rates = {rows: rows / _quantile(times, 0.5) for rows, times in sorted(self._seen.items()) if len(times) >= LEAST}
-        enough = _AS_GOOD * max(rates.values(), default=0.0)
+        rates = {rows: rows / max(1, _quantile(times, 0.5)) for rows, times in sorted(self._seen.items()) if len(times) >= LEAST}
+        enough = AS_GOOD * max(rates.values(), default=0.0)
         best = next((rows for rows, rate in rates.items() if rate >= enough), None)
         return None if best is None or best == max(rates) else best
 
