@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from headrace.clock import SECOND
@@ -32,7 +31,8 @@ class Point:
     @property
     def median(self) -> int:
         """The middle one of the times, in ns."""
-        return int(median(self.times))
+        ordered = sorted(self.times)
+        return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2
 
     @property
     def p95(self) -> int:

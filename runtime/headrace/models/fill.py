@@ -1,7 +1,7 @@
 """What the server fills into a configuration before it looks into the model file.
 
 One departure from Triton: an unset instance count is 1 everywhere. Triton runs two instances of an ONNX model on the CPU,
-each with a thread pool over all cores.
+each with a thread pool over all cores. What was measured of a version may change it when that version loads.
 """
 
 from __future__ import annotations
