@@ -16,6 +16,7 @@ from headrace.ledger.ledger import Outcome
 from headrace.tensor import BytesTensor
 from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, message, tensor, wait_until
 from tests.transport.streaming import Raw, Told
+from tests.transport.test_padding import assert_is_right, compute, padded, row
 
 INTERNAL, INVALID = grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT
 SPLITS = 'parameters { key: "split_oversize" value { string_value: "true" } }'
@@ -76,6 +77,14 @@ def test_classes_of_all_rows(serve: Serve) -> None:
     wanted = [triton.InferRequestedOutput("y", class_count=1)]
     answer = server.client.infer("m", [tensor("x", rows(10, 2))], outputs=wanted, client_timeout=PATIENCE)
     assert answer.as_numpy("y").ravel().tolist() == [f"{2 * row + 1}:1".encode() for row in range(10)]
+
+
+def test_padded_and_cut_back(serve: Serve) -> None:
+    script = Script(compute=compute)
+    server = serve({"m": (padded(split_oversize="true"), script)})
+    x = [row(3, start) for start in range(1, 20)]
+    assert_is_right(server.client.infer("m", [tensor("x", x)], client_timeout=PATIENCE), x)
+    assert script.batches == [8, 8, 3]
 
 
 @pytest.mark.parametrize("parameter", ["", SPLITS.replace("true", "false")], ids=["by default", "when told so"])
