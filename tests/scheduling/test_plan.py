@@ -64,6 +64,18 @@ ROWS = [dict(rows=1)] * 3
         ),
         pytest.param(ROWS, SetPoints(3, delay_ns=100), Plan((1, 2, 3), (), None, Reason.FULL), id="full-does-not-wait"),
         pytest.param(
+            [dict(rows=3), dict(rows=4)],
+            SetPoints(8, delay_ns=100, preferred=(2, 6)),
+            Plan((1, 2), (), None, Reason.PREFERRED),
+            id="past-the-largest-preferred-does-not-wait",
+        ),
+        pytest.param(
+            [dict(bucket=1), dict(bucket=2)],
+            SetPoints(8, delay_ns=100),
+            Plan((1,), (), None, Reason.BUCKET, 1),
+            id="another-shape-closes-the-batch",
+        ),
+        pytest.param(
             ROWS,
             SetPoints(8, delay_ns=100, preferred=(2, 8)),
             Plan((1, 2), (), None, Reason.PREFERRED),
@@ -134,6 +146,17 @@ def test_nobody_is_dropped_where_the_others_can_wait() -> None:
 def test_an_objective_is_missed_rather_than_its_request_dropped() -> None:
     soft = [dict(target=NOW + 115), *[dict(target=NOW + 200)] * 7]
     assert plan(view(*soft), Known(100, 10), SetPoints(8), NOW) == Plan(tuple(range(1, 9)), (), None, Reason.SLACK)
+
+
+def test_who_was_dropped_makes_room_for_more() -> None:
+    decided = plan(view(*due(115, *[180] * 8)), Known(100, 10), SetPoints(8), NOW)
+    assert decided == Plan(tuple(range(2, 10)), (1,), None, Reason.SLACK)
+
+
+def test_a_smaller_batch_may_get_the_most_done() -> None:
+    """Of eight, all would be late; four of them are not, and that is more than the two that the first one allows."""
+    decided = plan(view(*due(125, *[145] * 9)), Known(100, 10), SetPoints(8), NOW)
+    assert decided == Plan((2, 3, 4, 5), (1,), None, Reason.SLACK)
 
 
 HOLDS = SetPoints(8, holds=True)
@@ -236,10 +259,10 @@ def test_a_batch_makes_nobody_late_who_would_not_be_late_alone(entries: list[tup
     if decided.reason is not Reason.SLACK:
         assert set(decided.drop) <= hopeless
     else:
-        # Dropped for the sake of the others: more is done in the time.
-        plain = [n for n in range(1, len(entries) + 1) if n not in decided.drop or n not in hopeless]
+        # Dropped for the sake of the others: with them he would be late.
         assert decided.take
-        assert set(decided.take) <= set(plain)
+        together = sum(rows[number - 1] for number in decided.take)
+        assert all(times[n - 1] < known.execute_ns(0, together + rows[n - 1]) for n in set(decided.drop) - hopeless)
     taken = [number - 1 for number in decided.take]
     lasts = base + row * sum(rows[n] for n in taken)
     assert len(taken) == 1 or lasts <= min(times[n] for n in taken)

@@ -13,7 +13,7 @@ from headrace.scheduling.predictor import LEAST, WINDOW, Learned
 RUNS = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 10**9)), min_size=LEAST, max_size=200)
 
 
-def taught(*runs: tuple[int, int], quantile: float = 0.95) -> Learned:
+def taught(*runs: tuple[int, int], quantile: float = 0.75) -> Learned:
     learned = Learned(quantile)
     for rows, ns in runs:
         learned.observe(0, rows, ns)
@@ -34,8 +34,8 @@ def test_buckets_know_nothing_of_each_other() -> None:
 
 
 def test_it_is_a_quantile_of_the_last_runs() -> None:
-    learned = taught(*((4, n) for n in range(1, WINDOW + 1)))
-    assert learned.execute_ns(0, 4) == pytest.approx(0.95 * WINDOW, abs=2)
+    learned = taught(*((4, n) for n in range(1, WINDOW + 1)), quantile=0.9)
+    assert learned.execute_ns(0, 4) == pytest.approx(0.9 * WINDOW, abs=2)
     learned = taught(*((4, 1000) for _ in range(WINDOW)), *((4, 5) for _ in range(WINDOW + 8)))
     assert learned.execute_ns(0, 4) == 5
 
@@ -58,20 +58,17 @@ def test_what_falls_is_pooled() -> None:
     eight, sixteen = learned.execute_ns(0, 8), learned.execute_ns(0, 16)
     assert eight is not None
     assert eight == sixteen
-    assert 190 < eight < 200
+    assert 190 < eight <= 200
 
 
 @given(RUNS)
-def test_more_rows_never_take_less_and_nothing_is_out_of_range(runs: list[tuple[int, int]]) -> None:
+def test_more_rows_never_take_less(runs: list[tuple[int, int]]) -> None:
     learned = taught(*runs)
     times = [learned.execute_ns(0, rows) for rows in range(1, 100)]
     known = [time for time in times if time is not None]
     assert len(known) == len(times)
     assert known == sorted(known)
-    slowest = max(ns for _, ns in runs)
-    most = max(rows for rows, _ in runs)
-    assert min(ns for _, ns in runs) - 1 <= known[0]
-    assert known[most - 1] <= slowest
+    assert known[0] >= 0
     line = learned.line(0, 64)
     assert line is not None
     assert min(line) >= 0
@@ -123,3 +120,26 @@ def test_one_odd_run_makes_no_best_batch() -> None:
     learned = taught(*[(rows, 100 + rows) for rows in (1, 4, 8) for _ in range(5)], (8, 10**6))
     learned.settle()
     assert learned.best_rows(0) is None
+
+
+def test_one_run_that_was_interrupted_does_not_count() -> None:
+    learned = taught(*[(rows, 100 * rows) for rows in (1, 2, 4, 8)] * 3, (4, 40_000))
+    assert learned.execute_ns(0, 4) == 400
+
+
+def test_all_sizes_learn_from_one_that_they_are_slower_now() -> None:
+    learned = taught(*[(rows, 100 * rows) for rows in (1, 2, 4, 8)] * 3)
+    for _ in range(WINDOW):
+        learned.observe(0, 8, 1600)
+    eight, two = learned.execute_ns(0, 8), learned.execute_ns(0, 2)
+    assert eight == pytest.approx(1600, rel=0.05)
+    assert two is not None
+    assert two >= 200
+
+
+def test_the_door_is_more_hopeful_than_the_plan() -> None:
+    learned = taught(*[(4, ns) for ns in range(100, 150)])
+    line, planned = learned.line(0, 4), learned.execute_ns(0, 4)
+    assert line is not None
+    assert planned is not None
+    assert line.lasts(4) < 120 < planned

@@ -135,24 +135,39 @@ class Unlearned:
         return None
 
 
+class _Live(NamedTuple):
+    """An entry that can still be in time. `target` and `deadline` are when its batch has to be done.
+
+    Where the target is lost, it is the deadline; where both are, `NEVER`.
+    """
+
+    number: int
+    arrival: int
+    target: int
+    deadline: int
+    bucket: int
+    rows: int
+    padded: int
+
+
 @dataclass(slots=True)
 class _Run:
-    """Entries that can go together: of each the times it is due at, and the rows and the earliest target up to it."""
+    """Entries that can go together, in order: all of one bucket; of those who fit the rows and the earliest target up to each."""
 
+    mates: list[_Live]
     numbers: list[int]
     sums: list[int]
     earliest: list[int]
-    targets: list[int]
-    """`NEVER` where it cannot be met any more."""
-    deadlines: list[int]
     bucket: int
+    max_rows: int
     arrival: int
+    """Of the oldest who fits."""
     is_full: bool
     """No further one fits."""
     others_due: int
-    """The earliest target of those who wait and are not in it."""
+    """The earliest target of those of other buckets."""
     others: int
-    """How many of those there are."""
+    """How many wait and do not fit, or cannot go together with these."""
 
 
 def plan(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, now: int, busy_until: int = 0) -> Plan:
@@ -175,89 +190,91 @@ def plan(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, no
     run = _run(live, predictor, set_points)
     if set_points.max_rows == 1:
         return Plan(tuple(run.numbers), drop, None, Reason.ALONE, run.bucket)
-    lasts = _Lasts(predictor, run.bucket, set_points.margin_ns)
+    lasts = _Lasts(predictor, run.bucket)
     punctual = _punctual(run, lasts, now)
     if punctual < len(run.numbers):
-        late = _worth_dropping(run, punctual, lasts, now)
-        if late:
-            # Only who has a deadline wants no answer after it. An objective is ours, and its answer is still wanted.
-            take = tuple([number for number, due in zip(run.numbers, run.deadlines, strict=True) if due >= late])
-            gone = tuple([number for number, due in zip(run.numbers, run.deadlines, strict=True) if due < late])
-            return Plan(take, drop + gone, None, Reason.SLACK, run.bucket)
-        return Plan(tuple(run.numbers[:punctual]), drop, None, Reason.SLACK, run.bucket)
+        more = None if set_points.in_order else _more_in_time(run, punctual, lasts, now)
+        if more is None:
+            return Plan(tuple(run.numbers[:punctual]), drop, None, Reason.SLACK, run.bucket)
+        # Only who has a deadline wants no answer after it. An objective is ours, and its answer is still wanted.
+        chosen, late = more
+        gone = tuple([mate.number for mate in run.mates if mate.deadline < late])
+        return Plan(tuple([mate.number for mate in chosen]), drop + gone, None, Reason.SLACK, run.bucket)
     count, reason, until = _size(run, lasts, set_points, now, busy_until)
     return Plan(tuple(run.numbers[:count]), drop, until, reason, run.bucket)
 
 
 class _Lasts:
-    """How long batches of one bucket last, the way back included; 0 while unknown. Remembers what the predictor said."""
+    """How long batches of one bucket last; 0 while unknown. Remembers what the predictor said."""
 
-    def __init__(self, predictor: Predictor, bucket: int, margin_ns: int) -> None:
-        self._predictor, self._bucket, self._margin_ns = predictor, bucket, margin_ns
+    def __init__(self, predictor: Predictor, bucket: int) -> None:
+        self._predictor, self._bucket = predictor, bucket
         self._known: dict[int, int] = {}
 
     def __call__(self, rows: int) -> int:
         ns = self._known.get(rows)
         if ns is None:
-            foretold = self._predictor.execute_ns(self._bucket, rows)
-            ns = self._known[rows] = 0 if foretold is None else foretold + self._margin_ns
+            ns = self._known[rows] = self._predictor.execute_ns(self._bucket, rows) or 0
         return ns
 
 
-def _live(
-    view: NDArray[np.void], predictor: Predictor, margin_ns: int, now: int
-) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+def _live(view: NDArray[np.void], predictor: Predictor, margin_ns: int, now: int) -> tuple[list[_Live], tuple[int, ...]]:
     """The entries that can still be in time, and those who are to be dropped.
 
     That is whoever is expired; and, for the sake of the others, whoever would be late even if he ran alone and at once (early
     drop: Nexus, SOSP 2019). The last one there is runs in any case: there is nothing to save, and something to learn. A target
     that cannot be met even so binds nobody; the deadline does.
     """
-    live: list[tuple[int, ...]] = []
+    live: list[_Live] = []
     drop: list[int] = []
     left, buckets = len(view), dict[int, _Lasts]()
     # Unpacked, not computed with numpy: most views have a few entries, and a single call of numpy costs more than those.
     for number, _, arrival, target, deadline, bucket, _, rows, _, padded in _ENTRY.iter_unpack(view.tobytes()):
         lasts = buckets.get(bucket)
         if lasts is None:
-            lasts = buckets[bucket] = _Lasts(predictor, bucket, margin_ns)
-        done = now + lasts(rows)
-        if deadline <= now or (deadline < done and left > 1):
+            lasts = buckets[bucket] = _Lasts(predictor, bucket)
+        ns = lasts(rows)
+        done = now + ns
+        if deadline <= now or (ns and left > 1 and deadline - margin_ns < done):
             drop.append(number)
             left -= 1
             continue
+        # From here on it is the batch that has to be done in time.
+        target -= margin_ns
+        deadline -= margin_ns
         if target < done:
             target = deadline if deadline >= done else NEVER
-        live.append((number, arrival, target, deadline, bucket, rows, padded))
+        live.append(_Live(number, arrival, target, deadline, bucket, rows, padded))
     return live, tuple(drop)
 
 
-def _run(live: list[tuple[int, ...]], predictor: Predictor, set_points: SetPoints) -> _Run:
+def _run(live: list[_Live], predictor: Predictor, set_points: SetPoints) -> _Run:
     """The longest run that fits; there is somebody."""
-    _, _, _, _, mate, _, padded = live[0]
-    max_rows = min(set_points.max_rows, predictor.best_rows(mate) or set_points.max_rows)
-    if set_points.max_elements and padded:
-        max_rows = min(max_rows, max(1, set_points.max_elements // padded))
-    run = _Run([], [], [], [], [], mate, NEVER, False, NEVER, 0)
+    first = live[0]
+    max_rows = min(set_points.max_rows, predictor.best_rows(first.bucket) or set_points.max_rows)
+    if set_points.max_elements and first.padded:
+        max_rows = min(max_rows, max(1, set_points.max_elements // first.padded))
+    run = _Run([], [], [], [], first.bucket, max_rows, NEVER, False, NEVER, 0)
     total, soonest, is_over = 0, NEVER, False
-    for number, arrival, target, deadline, bucket, rows, _ in live:
-        is_mate = bucket == mate
-        if not is_over and is_mate and (total + rows <= max_rows or not total):
-            total += rows
-            soonest = min(soonest, target)
-            run.arrival = min(run.arrival, arrival)
-            run.numbers.append(number)
-            run.sums.append(total)
-            run.earliest.append(soonest)
-            run.targets.append(target)
-            run.deadlines.append(deadline)
-            is_over = run.is_full = total >= max_rows
+    for each in live:
+        if each.bucket != first.bucket:
+            run.others += 1
+            run.others_due = min(run.others_due, each.target)
+            is_over = is_over or set_points.in_order
             continue
-        if is_mate and not is_over:
-            is_over = run.is_full = True
-        is_over = is_over or set_points.in_order
-        run.others += 1
-        run.others_due = min(run.others_due, target)
+        run.mates.append(each)
+        if is_over or (total and total + each.rows > max_rows):
+            run.others += 1
+            run.is_full = run.is_full or not is_over
+            is_over = True
+            continue
+        total += each.rows
+        soonest = min(soonest, each.target)
+        run.arrival = min(run.arrival, each.arrival)
+        run.numbers.append(each.number)
+        run.sums.append(total)
+        run.earliest.append(soonest)
+        is_over = run.is_full = total >= max_rows
     return run
 
 
@@ -277,24 +294,34 @@ def _punctual(run: _Run, lasts: _Lasts, now: int) -> int:
     return low
 
 
-def _worth_dropping(run: _Run, punctual: int, lasts: _Lasts, now: int) -> int:
-    """When the whole run would be done, if it is better to run it without those who would be late then; else 0.
+def _more_in_time(run: _Run, punctual: int, lasts: _Lasts, now: int) -> tuple[list[_Live], int] | None:
+    """A larger batch that gets more done in its time, without who would be late for it, and when it is done; None: no need.
 
     A tight target allows a small batch only, and a small batch costs more a row. That is no loss while whoever stays behind
-    is in time afterwards. Where not, and the larger batch gets more done in its time, the urgent ones are in the way (the early
-    drop of Nexus, SOSP 2019, where somebody is saved by it).
+    is in time afterwards. Where not, and a larger batch of others gets more done in its time, the urgent ones are in the way (the
+    early drop of Nexus, SOSP 2019, where somebody is saved by it).
     """
-    rows, all_rows = run.sums[punctual - 1], run.sums[-1]
-    behind = min(*run.targets[punctual:], run.others_due)
-    if now + lasts(rows) + lasts(all_rows - rows) <= behind:
-        return 0
-    late = now + lasts(all_rows)
-    saved = before = 0
-    for target, total in zip(run.targets, run.sums, strict=True):
-        if target >= late:
-            saved += total - before
-        before = total
-    return late if saved * lasts(rows) > rows * lasts(all_rows) else 0
+    rows = run.sums[punctual - 1]
+    behind = min(mate.target for mate in run.mates[punctual:])
+    if now + lasts(rows) + lasts(run.sums[-1] - rows) <= min(behind, run.others_due):
+        return None
+    best, done, lasted = None, rows, lasts(rows)  # rows in time, and what they take
+    size = min(run.max_rows, sum(mate.rows for mate in run.mates))
+    while size > rows:
+        late = now + lasts(size)
+        chosen: list[_Live] = []
+        total = good = 0
+        for mate in run.mates:
+            if mate.deadline >= late:
+                if total + mate.rows > size:
+                    break
+                chosen.append(mate)
+                total += mate.rows
+                good += mate.rows if mate.target >= late else 0
+        if good * lasted > done * lasts(total):
+            best, done, lasted = (chosen, late), good, lasts(total)
+        size //= 2
+    return best
 
 
 def _size(run: _Run, lasts: _Lasts, set_points: SetPoints, now: int, busy_until: int) -> tuple[int, Reason, int | None]:
@@ -303,7 +330,8 @@ def _size(run: _Run, lasts: _Lasts, set_points: SetPoints, now: int, busy_until:
     if run.is_full:
         return fitting, Reason.FULL, None
     ripe: int | None = None
-    if set_points.delay_ns:
+    # Who cannot share the batch closes it, as in Triton: he must not wait for company of others.
+    if set_points.delay_ns and not run.others:
         # A wait must not make anyone late: where times are known, it ends when the most urgent one has to start.
         ripe = min(run.arrival + set_points.delay_ns, run.earliest[-1] - lasts(run.sums[-1]))
         if ripe <= now:
@@ -312,6 +340,8 @@ def _size(run: _Run, lasts: _Lasts, set_points: SetPoints, now: int, busy_until:
         preferred = [count for count, rows in enumerate(run.sums, 1) if rows in set_points.preferred]
         if preferred:
             return preferred[-1], Reason.PREFERRED, None
+        if run.sums[-1] > set_points.preferred[-1]:
+            return fitting, Reason.PREFERRED, None
     if ripe is None and set_points.holds and _may_hold(run, lasts, now, busy_until):
         ripe = busy_until
     if ripe is not None:

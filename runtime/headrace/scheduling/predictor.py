@@ -1,5 +1,9 @@
 """How long a batch will run, learned from those that ran: for each bucket and row count a running quantile, monotone over rows.
 
+The quantile of one row count would be that of few runs, and one of them that was interrupted would count for a long time. So it
+is made of two: the median of each row count, and the quantile of what recent batches of all row counts took in proportion to it.
+A machine that slows down shows in the second at once.
+
 A model is thought to be no quicker with more rows. Where measurements say otherwise – noise, or few of them – neighbours are
 pooled (the pool-adjacent-violators algorithm: Ayer et al., "An empirical distribution function for sampling with incomplete
 information", 1955), weighted by how much was seen. Between known row counts it is linear.
@@ -7,20 +11,26 @@ information", 1955), weighted by how much was seen. Between known row counts it 
 
 from __future__ import annotations
 
-import math
 import threading
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Collection
+from typing import TypeVar
 
 from headrace.scheduling.admission import Line
 
+_Number = TypeVar("_Number", int, float)
+
 WINDOW = 50
-"""Executions of one row count that are remembered."""
+"""Executions that are remembered: of one row count, and of all for what they took in proportion."""
 LEAST = 3
 """Executions of a bucket before anything is foretold for it."""
 _REFRESH = 8
 MOST_BUCKETS = 256
 """Buckets that are remembered."""
+HOPEFUL = 0.25
+"""The quantile at the door, lower than that of plans: who is refused is lost for certain, who is let in for nothing costs
+little."""
 AS_GOOD = 0.95
 """Of the best throughput: what is as good as that, up to noise."""
 
@@ -29,10 +39,11 @@ class Learned:
     """See `plan.Predictor`. One for each loaded version; any thread may ask and tell.
 
     Args:
-        quantile: which of the remembered times counts, 0 to 1.
+        quantile: which of the remembered times counts, 0 to 1. With a higher one fewer are late, and batches are smaller where
+            deadlines are tight.
     """
 
-    def __init__(self, quantile: float = 0.95) -> None:
+    def __init__(self, quantile: float = 0.75) -> None:
         self.quantile = quantile
         self._buckets: dict[int, _Bucket] = {}
         self._best: dict[int, int | None] = {}
@@ -76,19 +87,26 @@ class Learned:
 
 
 class _Bucket:
-    """The times of one bucket. `rows` ascend; `times` belong to them, and do not fall."""
+    """The times of one bucket: what is usual for a row count, and by how much recent batches of any size were longer.
+
+    `rows` of the table ascend; its times, medians, do not fall.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self._seen: dict[int, deque[int]] = {}
-        self._points: dict[int, tuple[int, int]] = {}
+        self._medians: dict[int, int] = {}
         self._changed: set[int] = set()
-        # Replaced as a whole, so that whoever reads needs no lock.
+        self._recent: deque[tuple[int, int]] = deque(maxlen=WINDOW)
+        # Replaced as a whole, so that whoever reads needs no lock: row counts, and times.
         self._table: tuple[list[int], list[float]] = ([], [])
+        self._long = self._short = 1.0
+        """What to multiply the times by, not to be late and not to refuse too many."""
 
     def observe(self, rows: int, ns: int, quantile: float) -> bool:
         """Remember; whether the table was made anew."""
         self.count += 1
+        self._recent.append((rows, ns))
         times = self._seen.get(rows)
         is_new = times is None
         if times is None:
@@ -98,35 +116,26 @@ class _Bucket:
         is_due = is_new or self.count <= _REFRESH or self.count % _REFRESH == 0
         if is_due:
             for each in self._changed:
-                self._points[each] = _quantile(self._seen[each], quantile), len(self._seen[each])
+                self._medians[each] = _quantile(self._seen[each], 0.5)
             self._changed.clear()
-            known = sorted(self._points)
-            self._table = (known, _pooled([self._points[each] for each in known]))
+            known = sorted(self._medians)
+            self._table = (known, _pooled([(self._medians[each], len(self._seen[each])) for each in known]))
+            ratios = [ns / max(1, self._usual(rows)) for rows, ns in self._recent]
+            self._long, self._short = _quantile(ratios, quantile), _quantile(ratios, HOPEFUL)
         return is_due
 
     def at(self, rows: int) -> int:
-        known, times = self._table
-        place = bisect_left(known, rows)
-        if place < len(known) and (known[place] == rows or place == 0):
-            # Fewer rows than were ever seen take no longer.
-            return int(times[place])
-        if place == len(known):
-            if len(known) == 1:
-                return int(times[0] * rows / known[0])
-            row = (times[-1] - times[0]) / (known[-1] - known[0])
-            return int(times[-1] + (rows - known[-1]) * row)
-        low, high = known[place - 1], known[place]
-        share = (rows - low) / (high - low)
-        return int(times[place - 1] + share * (times[place] - times[place - 1]))
+        return int(self._usual(rows) * self._long)
 
     def line(self, max_rows: int) -> Line:
-        known, times = self._table
+        known, _ = self._table
         # What is longer than a full batch does not come up, and may be another story.
         first, last = known[0], min(known[-1], max_rows)
+        least = self._short * self._usual(first)
         if last <= first:
-            return Line(int(times[0]), 0, max_rows)
-        row = (self.at(last) - times[0]) / (last - first)
-        return Line(max(0, int(times[0] - row * first)), int(row), max_rows)
+            return Line(int(least), 0, max_rows)
+        row = (self._short * self._usual(last) - least) / (last - first)
+        return Line(max(0, int(least - row * first)), int(row), max_rows)
 
     def best_rows(self) -> int | None:
         rates = {rows: rows / max(1, _quantile(times, 0.5)) for rows, times in sorted(self._seen.items()) if len(times) >= LEAST}
@@ -134,10 +143,25 @@ class _Bucket:
         best = next((rows for rows, rate in rates.items() if rate >= enough), None)
         return None if best is None or best == max(rates) else best
 
+    def _usual(self, rows: int) -> float:
+        known, times = self._table
+        if not known:
+            return 0
+        place = bisect_left(known, rows)
+        if place < len(known) and (known[place] == rows or place == 0):
+            # Fewer rows than were ever seen take no longer.
+            return times[place]
+        if place < len(known):
+            low, high = known[place - 1], known[place]
+            return times[place - 1] + (rows - low) / (high - low) * (times[place] - times[place - 1])
+        if len(known) == 1:
+            return times[0] * rows / known[0]
+        return times[-1] + (rows - known[-1]) * (times[-1] - times[0]) / (known[-1] - known[0])
 
-def _quantile(times: deque[int], quantile: float) -> int:
-    """The nearest of them, rounded up: with few, the largest."""
-    return sorted(times)[max(0, math.ceil(quantile * len(times)) - 1)]
+
+def _quantile(of: Collection[_Number], quantile: float) -> _Number:
+    """The nearest of them, rounded down: never the largest of several, so that one that is out of the way does not count."""
+    return sorted(of)[int(quantile * (len(of) - 1))]
 
 
 def _pooled(points: list[tuple[int, int]]) -> list[float]:

@@ -21,6 +21,7 @@ from headrace.clock import MICROSECOND, VirtualClock
 from headrace.errors import HeadraceError
 from headrace.ledger.ledger import Ledger, Outcome, Records
 from headrace.model import Batching, ModelSpec
+from headrace.protocol.validate import bucket_of
 from headrace.request import Request, Response
 from headrace.scheduling.admission import Limits
 from headrace.scheduling.batch import PortableBatch
@@ -32,6 +33,8 @@ from headrace.tensor import TensorSpec
 
 WAY_BACK_NS = 200 * MICROSECOND
 """From the instance to the client."""
+
+_SLOTS = 1 << 12
 
 Service = Callable[[int, int, int], int]
 """How long a batch runs, in ns: of its length, its rows, and the instant at which it begins."""
@@ -60,6 +63,8 @@ class Fate:
     taken: int = 0
     answered: int = 0
     """At the client."""
+    admitted: bool = False
+    """Whether the queue took it; who is refused at the door has no record of the queue's."""
 
     @property
     def is_good(self) -> bool:
@@ -122,7 +127,7 @@ def simulate(
     """
     simulation = _Simulation(simulated, service, instances, watch)
     for length, rows, ns in learned:
-        simulation.forecast.ran(simulation.bucket(length), rows, ns)
+        simulation.forecast.ran(bucket_of(((length,),)), rows, ns)
     simulation.forecast.settle()
     return simulation.run(list(arrivals))
 
@@ -142,22 +147,14 @@ class _Simulation:
         self._events: list[tuple[int, int, int, Any]] = []
         self._order = itertools.count()
         self._recorded = 0
-        ledger = Ledger(self._fold)
-        self._ledger = ledger
-        self._queue = PortableQueue(simulated, Limits(), ledger, self.clock, lambda _, at: self._at(at, _Kind.EXPIRE))
+        self._ledger = Ledger(self._fold)
+        self._queue = PortableQueue(simulated, Limits(), self._ledger, self.clock, lambda _, at: self._at(at, _Kind.EXPIRE))
         self._points = SetPoints.of(simulated, instances)
         self.forecast = Forecast(self._queue, self._points, instances)
         self._service, self._watch = service, watch
         self._idle = list(range(instances))
         self._tensors: dict[tuple[int, int], NDArray[np.uint8]] = {}
         self._report = Report([])
-        self._seen = 0
-
-    def bucket(self, length: int) -> int:
-        """The number of the bucket of a length."""
-        from headrace.protocol.validate import bucket_of
-
-        return bucket_of(((length,),))
 
     def run(self, arrivals: Sequence[Arrival]) -> Report:
         """Until nothing happens any more."""
@@ -210,6 +207,7 @@ class _Simulation:
         )
         try:
             self._queue.push(request, self)
+            fate.admitted = True
         except HeadraceError as error:
             fate.outcome = outcome_of(error)
         self._report.most_waiting = max(self._report.most_waiting, self._queue.depth().requests)
@@ -259,12 +257,16 @@ class _Simulation:
 class Resampled:
     """Service times drawn from runs that were recorded, made worse.
 
+    Two policies that are compared on one seed should differ by what they decide and not by their luck. So whatever batch begins
+    at an instant draws alike from its runs, and there are instants at which whatever runs lasts ten times as long.
+
     Args:
         runs: of each length, of each row count: how long it ran, in ns, several times.
         random: where chance comes from.
-        outliers: the share of batches that last ten times as long.
+        outliers: the share of batches that last ten times as long, if they are as long as is usual.
         bias: by how much all of it may be slower or quicker than was recorded, once for all.
         drift: by how much it may be slower or quicker from time to time, within `period_ns`.
+        usual_ns: how long a batch lasts, about.
     """
 
     def __init__(
@@ -276,10 +278,14 @@ class Resampled:
         bias: float = 0.3,
         drift: float = 0.3,
         period_ns: int = 5_000_000_000,
+        usual_ns: int = 1_000_000,
     ) -> None:
-        self._runs, self._random, self._outliers = runs, random, outliers
         self._factor = 1 + random.uniform(-bias, bias)
         self._drift, self._period_ns, self._phase = random.uniform(0, drift), period_ns, random.uniform(0, 2 * np.pi)
+        self._usual_ns = usual_ns
+        self._chance = random.random(_SLOTS)
+        self._stalls = np.cumsum(random.exponential(usual_ns / outliers, _SLOTS)) if outliers else np.zeros(0)
+        self._runs = {length: {rows: sorted(times) for rows, times in of.items()} for length, of in runs.items()}
         self._counts = {length: sorted(of) for length, of in runs.items()}
 
     def __call__(self, length: int, rows: int, now: int) -> int:
@@ -287,13 +293,13 @@ class Resampled:
         counts = self._counts[length]
         above = next((count for count in counts if count >= rows), counts[-1])
         below = max((count for count in counts if count <= rows), default=above)
-        low, high = self._draw(length, below), self._draw(length, above)
+        chance = float(self._chance[now // self._usual_ns % _SLOTS])
+        low, high = (self._draw(length, count, chance) for count in (below, above))
         lasts = low if below == above else low + (high - low) * (rows - below) / (above - below)
         lasts *= self._factor * (1 + self._drift * np.sin(self._phase + 2 * np.pi * now / self._period_ns))
-        if self._random.random() < self._outliers:
-            lasts *= 10
-        return int(lasts)
+        stalls = np.searchsorted(self._stalls, (now, now + lasts))
+        return int(lasts * (10 if stalls[0] < stalls[1] else 1))
 
-    def _draw(self, length: int, rows: int) -> float:
+    def _draw(self, length: int, rows: int, chance: float) -> int:
         recorded = self._runs[length][rows]
-        return recorded[int(self._random.integers(len(recorded)))]
+        return recorded[int(chance * len(recorded))]

@@ -1,0 +1,128 @@
+"""The scheduler as a whole, on a clock of its own: what it promises for any load, and that foretelling is worth it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+
+from headrace.clock import SECOND
+from headrace.ledger.ledger import Outcome
+from headrace.model import Batching
+from headrace.scheduling.admission import LEVEL_OFFSET, Limits
+from headrace.scheduling.plan import Plan
+from headrace.scheduling.simulate import Arrival, Report, model, simulate
+from tests.scheduling.scenarios import SCENARIOS, Load
+
+FEW, MANY = 8, 500
+
+
+class InOrder:
+    """Sees to it that nobody is taken before somebody of his bucket who stands in front, unless that one is dropped."""
+
+    def __call__(self, view: np.ndarray, plan: Plan, now: int) -> None:
+        taken, dropped = set(plan.take), set(plan.drop)
+        mates = [n for n, bucket in zip(view["number"].tolist(), view["bucket"].tolist(), strict=True) if bucket == plan.bucket]
+        ahead = [n for n in mates if n not in dropped][: len(plan.take)]
+        assert set(ahead) == taken or not plan.take, f"{plan} passes over somebody"
+
+
+@dataclass(frozen=True)
+class Compared:
+    scenario: str
+    seed: int
+    plain: float
+    ours: float
+
+
+def run(load: Load, *, predicts: bool) -> Report:
+    report = simulate(
+        load.arrivals,
+        load.spec(predicts=predicts),
+        load.service(),
+        instances=load.instances,
+        learned=load.learned() if predicts else (),
+        watch=InOrder(),
+    )
+    assert all(fate.outcome is not None for fate in report.fates), "somebody was not answered"
+    assert report.recorded == sum(fate.outcome is not Outcome.REFUSED or fate.admitted for fate in report.fates)
+    assert report.most_waiting <= Limits().requests
+    return report
+
+
+def compare(scenario: str, seed: int) -> Compared:
+    load = SCENARIOS[scenario](seed)
+    return Compared(scenario, seed, run(load, predicts=False).goodput, run(load, predicts=True).goodput)
+
+
+def judge(found: list[Compared]) -> None:
+    by_scenario: dict[str, list[Compared]] = defaultdict(list)
+    for each in found:
+        by_scenario[each.scenario].append(each)
+    for scenario, seeds in by_scenario.items():
+        worst = min(seeds, key=lambda each: each.ours / each.plain if each.plain else 1.0)
+        ratio = sum(each.ours for each in seeds) / sum(each.plain for each in seeds)
+        least = worst.ours / worst.plain
+        print(f"{scenario}: {len(seeds)} seeds, goodput {ratio:.3f} of the plain plan's, worst {least:.3f} (seed {worst.seed})")
+        assert ratio >= 1.0, scenario
+        assert least >= 0.95, (scenario, worst.seed)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_nothing_is_lost_and_foretelling_is_worth_it(scenario: str) -> None:
+    judge([compare(scenario, seed) for seed in range(FEW)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_for_many_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [(scenario, seed) for scenario in SCENARIOS for seed in range(MANY)]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(compare, *zip(*asked, strict=True), chunksize=20))
+    with capsys.disabled():
+        judge(found)
+
+
+def test_a_low_class_that_names_no_deadline_starts_within_the_ageing_bound() -> None:
+    """Twice as much of the high class as can be done, for ever.
+
+    The low one waits for what a level is worth, then for those of the high class who stood in front then, and runs.
+    """
+    service_ns, max_rows = 30 * SECOND, 4
+    gap = service_ns // max_rows // 2
+    batching = Batching(enabled=True, priority_levels=2, default_priority=1)
+    patience = 5 * service_ns
+    bound = LEVEL_OFFSET + patience + service_ns
+    high = [Arrival(at, deadline_ns=patience, priority=1) for at in range(gap, bound + 20 * service_ns, gap)]
+    low = Arrival(gap // 2, priority=2)
+    warm = [Arrival(0, priority=1)] * max_rows
+    report = simulate([*warm, low, *high], model(max_rows, batching), lambda length, rows, now: service_ns)
+    fate = report.fates[max_rows]
+    assert fate.outcome is Outcome.ANSWERED
+    assert fate.taken - low.at <= bound
+    assert fate.taken - low.at > 10 * service_ns, "the high class was there all the time"
+    refused = sum(each.outcome is not Outcome.ANSWERED for each in report.fates)
+    assert refused > len(high) // 3
+
+
+def test_the_same_seed_gives_the_same_fates() -> None:
+    first, second = (run(SCENARIOS["classes"](7), predicts=True) for _ in range(2))
+    assert first.fates == second.fates
+
+
+def test_batches_last_what_the_service_says() -> None:
+    report = simulate(
+        [Arrival(0), Arrival(1), Arrival(2)], model(8), lambda length, rows, now: 100 + 10 * rows, learned=[(1, 1, 110)] * 3
+    )
+    assert report.batches == [(0, 1), (110, 2)]
+    assert [fate.taken for fate in report.fates] == [0, 110, 110]
+
+
+def test_without_enough_to_do_nobody_is_refused() -> None:
+    arrivals = [Arrival(at * 1000, deadline_ns=10 * SECOND) for at in range(200)]
+    report = simulate(arrivals, model(8), lambda length, rows, now: 500)
+    assert all(fate.is_good for fate in report.fates)
