@@ -8,7 +8,6 @@ version is under way, and one that a request met does not count.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +21,9 @@ from headrace.backends.registry import Backends
 from headrace.clock import MILLISECOND, SECOND, Clock
 from headrace.engine.calls import can_compare, on_one_thread, rows_per_second
 from headrace.engine.lifecycle import Running
-from headrace.engine.profile import Calls, Point, Profile
+from headrace.engine.profile import Calls, Point, Profile, expected_ns
 from headrace.engine.profiles import Profiles
-from headrace.engine.zeros import Zeros, lengths_of
+from headrace.engine.zeros import Zeros, lengths_of, sizes_of
 from headrace.errors import sentence
 from headrace.machine import usable_cpus
 from headrace.model import ModelSpec
@@ -202,9 +201,9 @@ class Probe:
     def _climb(self, running: Running, length: int, points: list[Point], left: int) -> int:
         """Measure ever larger batches of one length. Returns what is left of the `left` ns."""
         known: list[Point] = []
-        for rows in _sizes(running.opened.spec, length):
+        for rows in sizes_of(running.opened.spec, length):
             batch = Zeros(running.opened.spec, rows, length)
-            expected = _expected(known, rows)
+            expected = expected_ns(known, rows)
             if batch.nbytes > _MOST_BYTES or (known and (expected > _LONG_NS or 2 * expected > left)):
                 break
             self._doing = f"{rows} rows" + (f" of length {length}" if length else "")
@@ -347,27 +346,3 @@ def _unprofiled(running: Running) -> str:
 def _failed(spec: ModelSpec, error: BaseException) -> str:
     log.debug("%s has no profile", spec, exc_info=error)
     return f"a run of zeros failed: {sentence(error)}"
-
-
-def _sizes(spec: ModelSpec, length: int) -> Iterator[int]:
-    """The row counts to look at: powers of two, and the most there can be."""
-    most = max(1, spec.max_batch_size)
-    if spec.padding is not None and spec.padding.max_elements:
-        most = max(1, min(most, spec.padding.max_elements // max(1, length)))
-    rows = 1
-    while rows < most:
-        yield rows
-        rows *= 2
-    yield most
-
-
-def _expected(known: Sequence[Point], rows: int) -> float:
-    """How long `rows` will take if it goes on as it did: at least in proportion, and as steeply as the last two."""
-    if not known:
-        return 0
-    last, steepness = known[-1], 1.0
-    if len(known) > 1:
-        before = known[-2]
-        growth = max(1, last.median) / max(1, before.median)
-        steepness = max(1.0, math.log(growth) / math.log(last.rows / before.rows))
-    return last.median * (rows / last.rows) ** steepness

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,18 @@ class Point:
     def rate(self) -> float:
         """Rows per second, one batch after the other."""
         return self.rows * SECOND / max(1, self.median)
+
+
+def expected_ns(known: Sequence[Point], rows: int) -> float:
+    """How long `rows` will take if it goes on as it did: at least in proportion, and as steeply as the last two."""
+    if not known:
+        return 0
+    last, steepness = known[-1], 1.0
+    if len(known) > 1:
+        before = known[-2]
+        growth = max(1, last.median) / max(1, before.median)
+        steepness = max(1.0, math.log(growth) / math.log(last.rows / before.rows))
+    return last.median * (rows / last.rows) ** steepness
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,18 @@ def lengths_of(spec: ModelSpec) -> tuple[int, ...]:
     edges = spec.padding.edges
     count = min(len(edges), _MOST_LENGTHS)
     return tuple(edges[place * (len(edges) - 1) // max(1, count - 1)] for place in range(count))
+
+
+def sizes_of(spec: ModelSpec, length: int) -> Iterator[int]:
+    """The row counts to look at: powers of two, and the most there can be."""
+    most = max(1, spec.max_batch_size)
+    if spec.padding is not None and spec.padding.max_elements:
+        most = max(1, min(most, spec.padding.max_elements // max(1, length)))
+    rows = 1
+    while rows < most:
+        yield rows
+        rows *= 2
+    yield most
 
 
 class Zeros:
