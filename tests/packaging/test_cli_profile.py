@@ -34,7 +34,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     models = tmp_path / "models"
-    add_model(models, "good", mlp(), "max_batch_size: 4")
+    # With a count, so that what is measured cannot make another configuration of it.
+    add_model(models, "good", mlp(), "max_batch_size: 4 instance_group { count: 1 }")
     add_model(models, "bad", None, "max_bach_size: 4")
     return models
 
@@ -88,10 +89,12 @@ def test_a_server_measures_when_idle_unless_told_otherwise(repository: Path, cac
 
     def serve(*options: str) -> None:
         with subprocess.Popen([*command, "--drain-grace=0", *options], stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdout is not None
-            assert "models=1/2" in server.stdout.readline()
-            until(lambda: len(list(cache.glob("*.json"))) == 1, seconds=30)
-            server.terminate()
+            try:
+                assert server.stdout is not None
+                assert "models=1/2" in server.stdout.readline()
+                until(lambda: len(list(cache.glob("*.json"))) == 1, seconds=30)
+            finally:
+                server.terminate()
         assert server.returncode == 0
 
     serve()
