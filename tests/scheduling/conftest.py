@@ -15,21 +15,19 @@ BOTH = ("test_queue.py", "test_batch.py", "test_padding.py")
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.path.name in BOTH:
         only = metafunc.definition.get_closest_marker("portable") is not None or not kernels.are_installed()
-        metafunc.fixturenames.append("transport")
         metafunc.parametrize("transport", ["portable"] if only else ["portable", "native"], indirect=True)
 
 
-@pytest.fixture
-def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which queues a `House` has."""
-    monkeypatch.setitem(support.QUEUES, "transport", request.param)
-    return request.param
+@pytest.fixture(autouse=True)
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Which queues a `House` has. Of every test: nobody would miss it who forgot to ask for it."""
+    support.QUEUES["transport"] = getattr(request, "param", "portable")
+    yield support.QUEUES["transport"]
+    support.QUEUES["transport"] = "portable"
 
 
 @pytest.fixture
-def house(request: pytest.FixtureRequest) -> Iterator[House]:
-    if "transport" in request.fixturenames:
-        request.getfixturevalue("transport")
+def house() -> Iterator[House]:
     made = House()
     yield made
     made.close()

@@ -12,8 +12,13 @@ from headrace.ledger.ledger import Outcome
 from headrace.model import QueuePolicy
 from headrace.scheduling.admission import Depth, Limits
 from headrace.scheduling.plan import Plan, Reason
+from headrace.scheduling.queue import PortableQueue
 from tests.scheduling.support import House, spec
 from tests.waiting import until
+
+
+def test_a_house_has_the_queue_of_its_transport(house: House, transport: str) -> None:
+    assert isinstance(house.queue, PortableQueue) == (transport == "portable")
 
 
 def test_first_come_first_served(house: House) -> None:

@@ -106,5 +106,6 @@ def deliver(answers: Sequence[Answer], now: int) -> None:
         except Exception:
             log.exception("a sink did not take its answers")
             for answer in mine:
-                answer.entry.cancelled = True
+                # Both: what was not its last answer leaves nothing to settle yet.
+                answer.entry.cancel()
                 answer.entry.settle(Outcome.CANCELLED, Code.CANCELLED, now)
