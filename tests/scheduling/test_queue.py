@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from headrace.clock import SECOND
-from headrace.errors import DeadlineExpired, InvalidRequest, QueueClosed, QueueFull, QueueTimeout
-from headrace.ledger.ledger import Outcome
+from headrace.errors import CannotMeetDeadline, DeadlineExpired, InvalidRequest, QueueClosed, QueueFull, QueueTimeout
+from headrace.ledger.ledger import Outcome, Refusal
 from headrace.model import QueuePolicy
 from headrace.scheduling.admission import Depth, Limits
 from headrace.scheduling.plan import Plan, Reason
@@ -108,6 +108,26 @@ def test_expiry_answers_without_anyone_taking_a_turn(house: House) -> None:
     assert [type(e) for e in house.sink.errors] == [DeadlineExpired]
     assert house.run() == ["b"]
     assert sorted(house.outcomes()) == [Outcome.ANSWERED, Outcome.EXPIRED]
+
+
+def test_whoever_leaves_unrun_is_accounted_for_by_the_reason(house: House) -> None:
+    house.push("late", deadline=10)
+    house.push("hopeless", deadline=100)
+    house.push("left")
+    house.clock.advance(10)
+    turn = house.queue.turn(None)
+    assert turn is not None
+    with turn:
+        turn.take(Plan((), (1, 2), None, Reason.WAIT), 0)
+    house.queue.abandon()
+    assert [type(e) for e in house.sink.errors] == [DeadlineExpired, CannotMeetDeadline, QueueClosed]
+    house.ledger.drain()
+    records = sorted((r["number"], r["outcome"], r["refusal"]) for part in house.records for r in part)
+    assert records == [
+        (1, Outcome.EXPIRED, Refusal.NONE),
+        (2, Outcome.REFUSED, Refusal.CANNOT_MEET_DEADLINE),
+        (3, Outcome.REFUSED, Refusal.QUEUE_CLOSED),
+    ]
 
 
 @pytest.mark.portable

@@ -144,8 +144,13 @@ impl Settlement {
         let (outcome, code) = if fate.is_cancelled() { (Outcome::Cancelled, Code::Cancelled) } else { (outcome, code) };
         let record = &mut self.record;
         (record.outcome, record.code, record.sent) = (outcome as u8, code as u8, sent);
-        // Whoever was admitted is refused for one reason only: the queue was abandoned.
-        record.refusal = if outcome == Outcome::Refused { Refusal::QueueClosed } else { Refusal::None } as u16;
+        // Whoever was admitted is refused because the plan dropped it, or because the queue was abandoned.
+        let refusal = match (outcome, code) {
+            (Outcome::Refused, Code::ResourceExhausted) => Refusal::CannotMeetDeadline,
+            (Outcome::Refused, _) => Refusal::QueueClosed,
+            _ => Refusal::None,
+        };
+        record.refusal = refusal as u16;
         record.bytes_out += bytes_out;
         queue.settled(record, lane);
     }
