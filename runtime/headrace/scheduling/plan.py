@@ -318,7 +318,8 @@ def _more_in_time(run: _Run, punctual: int, lasts: _Lasts, now: int) -> tuple[li
                 chosen.append(mate)
                 total += mate.rows
                 good += mate.rows if mate.target >= late else 0
-        if good * lasted > done * lasts(total):
+        # With much fewer than were counted on, nobody need have been late: a smaller size will say so.
+        if 2 * total > size and good * lasted > done * lasts(total):
             best, done, lasted = (chosen, late), good, lasts(total)
         size //= 2
     return best
