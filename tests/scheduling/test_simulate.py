@@ -126,3 +126,23 @@ def test_without_enough_to_do_nobody_is_refused() -> None:
     arrivals = [Arrival(at * 1000, deadline_ns=10 * SECOND) for at in range(200)]
     report = simulate(arrivals, model(8), lambda length, rows, now: 500)
     assert all(fate.is_good for fate in report.fates)
+
+
+def test_no_more_instances_are_at_work_than_the_objective_asks_for() -> None:
+    """Two instances, and one of them would do: where the model has an objective it does, and the work becomes less."""
+    arrivals = [Arrival(at * 400_000) for at in range(2000)]
+
+    def service(length: int, rows: int, now: int) -> int:
+        return 1_000_000 + 50_000 * rows
+
+    patient = Batching(enabled=True, objective_ns=50_000_000)
+    hurried = Batching(enabled=True, objective_ns=3_000_000)
+    works: dict[str, int] = {}
+    for name, batching in (("patient", patient), ("hurried", hurried), ("none", Batching(enabled=True))):
+        profile = [(1, rows, service(1, rows, 0)) for rows in (1, 2, 4, 8) for _ in range(3)]
+        report = simulate(arrivals, model(32, batching), service, instances=2, learned=profile)
+        works[name] = sum(service(1, rows, 0) for _, rows in report.batches)
+        longest = max(fate.answered - fate.arrival.at for fate in report.fates)
+        assert longest <= batching.objective_ns
+    assert works["patient"] < 0.8 * works["none"]
+    assert works["hurried"] == works["none"]
