@@ -18,7 +18,7 @@ from headrace.scheduling.plan import Plan
 from headrace.scheduling.simulate import Arrival, Report, model, simulate
 from tests.scheduling.scenarios import SCENARIOS, Load
 
-FEW, MANY = 8, 500
+FEW, MANY = 5, 500
 
 
 class InOrder:
@@ -146,3 +146,15 @@ def test_no_more_instances_are_at_work_than_the_objective_asks_for() -> None:
         assert longest <= batching.objective_ns
     assert works["patient"] < 0.8 * works["none"]
     assert works["hurried"] == works["none"]
+
+
+def test_a_queue_that_stands_refuses_who_names_no_deadline() -> None:
+    """Twice as much as can be done, for ever, and nobody says until when: nobody waits for much longer than ten seconds."""
+    service_ns, max_rows = SECOND // 2, 8
+    arrivals = [Arrival(at * SECOND // 32) for at in range(32 * 200)]
+    report = simulate(arrivals, model(max_rows), lambda length, rows, now: service_ns)
+    waits = [fate.answered - fate.arrival.at for fate in report.fates if fate.outcome is Outcome.ANSWERED]
+    assert max(waits) < 25 * SECOND
+    assert max(waits[len(waits) // 2 :]) < 15 * SECOND
+    assert all(fate.outcome in (Outcome.ANSWERED, Outcome.REFUSED) for fate in report.fates)
+    assert sum(rows for _, rows in report.batches) >= 16 * 200, "an instance is never idle"

@@ -72,8 +72,9 @@ class Instance:
         points = replace(self._set_points, delay_ns=0, holds=False) if turn.is_last_call else self._set_points
         now = self._clock.now()
         try:
-            self._forecast.saw(turn.view, now)
-            return plan(turn.view, self._predictor, points, now, turn.busy_until)
+            decided = plan(turn.view, self._predictor, points, now, turn.busy_until)
+            self._forecast.saw(turn.view, decided, now)
+            return decided
         except Exception:
             log.exception("planning failed; this is a bug in Headrace. The most urgent request runs alone")
             return Plan((int(turn.view["number"][0]),), (), None, Reason.ALONE)

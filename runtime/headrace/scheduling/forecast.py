@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.clock import MILLISECOND
+from headrace.clock import MILLISECOND, SECOND
 from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.scheduling.base import Queue
-from headrace.scheduling.plan import Predictor, SetPoints, Unlearned
+from headrace.scheduling.plan import Plan, Predictor, SetPoints, Unlearned
 from headrace.scheduling.predictor import MOST_BUCKETS, Learned
 from headrace.scheduling.sojourn import Sojourn
 
+_STANDS_NS = 10 * SECOND
+"""A queue in which even the shortest wait is longer stands: nobody asks online for what comes so late."""
 _LOOK_NS = 50 * MILLISECOND
 _TOLD_APART = 16
 """A line is told to the queue when it has changed by one part in so many."""
@@ -31,8 +33,8 @@ class Forecast:
         batching = queue.spec.batching
         self._learned = Learned() if batching.predicts and not queue.spec.decoupled else None
         most = Limits().requests
-        self._sojourn = Sojourn(batching.objective_ns, most)
-        self._undated, self._look_at = most, 0
+        self._sojourn = Sojourn(_STANDS_NS, most)
+        self._undated, self._look_at, self._taken = most, 0, 0
         self._told: dict[int, Line] = {}
 
     @property
@@ -59,11 +61,13 @@ class Forecast:
             self._told = {bucket: line for bucket in self._told if (line := self._learned.line(bucket, self._max_rows(bucket)))}
             self._tell()
 
-    def saw(self, view: NDArray[np.void], now: int) -> None:
-        """An instance has come for what waits."""
+    def saw(self, view: NDArray[np.void], decided: Plan, now: int) -> None:
+        """An instance has come for what waits, and takes this."""
+        self._taken += len(decided.take)
         if now >= self._look_at and len(view):
             self._look_at = now + _LOOK_NS
-            limit = self._sojourn.saw(now - int(view["arrival"][0]), self._queue.depth().requests, now)
+            taken, self._taken = self._taken, 0
+            limit = self._sojourn.saw(now - int(view["arrival"][0]), taken, now)
             if limit != self._undated:
                 self._undated = limit
                 self._tell()

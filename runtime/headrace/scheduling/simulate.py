@@ -219,8 +219,8 @@ class _Simulation:
             assert turn is not None, "a queue that is not closed gives a turn"
             now, instance = self.clock.now(), self._idle[0]
             with turn:
-                self.forecast.saw(turn.view, now)
                 decided = plan(turn.view, self.forecast.predictor, self._points, now, turn.busy_until)
+                self.forecast.saw(turn.view, decided, now)
                 if self._watch is not None:
                     self._watch(turn.view, decided, now)
                 batch = turn.take(decided, instance)

@@ -23,21 +23,28 @@ class Sojourn:
         self._target_ns, self._most = target_ns, most
         self._interval_ns = max(1, target_ns // 10)
         self._shortest: int | None = None
-        self._began = 0
+        self._began = self._passed = 0
         self.limit = most
 
-    def saw(self, waited_ns: int, waiting: int, now: int) -> int:
-        """The most urgent request had waited so long when an instance came for it, and so many wait. The limit from now on.
+    def saw(self, waited_ns: int, passed: int, now: int) -> int:
+        """The most urgent request had waited so long when an instance came for it. The limit from now on.
 
-        A standing queue is cut to what is done within the target at the rate at which it moves (Little's law); once even the
-        longest wait would be half the target, the limit doubles again with each interval.
+        A standing queue is cut to what is done within the target at the rate at which it moves (Little's law); once the
+        shortest wait is half the target, the limit doubles again with each interval.
+
+        Args:
+            waited_ns: how long it had waited.
+            passed: how many have been taken since the last call.
+            now: the instant, in ns.
         """
+        self._passed += passed
         if self._shortest is None:
-            self._shortest, self._began = waited_ns, now
+            self._shortest, self._began, self._passed = waited_ns, now, 0
         self._shortest = min(self._shortest, waited_ns)
-        if now - self._began >= self._interval_ns:
+        lasted = now - self._began
+        if lasted >= self._interval_ns:
             if self._shortest > self._target_ns:
-                self.limit = min(self.limit, max(_LEAST, waiting * self._target_ns // self._shortest))
+                self.limit = min(self.limit, max(_LEAST, self._passed * self._target_ns // lasted))
             elif 2 * self._shortest <= self._target_ns:
                 self.limit = min(self._most, 2 * self.limit)
             self._shortest = None
