@@ -47,7 +47,7 @@ backend: "{backend}"
 max_batch_size: {rows}
 input {{ name: "{input[0]}" data_type: TYPE_{input[1]} dims: {input[2]} }}
 output {{ name: "{output[0]}" data_type: TYPE_{output[1]} dims: {output[2]} }}
-dynamic_batching {{}}
+dynamic_batching {{{batching}}}
 instance_group {{ count: 1 kind: KIND_CPU }}
 parameters {{ key: "intra_op_thread_count" value {{ string_value: "1" }} }}
 """
@@ -101,16 +101,23 @@ def build_repository(root: Path) -> Path:
 def build_triton_repository(root: Path, ours: Path) -> Path:
     """The same for Triton: its Python backend with the same files."""
     for model in MODELS.values():
-        version = root / model.name / "1"
-        version.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ours / model.name / "1" / "model.onnx", version)
-        (version / "model.py").write_text(TRITON_MODEL)
-        (root / model.name / "config.pbtxt").write_text(_config(model, "python"))
+        build_variant(root, ours, model, "python")
     return root
 
 
-def _config(model: Model, backend: str) -> str:
-    return CONFIG.format(backend=backend, rows=model.max_rows, input=model.input, output=model.output)
+def build_variant(root: Path, ours: Path, model: Model, backend: str, batching: str = "", parameters: str = "") -> Path:
+    """A repository with one model of `ours` alone, configured in its own way: text for `dynamic_batching`, and more of it."""
+    version = root / model.name / "1"
+    version.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(ours / model.name / "1" / "model.onnx", version)
+    if backend == "python":
+        (version / "model.py").write_text(TRITON_MODEL)
+    (root / model.name / "config.pbtxt").write_text(_config(model, backend, batching) + parameters)
+    return root
+
+
+def _config(model: Model, backend: str, batching: str = "") -> str:
+    return CONFIG.format(backend=backend, rows=model.max_rows, input=model.input, output=model.output, batching=batching)
 
 
 def perceptron(widths: tuple[int, ...]) -> onnx.ModelProto:
