@@ -23,7 +23,7 @@ help:
 	@echo 'make test       every check and every test but the slow ones'
 	@echo 'make test-slow  the slow tests'
 	@echo 'make kernels    build the native transport for use and for measuring (make test builds one with checks)'
-	@echo 'make bench      every comparison of benchmarks/README.md, half an hour; needs libb64-0d'
+	@echo 'make bench      every comparison of benchmarks/README.md, an hour; needs libb64-0d'
 	@echo 'make fix        format, and mend what ruff can mend'
 	@echo 'make protocol   compile runtime/headrace/protocol/*.proto'
 	@echo 'make constraints  take the newest versions of what is installed'
@@ -101,6 +101,9 @@ constraints: $(VENV)/.dev-installed
 bench: $(VENV)/.dev-installed kernels
 	@$(BIN)/python -m benchmarks.transports
 	@$(BIN)/python -m benchmarks.peers
+	@$(BIN)/python -m benchmarks.goodput
+	@$(BIN)/python -m benchmarks.lengths
+	@$(BIN)/python -m benchmarks.scheduling
 	@$(BIN)/python -m benchmarks.load_check
 	@$(BIN)/python -m benchmarks.startup
 
