@@ -26,9 +26,9 @@ from headrace.model import Batching, ModelSpec
 from headrace.request import Request
 from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.scheduling.entry import Answer
-from headrace.scheduling.forecast import MARGIN_NS, Forecast
+from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.native import NativeQueue, NativeQueues, NativeTurn
-from headrace.scheduling.plan import VIEW, Plan, Reason, SetPoints, plan
+from headrace.scheduling.plan import MARGIN_NS, VIEW, Plan, Reason, SetPoints, plan
 from headrace.tensor import TensorSpec
 
 PROMISED = {"us_a_batch": 10.0, "us_a_request": 1.0}

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.clock import MILLISECOND
 from headrace.scheduling.admission import Line
 from headrace.scheduling.predictor import LEAST, WINDOW, Learned
 
@@ -107,10 +108,11 @@ def test_the_line_ends_at_a_full_batch() -> None:
         pytest.param({1: 100, 2: 110, 4: 130, 8: 170}, None, id="the-largest"),
         pytest.param({1: 30, 4: 14 * 4, 16: 20 * 16, 64: 98 * 64}, 4, id="a-small-one"),
         pytest.param({1: 100, 2: 198, 4: 396, 8: 790}, 1, id="as-good-alone"),
+        pytest.param({1: 1, 2: 2, 4: 4, 8: 8}, None, id="what-is-around-a-short-run-counts"),
     ],
 )
 def test_the_best_batch_is_the_smallest_that_is_as_good_as_any(lasts: dict[int, int], best: int | None) -> None:
-    learned = taught(*[(rows, ns) for rows, ns in lasts.items() for _ in range(5)])
+    learned = taught(*[(rows, ms * MILLISECOND) for rows, ms in lasts.items() for _ in range(5)])
     assert learned.best_rows(0) is None, "it was not measured on purpose yet"
     learned.settle()
     assert learned.best_rows(0) == best
@@ -135,11 +137,3 @@ def test_all_sizes_learn_from_one_that_they_are_slower_now() -> None:
     assert eight == pytest.approx(1600, rel=0.05)
     assert two is not None
     assert two >= 200
-
-
-def test_the_door_is_more_hopeful_than_the_plan() -> None:
-    learned = taught(*[(4, ns) for ns in range(100, 150)])
-    line, planned = learned.line(0, 4), learned.execute_ns(0, 4)
-    assert line is not None
-    assert planned is not None
-    assert line.lasts(4) < 120 < planned

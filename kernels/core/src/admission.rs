@@ -23,6 +23,22 @@ pub struct Line {
     pub max_rows: u64,
 }
 
+impl Line {
+    fn lasts(&self, rows: u64) -> Nanos {
+        self.base.saturating_add(times(rows, self.row))
+    }
+
+    /// How long it takes to run so many rows: one batch; or full ones, and the fixed part of one to spare.
+    fn work(&self, rows: u64) -> Nanos {
+        let max_rows = self.max_rows.max(1);
+        match rows {
+            0 => 0,
+            _ if rows <= max_rows => self.lasts(rows),
+            _ => times(rows.div_ceil(max_rows), self.lasts(max_rows)).saturating_add(self.base),
+        }
+    }
+}
+
 /// What push needs to foretell when a request will be done: lines by bucket. One without a line counts for nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Estimate {
@@ -35,11 +51,11 @@ pub struct Estimate {
 impl Estimate {
     /// How long a batch of so many rows runs; 0 if it is not known.
     pub fn lasts(&self, bucket: u64, rows: u64) -> Nanos {
-        self.lines.get(&bucket).map_or(0, |line| line.base.saturating_add(times(rows, line.row)))
+        self.lines.get(&bucket).map_or(0, |line| line.lasts(rows))
     }
 }
 
-/// What rows take to run, added up: in full batches of one bucket each, shared evenly by the instances.
+/// What rows take to run, added up: in batches of one bucket each, shared evenly by the instances.
 pub struct Work<'a> {
     estimate: &'a Estimate,
     begins: Nanos,
@@ -65,10 +81,7 @@ impl<'a> Work<'a> {
         let before = self.rows[place].1;
         let after = before.saturating_add(rows);
         self.rows[place].1 = after;
-        let max_rows = line.max_rows.max(1);
-        let batches = after.div_ceil(max_rows) - before.div_ceil(max_rows);
-        let more = times(batches, line.base).saturating_add(times(rows, line.row));
-        self.total = self.total.saturating_add(more);
+        self.total = self.total.saturating_add(line.work(after).saturating_sub(line.work(before)));
     }
 
     /// When all of it is done; `lasts` is what a batch takes that cannot be shared.

@@ -79,15 +79,17 @@ impl Queue {
         true
     }
 
-    /// Wait for something to plan: the view, whether nobody else will come, and when the first instance that runs is idle. None:
-    /// the queue is closed and empty.
-    fn turn<'py>(&self, py: Python<'py>, until: Option<i64>) -> Option<(Bound<'py, PyBytes>, bool, i64)> {
+    /// Wait for something to plan: the view, whether nobody else will come, when the first instance that runs is idle, and when
+    /// what this thread had parked was sent (0: there was nothing). None: the queue is closed and empty.
+    fn turn<'py>(&self, py: Python<'py>, until: Option<i64>) -> Option<(Bound<'py, PyBytes>, bool, i64, i64)> {
         let parked = PARKED.take();
-        let turn = outside(py, || {
+        let (turn, sent) = outside(py, || {
+            let had_answers = !parked.is_empty();
             drop(parked);
-            self.core.turn(until)
+            let sent = if had_answers { self.core.clock.now() } else { 0 };
+            self.core.turn(until).map(|turn| (turn, sent))
         })?;
-        Some((PyBytes::new(py, &turn.view), turn.is_last_call, turn.busy_until))
+        Some((PyBytes::new(py, &turn.view), turn.is_last_call, turn.busy_until, sent))
     }
 
     /// Carry out a plan and end the turn.

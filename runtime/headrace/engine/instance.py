@@ -29,6 +29,9 @@ class Instance:
         self._number, self._session, self._queue = number, session, queue
         self._forecast, self._set_points, self._clock = forecast, set_points, clock
         self._predictor = forecast.predictor
+        self._began = 0
+        self._last: tuple[int, int, int] | None = None
+        """Of the batch that went well and is not told of: bucket, rows, and when its answers were there, in ns."""
         name = f"{queue.spec.name}/{queue.spec.version}#{number}"
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
@@ -50,12 +53,20 @@ class Instance:
                 turn = self._queue.turn(until)
                 if turn is None:
                     return
+                self._tell(turn.sent)
                 until = self._step(turn)
             except BaseException:
                 # Whatever it was, the next request needs this thread.
                 log.exception("an instance stumbled; this is a bug in Headrace")
                 until = None
             turn = None
+
+    def _tell(self, sent: int) -> None:
+        """Tell the forecast of the last batch, now that its answers have gone: what it took from one turn to the next."""
+        if self._last is not None:
+            bucket, rows, ended = self._last
+            self._last = None
+            self._forecast.ran(bucket, rows, (sent or ended) - self._began)
 
     def _step(self, turn: Turn) -> int | None:
         """One turn and its batch. Returns when to come back at the latest. A method, so that an idle thread holds no tensors."""
@@ -70,7 +81,7 @@ class Instance:
     def _plan(self, turn: Turn) -> Plan:
         # Nobody else comes to a closed queue: there is nothing to wait for.
         points = replace(self._set_points, delay_ns=0, holds=False) if turn.is_last_call else self._set_points
-        now = self._clock.now()
+        self._began = now = self._clock.now()
         try:
             decided = plan(turn.view, self._predictor, points, now, turn.busy_until)
             self._forecast.saw(turn.view, decided, now)
@@ -84,11 +95,10 @@ class Instance:
         if spec.batching.splits_oversize and batch.rows > spec.max_batch_size:  # one request: the plan takes such a one alone
             self._run_in_slices(batch, bucket)
             return
-        began = self._clock.now()
         try:
             batch.tensors()
             self._answer(batch)
-            self._forecast.ran(bucket, batch.rows, self._clock.now() - began)
+            self._last = (bucket, batch.rows, self._clock.now())
         except Exception as error:
             if not self._session.replayable or len(batch) == 1:
                 raise

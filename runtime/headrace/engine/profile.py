@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.clock import SECOND
-from headrace.scheduling.predictor import AS_GOOD
+from headrace.scheduling.predictor import best_of
 
 FORMAT = 1
 """Of the file. Another number is another program's: what it says is measured anew."""
@@ -99,9 +99,8 @@ class Profile:
 
     def best(self, length: int) -> Point:
         """The smallest where as many rows were done per second as anywhere. Not always the largest: some models slow down."""
-        points = self.at(length)
-        enough = AS_GOOD * max(point.rate for point in points)
-        return next(point for point in points if point.rate >= enough)
+        points = {point.rows: point for point in self.at(length)}
+        return points[best_of({rows: point.median for rows, point in points.items()})]
 
     def record(self) -> dict[str, Any]:
         """The same for programs; with what people would compute from it."""

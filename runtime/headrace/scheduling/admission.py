@@ -33,6 +33,12 @@ class Line(NamedTuple):
         """How long a batch of so many rows runs, in ns."""
         return self.base_ns + rows * self.row_ns
 
+    def work(self, rows: int) -> int:
+        """How long it takes to run so many rows, in ns: one batch; or full ones, and the fixed part of one to spare."""
+        if rows <= self.max_rows:
+            return self.lasts(rows) if rows else 0
+        return -(-rows // self.max_rows) * self.lasts(self.max_rows) + self.base_ns
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -52,7 +58,11 @@ class Estimate:
 
 
 class Work:
-    """What rows take to run, added up: in full batches of one bucket each, shared evenly by the instances.
+    """What rows take to run, added up: in batches of one bucket each, shared evenly by the instances.
+
+    What is more than one batch is counted as full ones, for whoever comes later fills the last of them, and with a little to
+    spare. Otherwise the queue would be full to the brim, its most urgent requests always in too much of a hurry for a full
+    batch, and smaller batches would keep it so.
 
     Args:
         estimate: what a batch takes.
@@ -69,9 +79,8 @@ class Work:
         line = self._estimate.lines.get(bucket)
         if line is not None:
             before = self._rows.get(bucket, 0)
-            self._rows[bucket] = after = before + rows
-            batches = -(-after // line.max_rows) - -(-before // line.max_rows)
-            self._ns += batches * line.base_ns + rows * line.row_ns
+            self._rows[bucket] = before + rows
+            self._ns += line.work(before + rows) - line.work(before)
 
     def done_at(self, lasts: int = 0) -> int:
         """The instant at which all of it is done, in ns; `lasts` is what a batch takes that cannot be shared.

@@ -92,6 +92,11 @@ class Turn(Protocol):
         """When the first of the instances that run is predicted to be idle, in ns; 0 if none runs, or it is not known."""
         ...
 
+    @property
+    def sent(self) -> int:
+        """When the answers of this thread's last batch had been handed over, in ns, if that was left to this turn; else 0."""
+        ...
+
     def take(self, plan: Plan, instance: int) -> Batch | None:
         """Carry out a plan; None when nothing of it was left to take."""
         ...

@@ -217,10 +217,10 @@ class NativeQueue:
 class NativeTurn:
     """See `scheduling.base.Turn`. As a context manager, it gives itself back if no plan was carried out."""
 
-    __slots__ = ("_open", "_queue", "busy_until", "is_last_call", "view")
+    __slots__ = ("_open", "_queue", "busy_until", "is_last_call", "sent", "view")
 
-    def __init__(self, queue: NativeQueue, view: bytes, is_last_call: bool, busy_until: int) -> None:
-        self._queue, self.is_last_call, self.busy_until, self._open = queue, is_last_call, busy_until, True
+    def __init__(self, queue: NativeQueue, view: bytes, is_last_call: bool, busy_until: int, sent: int) -> None:
+        self._queue, self.is_last_call, self.busy_until, self.sent, self._open = queue, is_last_call, busy_until, sent, True
         self.view = np.frombuffer(view, VIEW)
 
     def take(self, plan: Plan, instance: int) -> NativeBatch | None:

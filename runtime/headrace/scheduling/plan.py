@@ -302,8 +302,7 @@ def _more_in_time(run: _Run, punctual: int, lasts: _Lasts, now: int) -> tuple[li
     early drop of Nexus, SOSP 2019, where somebody is saved by it).
     """
     rows = run.sums[punctual - 1]
-    behind = min(mate.target for mate in run.mates[punctual:])
-    if now + lasts(rows) + lasts(run.sums[-1] - rows) <= min(behind, run.others_due):
+    if _all_in_time(run, punctual, lasts, now + lasts(rows)):
         return None
     best, done, lasted = None, rows, lasts(rows)  # rows in time, and what they take
     size = min(run.max_rows, sum(mate.rows for mate in run.mates))
@@ -323,6 +322,21 @@ def _more_in_time(run: _Run, punctual: int, lasts: _Lasts, now: int) -> tuple[li
             best, done, lasted = (chosen, late), good, lasts(total)
         size //= 2
     return best
+
+
+def _all_in_time(run: _Run, begin: int, lasts: _Lasts, at: int) -> bool:
+    """Whether nobody from `begin` on is late if they run in full batches from the instant `at`, and others after the first."""
+    total, soonest, is_first = 0, NEVER, True
+    for mate in run.mates[begin:]:
+        if total and total + mate.rows > run.max_rows:
+            at += lasts(total)
+            if at > soonest or (is_first and at > run.others_due):
+                return False
+            total, soonest, is_first = 0, NEVER, False
+        total += mate.rows
+        soonest = min(soonest, mate.target)
+    at += lasts(total)
+    return at <= soonest and not (is_first and at > run.others_due)
 
 
 def _size(run: _Run, lasts: _Lasts, set_points: SetPoints, now: int, busy_until: int) -> tuple[int, Reason, int | None]:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
+from headrace.clock import MICROSECOND
 from headrace.scheduling.admission import Line
 
 _Number = TypeVar("_Number", int, float)
@@ -28,11 +29,10 @@ LEAST = 3
 _REFRESH = 8
 MOST_BUCKETS = 256
 """Buckets that are remembered."""
-HOPEFUL = 0.25
-"""The quantile at the door, lower than that of plans: who is refused is lost for certain, who is let in for nothing costs
-little."""
-AS_GOOD = 0.95
+_AS_GOOD = 0.95
 """Of the best throughput: what is as good as that, up to noise."""
+_AROUND_NS = 500 * MICROSECOND
+"""What a batch costs around its run, about: its plan, its way in and out, and the wake."""
 
 
 class Learned:
@@ -100,8 +100,8 @@ class _Bucket:
         self._recent: deque[tuple[int, int]] = deque(maxlen=WINDOW)
         # Replaced as a whole, so that whoever reads needs no lock: row counts, and times.
         self._table: tuple[list[int], list[float]] = ([], [])
-        self._long = self._short = 1.0
-        """What to multiply the times by, not to be late and not to refuse too many."""
+        self._factor = 1.0
+        """What to multiply the times by: how much longer recent batches took than is usual."""
 
     def observe(self, rows: int, ns: int, quantile: float) -> bool:
         """Remember; whether the table was made anew."""
@@ -120,28 +120,26 @@ class _Bucket:
             self._changed.clear()
             known = sorted(self._medians)
             self._table = (known, _pooled([(self._medians[each], len(self._seen[each])) for each in known]))
-            ratios = [ns / max(1, self._usual(rows)) for rows, ns in self._recent]
-            self._long, self._short = _quantile(ratios, quantile), _quantile(ratios, HOPEFUL)
+            self._factor = _quantile([ns / max(1, self._usual(rows)) for rows, ns in self._recent], quantile)
         return is_due
 
     def at(self, rows: int) -> int:
-        return int(self._usual(rows) * self._long)
+        return int(self._usual(rows) * self._factor)
 
     def line(self, max_rows: int) -> Line:
         known, _ = self._table
         # What is longer than a full batch does not come up, and may be another story.
         first, last = known[0], min(known[-1], max_rows)
-        least = self._short * self._usual(first)
+        least = self.at(first)
         if last <= first:
-            return Line(int(least), 0, max_rows)
-        row = (self._short * self._usual(last) - least) / (last - first)
+            return Line(least, 0, max_rows)
+        row = (self.at(last) - least) / (last - first)
         return Line(max(0, int(least - row * first)), int(row), max_rows)
 
     def best_rows(self) -> int | None:
-        rates = {rows: rows / max(1, _quantile(times, 0.5)) for rows, times in sorted(self._seen.items()) if len(times) >= LEAST}
-        enough = AS_GOOD * max(rates.values(), default=0.0)
-        best = next((rows for rows, rate in rates.items() if rate >= enough), None)
-        return None if best is None or best == max(rates) else best
+        usual = {rows: _quantile(times, 0.5) for rows, times in self._seen.items() if len(times) >= LEAST}
+        best = best_of(usual) if usual else None
+        return None if best is None or best == max(usual) else best
 
     def _usual(self, rows: int) -> float:
         known, times = self._table
@@ -157,6 +155,17 @@ class _Bucket:
         if len(known) == 1:
             return times[0] * rows / known[0]
         return times[-1] + (rows - known[-1]) * (times[-1] - times[0]) / (known[-1] - known[0])
+
+
+def best_of(usual: Mapping[int, int]) -> int:
+    """The row count of the best batch: the smallest with which as much is done as with any, what is around it counted in.
+
+    Args:
+        usual: how long a run lasts, in ns, by rows; at least one.
+    """
+    rates = {rows: rows / (usual[rows] + _AROUND_NS) for rows in sorted(usual)}
+    enough = _AS_GOOD * max(rates.values())
+    return next(rows for rows, rate in rates.items() if rate >= enough)
 
 
 def _quantile(of: Collection[_Number], quantile: float) -> _Number:

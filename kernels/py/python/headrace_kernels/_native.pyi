@@ -123,12 +123,13 @@ class Queue:
     def settle(self, number: int, outcome: int, code: int, sent: int, bytes_out: int) -> bool:
         """The caller of a local entry has its answer; False if it was settled before."""
 
-    def turn(self, until: int | None) -> tuple[bytes, bool, int] | None:
+    def turn(self, until: int | None) -> tuple[bytes, bool, int, int] | None:
         """Write what this thread has replied, then wait for something to plan.
 
         Returns:
-            The view (packed `plan.VIEW`), whether nobody else will come, and when the first of the instances that run is idle
-            (ns, 0 if none runs); None when the queue is closed and empty.
+            The view (packed `plan.VIEW`), whether nobody else will come, when the first of the instances that run is idle (ns, 0
+            if none runs), and when what this thread had replied was written (ns, 0 if nothing was left to write); None when the
+            queue is closed and empty.
         """
 
     def take(self, take: Sequence[int], drop: Sequence[int], instance: int, reason: int) -> Batch | None:
