@@ -138,6 +138,11 @@ def test_the_urgent_one_is_dropped_where_that_saves_more() -> None:
     assert decided == Plan((2, 3, 4, 5, 6, 7, 8), (1,), None, Reason.SLACK)
 
 
+def test_nobody_is_dropped_for_the_sake_of_a_lower_level() -> None:
+    high, low = due(115)[0], [dict(level=1, **each) for each in due(*[200] * 7)]
+    assert plan(view(high, *low), Known(100, 10), SetPoints(8), NOW) == Plan((1,), (), None, Reason.SLACK)
+
+
 def test_nobody_is_dropped_where_the_others_can_wait() -> None:
     decided = plan(view(*due(115, *[500] * 7)), Known(100, 10), SetPoints(8), NOW)
     assert decided == Plan((1,), (), None, Reason.SLACK)

@@ -147,14 +147,16 @@ class _Live(NamedTuple):
     deadline: int
     bucket: int
     rows: int
+    level: int
     padded: int
 
 
 @dataclass(slots=True)
 class _Run:
-    """Entries that can go together, in order: all of one bucket; of those who fit the rows and the earliest target up to each."""
+    """Entries that can go together, in order; of those who fit the rows and the earliest target up to each."""
 
     mates: list[_Live]
+    """All that wait of the first one's bucket and level, whether they fit or not: nobody is dropped for a lower level's sake."""
     numbers: list[int]
     sums: list[int]
     earliest: list[int]
@@ -229,7 +231,7 @@ def _live(view: NDArray[np.void], predictor: Predictor, margin_ns: int, now: int
     drop: list[int] = []
     left, buckets = len(view), dict[int, _Lasts]()
     # Unpacked, not computed with numpy: most views have a few entries, and a single call of numpy costs more than those.
-    for number, _, arrival, target, deadline, bucket, _, rows, _, padded in _ENTRY.iter_unpack(view.tobytes()):
+    for number, _, arrival, target, deadline, bucket, _, rows, level, padded in _ENTRY.iter_unpack(view.tobytes()):
         lasts = buckets.get(bucket)
         if lasts is None:
             lasts = buckets[bucket] = _Lasts(predictor, bucket)
@@ -244,7 +246,7 @@ def _live(view: NDArray[np.void], predictor: Predictor, margin_ns: int, now: int
         deadline -= margin_ns
         if target < done:
             target = deadline if deadline >= done else NEVER
-        live.append(_Live(number, arrival, target, deadline, bucket, rows, padded))
+        live.append(_Live(number, arrival, target, deadline, bucket, rows, level, padded))
     return live, tuple(drop)
 
 
@@ -262,7 +264,8 @@ def _run(live: list[_Live], predictor: Predictor, set_points: SetPoints) -> _Run
             run.others_due = min(run.others_due, each.target)
             is_over = is_over or set_points.in_order
             continue
-        run.mates.append(each)
+        if each.level == first.level:
+            run.mates.append(each)
         if is_over or (total and total + each.rows > max_rows):
             run.others += 1
             run.is_full = run.is_full or not is_over
