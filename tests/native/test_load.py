@@ -56,7 +56,9 @@ def script() -> Script:
 
 @pytest.fixture
 def server(kind: str, script: Script, tmp_path: Path) -> Iterator[Server]:
-    fake = fill(tmp_path, {"m": (WIDE, script)})
+    # What is foretold would be refused: here the server is to be asked in vain.
+    open_door = WIDE + 'parameters { key: "admission" value { string_value: "open" } }'
+    fake = fill(tmp_path, {"m": (open_door, script)})
     with serving(kind, tmp_path, {"fake": fake}) as started:
         yield started
 
