@@ -22,14 +22,13 @@ from headrace import kernels
 from headrace.clock import MICROSECOND, MILLISECOND, MonotonicClock
 from headrace.errors import CannotMeetDeadline
 from headrace.ledger.ledger import Ledger
-from headrace.model import Batching, ModelSpec
 from headrace.request import Request
 from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.scheduling.entry import Answer
 from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.native import NativeQueue, NativeQueues, NativeTurn
 from headrace.scheduling.plan import MARGIN_NS, VIEW, Plan, Reason, SetPoints, plan
-from headrace.tensor import TensorSpec
+from headrace.scheduling.simulate import model
 
 PROMISED = {"us_a_batch": 10.0, "us_a_request": 1.0}
 WAITING = (1, 8, 16, 32, 64, 128, 256)
@@ -49,7 +48,7 @@ def main() -> None:
     check_release()
     kernel = kernels.load().Kernel()
     queues = NativeQueues(kernel, Ledger(lambda requests, batches: None), MonotonicClock()).start()
-    queue = queues(_spec(), Limits())
+    queue = queues(model(MAX_ROWS), Limits())
     forecast = _learned(queue)
     found = {
         "policy, far deadlines": policy(forecast, FAR_MS, given.rounds),
@@ -168,21 +167,7 @@ def _request(due_ms: int) -> Request:
     return Request("m", {"x": _ROW}, deadline=now + due_ms * MILLISECOND, received=now, decoded=now)
 
 
-_ROW = np.zeros((1, 1), np.float32)
-
-
-def _spec() -> ModelSpec:
-    return ModelSpec(
-        name="m",
-        version=1,
-        digest="d",
-        backend="fake",
-        platform="",
-        max_batch_size=MAX_ROWS,
-        inputs=(TensorSpec("x", "FP32", (1,)),),
-        outputs=(TensorSpec("y", "FP32", (1,)),),
-        batching=Batching(enabled=True),
-    )
+_ROW = np.zeros((1, 1), np.uint8)
 
 
 def _learned(queue: NativeQueue) -> Forecast:
