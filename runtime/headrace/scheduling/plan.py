@@ -186,13 +186,14 @@ def plan(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, no
         now: the instant, in ns.
         busy_until: when the first of the instances that run is predicted to be idle, in ns; 0 if none runs.
     """
-    live, drop = _live(view, predictor, set_points.margin_ns, now)
+    buckets: dict[int, _Lasts] = {}
+    live, drop = _live(view, predictor, buckets, set_points.margin_ns, now)
     if not live:
         return Plan((), drop, None, Reason.WAIT)
     run = _run(live, predictor, set_points)
     if set_points.max_rows == 1:
         return Plan(tuple(run.numbers), drop, None, Reason.ALONE, run.bucket)
-    lasts = _Lasts(predictor, run.bucket)
+    lasts = buckets[run.bucket]
     punctual = _punctual(run, lasts, now)
     if punctual < len(run.numbers):
         more = None if set_points.in_order else _more_in_time(run, punctual, lasts, now)
@@ -220,16 +221,18 @@ class _Lasts:
         return ns
 
 
-def _live(view: NDArray[np.void], predictor: Predictor, margin_ns: int, now: int) -> tuple[list[_Live], tuple[int, ...]]:
+def _live(
+    view: NDArray[np.void], predictor: Predictor, buckets: dict[int, _Lasts], margin_ns: int, now: int
+) -> tuple[list[_Live], tuple[int, ...]]:
     """The entries that can still be in time, and those who are to be dropped.
 
     That is whoever is expired; and, for the sake of the others, whoever would be late even if he ran alone and at once (early
     drop: Nexus, SOSP 2019). The last one there is runs in any case: there is nothing to save, and something to learn. A target
-    that cannot be met even so binds nobody; the deadline does.
+    that cannot be met even so binds nobody; the deadline does. What the predictor says on the way is left in `buckets`.
     """
     live: list[_Live] = []
     drop: list[int] = []
-    left, buckets = len(view), dict[int, _Lasts]()
+    left = len(view)
     # Unpacked, not computed with numpy: most views have a few entries, and a single call of numpy costs more than those.
     for number, _, arrival, target, deadline, bucket, _, rows, level, padded in _ENTRY.iter_unpack(view.tobytes()):
         lasts = buckets.get(bucket)
