@@ -6,7 +6,7 @@ arrival and foretells nothing (`admission` = `open`); the plain plan with a queu
 the plain plan and a real Triton whose clients do not tell and judge by their own clock; and that Triton with the best of a few
 queue timeouts. (Triton 2.51 with a queue timeout crashes when clients give up, so they do not.) The capacity is what the plain
 plan does in a closed loop at its best number of clients. Generator and servers share the machine's cores. Writes
-benchmarks/results/goodput.json and .svg, and prints a table.
+benchmarks/results/goodput-MODEL.json and .svg, and prints a table.
 """
 
 from __future__ import annotations
@@ -88,21 +88,19 @@ def main() -> None:
     given = parser.parse_args()
     check_release()
     repository = build_repository(servers.REPOSITORY)
-    found: dict[str, Any] = {}
-    summaries: dict[str, Any] = {}
+    peer = f"Triton {triton_server.TRITON} of {triton_server.PACKAGE}, Python backend running onnxruntime"
     for name in given.models:
         case, rivals, chosen = prepare(repository, MODELS[name], given.seconds, with_triton=not given.without_triton)
         readings, capacities = compare(rivals, case, given.loads, given.rounds, given.seconds)
-        summaries[name] = summarise(readings)
+        summary = summarise(readings)
         asked = {"S_ms": case.good_ms, "full_batch_ms": case.batch_ms, "clients_at_capacity": case.clients}
         told = {f"{at:g}": {rival: [asdict(r) for r in each] for rival, each in by.items()} for at, by in readings.items()}
-        found[name] = {**asked, "timeout_of_tuned_triton_of_S": chosen, "promises": promises(readings), "capacity": capacities}
-        found[name] |= {"summary": summaries[name], "readings": told}
-        show(f"{name}: S = {case.good_ms:g} ms, a full batch takes {case.batch_ms:g} ms", summaries[name])
-        print({key: tuple(value) for key, value in found[name]["promises"].items()})
-    peer = f"Triton {triton_server.TRITON} of {triton_server.PACKAGE}, Python backend running onnxruntime"
-    write("goodput", {"load": "headrace bench load, Poisson, deadline S", "triton": peer, "models": found})
-    draw(summaries)
+        found: dict[str, Any] = {"load": "headrace bench load, Poisson, deadline S", "triton": peer, "model": name, **asked}
+        found |= {"timeout_of_tuned_triton_of_S": chosen, "promises": promises(readings), "capacity": capacities}
+        write(f"goodput-{name}", found | {"summary": summary, "readings": told})
+        draw(name, summary)
+        show(f"{name}: S = {case.good_ms:g} ms, a full batch takes {case.batch_ms:g} ms", summary)
+        print({key: tuple(value) for key, value in found["promises"].items()})
 
 
 def prepare(repository: Path, model: Model, seconds: float, *, with_triton: bool) -> tuple[Case, dict[str, Start], float | None]:
@@ -233,24 +231,23 @@ def show(title: str, summary: Mapping[str, Mapping[str, Mapping[str, Sequence[fl
     Console(width=120).print(table)
 
 
-def draw(summaries: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]]) -> None:
-    """Goodput over load, one panel a model."""
+def draw(model: str, summary: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> None:
+    """Goodput over load."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6 * len(summaries), 4), layout="constrained")
-    for panel, (model, summary) in enumerate(summaries.items(), 1):
-        axes = figure.add_subplot(1, len(summaries), panel)
-        at = [float(load) for load in summary]
-        axes.plot(at, [min(1.0, load) for load in at], color="0.7", lw=1, ls="--", label="the most there can be")
-        for name in next(iter(summary.values())):
-            values = [by[name]["goodput"] for by in summary.values()]
-            spread = [[v[0] - v[1] for v in values], [v[2] - v[0] for v in values]]
-            axes.errorbar(at, [v[0] for v in values], yerr=spread, label=name, capsize=2, lw=2 if name == OURS else 1)
-        axes.set(title=model, xlabel="offered, of capacity", ylabel="answered in time, of capacity", ylim=(0, 1.1))
-        axes.legend(frameon=False, fontsize=8)
+    figure = Figure(figsize=(5.6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    at = [float(load) for load in summary]
+    axes.plot(at, [min(1.0, load) for load in at], color="0.7", lw=1, ls="--", label="the most there can be")
+    for name in next(iter(summary.values())):
+        values = [by[name]["goodput"] for by in summary.values()]
+        spread = [[v[0] - v[1] for v in values], [v[2] - v[0] for v in values]]
+        axes.errorbar(at, [v[0] for v in values], yerr=spread, label=name, capsize=2, lw=2 if name == OURS else 1)
+    axes.set(title=model, xlabel="offered, of capacity", ylabel="answered in time, of capacity", ylim=(0, 1.1))
+    axes.legend(frameon=False, fontsize=8)
     figure.set_dpi(72)
-    FigureCanvasSVG(figure).print_svg(str(RESULTS / "goodput.svg"), metadata={"Date": None})
+    FigureCanvasSVG(figure).print_svg(str(RESULTS / f"goodput-{model}.svg"), metadata={"Date": None})
 
 
 if __name__ == "__main__":
