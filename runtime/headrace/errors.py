@@ -7,7 +7,7 @@ because clients match on them.
     HeadraceError
     ├── InvalidRequest        the client can mend it
     ├── InvalidRepository     a configuration or a file on disk can be mended
-    │   └── LoadFailed, NotInRepository
+    │   └── LoadFailed, NotInRepository, ModelMissing
     ├── InvalidLoad, TargetFailed    of the load generator
     ├── KernelsUnusable       the native data plane is not here, or is not ours
     ├── ModelNotFound, ModelNotReady
@@ -98,6 +98,14 @@ class NotInRepository(InvalidRepository):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"failed to load '{model}', failed to poll from model repository")
+
+
+class ModelMissing(InvalidRepository):
+    """A graph runs a model that is not there, or not loaded."""
+
+    def __init__(self, graph: str, node: str, model: str, version: int, why: str) -> None:
+        which = f"version {version} of model '{model}'" if version else f"model '{model}'"
+        super().__init__(f"graph '{graph}': node '{node}' runs {which}, which is not loaded: {why}")
 
 
 class InvalidLoad(HeadraceError):

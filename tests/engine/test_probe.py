@@ -13,12 +13,12 @@ import pytest
 from headrace import Engine
 from headrace.backends.base import Device, Outputs
 from headrace.backends.fake import FakeBackend, FakeSession, Gate, Script
+from headrace.backends.zeros import Zeros
 from headrace.clock import MILLISECOND, SECOND, VirtualClock
 from headrace.engine import calls, lifecycle, probe, profiles
 from headrace.engine.engine import ModelControl
 from headrace.engine.lifecycle import Running
 from headrace.engine.profiles import Profiles
-from headrace.engine.zeros import Zeros
 from headrace.machine import usable_cpus
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.tensor import Tensor

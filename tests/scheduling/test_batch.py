@@ -178,7 +178,7 @@ class Told(Forecast):
 def test_slices_end_with_the_deadline_and_are_told_one_by_one(transport: str, deadline: int, ran: list[int]) -> None:
     house = House(spec(splits_oversize=True))
     session, forecast = Slow(house, 10), Told(house)
-    instance = Instance(0, session, house.queue, forecast, house.points, house.clock)
+    instance = Instance(0, session, house.queue, forecast, house.clock)
     house.push("a", 25, deadline=deadline)
     house.queue.close()
     instance.start()

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from headrace.backends.installed import gpu_models
+from headrace.backends.zeros import Zeros, lengths_of
 from headrace.engine import profiles
 from headrace.engine.profile import Calls, Point, Profile
 from headrace.engine.profiles import Profiles, key_of
-from headrace.engine.zeros import Zeros, lengths_of
 from headrace.machine import cpu_model
 from headrace.model import ModelSpec, Padding
 from headrace.protocol.headrace_pb2 import ModelConfig

@@ -68,8 +68,8 @@ class Session(Protocol):
     replayable: bool
     """Whether running the same rows a second time does no harm; then a failed batch is tried request by request."""
 
-    def run(self, batch: Batch) -> Outputs | Iterator[Piece]:
-        """Run the batch.
+    def run(self, batch: Batch) -> Outputs | Iterator[Piece] | None:
+        """Run the batch. None: it has parted the requests of the batch, and answers them itself.
 
         Raises:
             Exception: whatever goes wrong; its text reaches the clients of this batch.

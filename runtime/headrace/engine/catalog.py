@@ -11,17 +11,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from headrace.backends.installed import usable_gpus
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock
-from headrace.engine.lifecycle import Running, open_version, reason_of, warm_up
+from headrace.engine.graphs import graph_of, open_graph
+from headrace.engine.lifecycle import Lent, Running, open_version, reason_of, warm_up
 from headrace.engine.probe import Probe
 from headrace.engine.routes import Routes
-from headrace.errors import Draining, HeadraceError, LoadFailed
+from headrace.errors import Draining, HeadraceError, LoadFailed, ModelMissing
+from headrace.ledger.ledger import Ledger
 from headrace.model import ModelSpec, State
 from headrace.models.files import ModelFiles, VersionFiles
+from headrace.models.fill import GRAPHS
+from headrace.models.repository import ModelSource
 from headrace.models.uploads import Upload
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.scheduling.base import OpenQueue
@@ -50,28 +54,13 @@ _Versions: TypeAlias = dict[int, tuple[ModelStatus, Running | None]]
 
 @dataclass(slots=True)
 class _Model:
-    """A model by name. `lock` serialises its loads; `versions` is replaced, never changed."""
+    """A model by name. `lock` serialises its loads; `versions` is replaced, never changed. `needs`: what a graph runs."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     versions: _Versions = field(default_factory=dict)
     broken: ModelStatus | None = None
     unloaded: bool = False
-
-
-class ModelSource(Protocol):
-    """Where models come from: a repository, or a single file."""
-
-    def names(self) -> list[str]:
-        """All names."""
-        ...
-
-    def read(self, name: str, override: ModelConfig | None = None, gpus: int = 0) -> ModelFiles:
-        """One model."""
-        ...
-
-    def fingerprint(self, name: str) -> object:
-        """What changes whenever the model does; None when it is gone."""
-        ...
+    needs: tuple[str, ...] = ()
 
 
 class Catalog:
@@ -82,6 +71,7 @@ class Catalog:
         backends: what loads them.
         open_queue: the factory of queues.
         routes: where what is ready is published.
+        ledger: where nodes of graphs are accounted.
         clock: the clock.
         probe: what measures versions, if they are to be measured.
     """
@@ -92,11 +82,12 @@ class Catalog:
         backends: Backends,
         open_queue: OpenQueue,
         routes: Routes,
+        ledger: Ledger,
         clock: Clock,
         probe: Probe | None = None,
     ) -> None:
         self._repository, self._backends, self._open_queue = repository, backends, open_queue
-        self._routes, self._clock, self._probe = routes, clock, probe
+        self._routes, self._ledger, self._clock, self._probe = routes, ledger, clock, probe
         self._lock = threading.Lock()
         self._models: dict[str, _Model] = {}
         self._is_closed = False
@@ -104,6 +95,8 @@ class Catalog:
 
     def load(self, name: str, override: ModelConfig | None = None, upload: Upload | None = None) -> None:
         """Load or reload a model. Versions that serve go on doing so until their successors are warm, or if those fail.
+
+        The models that a graph runs are loaded, if they are not; the graphs that run this one are brought up anew.
 
         Args:
             name: its name.
@@ -115,6 +108,16 @@ class Catalog:
             LoadFailed: at least one version did not come up.
             InvalidRepository: the model cannot be read.
         """
+        changed: list[str] = []
+        try:
+            self._load(name, override, upload, changed)
+        finally:
+            # With no lock held: whoever loads one of these may wait for another.
+            for each in changed:
+                self._renew_graphs(each)
+
+    def _load(self, name: str, override: ModelConfig | None, upload: Upload | None, changed: list[str]) -> None:
+        """`load`, but for the graphs that run what was `changed`."""
         with self._locked(name) as model:
             source = upload.repository if upload else self._repository
             try:
@@ -136,8 +139,12 @@ class Catalog:
                 log.error("model cannot be read: %s", error.message, extra={"model": name})
                 raise
             model.broken, model.unloaded = None, False
-            with self._probe.pause() if self._probe is not None else nullcontext():
-                self._load_versions(name, model, files)
+            before = model.versions
+            try:
+                self._load_versions(name, model, files, changed)
+            finally:
+                if _only_in(model.versions, before):
+                    changed.append(name)
 
     def unload(self, name: str) -> None:
         """Stop serving a model, once what is queued has been answered in the background. Unknown names are fine."""
@@ -154,6 +161,8 @@ class Catalog:
             self._publish(name, model)
             self._retire(old)
             log.info("model unloaded", extra={"model": name})
+        if old:
+            self._renew_graphs(name)
 
     def try_load(self, name: str) -> None:
         """`load`, whose failure is in the statuses and in the log."""
@@ -181,8 +190,72 @@ class Catalog:
         with self._lock:
             return {name for name, model in self._models.items() if not model.unloaded}
 
-    def _load_versions(self, name: str, model: _Model, files: ModelFiles) -> None:
+    # Graphs, and what they run.
+
+    def _renew_graphs(self, name: str) -> None:
+        """Bring up anew the graphs that run a model which has changed, or is there again; without it, they are not ready."""
+        with self._lock:
+            graphs = [graph for graph, known in self._models.items() if name in known.needs and not known.unloaded]
+        for graph in graphs:
+            changed: list[str] = []
+            try:
+                with self._locked(graph) as model:
+                    before = model.versions
+                    try:
+                        self._load_versions(graph, model, self._repository.read(graph, None, usable_gpus()), None)
+                    finally:
+                        if model.versions != before:
+                            changed.append(graph)
+            except HeadraceError as error:
+                log.debug("graph %s: %s", graph, error)
+            for each in changed:
+                self._renew_graphs(each)
+
+    def _lend(self, graph: str, node: str, model: str, version: int, changed: list[str] | None) -> Lent:
+        """A version for a graph to run, held open. `changed` None: what is not loaded stays so.
+
+        Raises:
+            ModelMissing: it is not there.
+        """
+        if changed is not None and self._find(model, version) is None:
+            self._bring_in(graph, node, model, version, changed)
+        running = self._find(model, version)
+        if running is None or not running.hold():
+            raise ModelMissing(graph, node, model, version, "load it first")
+        return Lent(model, version, running)
+
+    def _bring_in(self, graph: str, node: str, model: str, version: int, changed: list[str]) -> None:
+        # Before any lock is waited for: two threads that each hold a graph, and want the other's, would wait for ever.
+        if graph in self._all_needs(model):
+            raise ModelMissing(graph, node, model, version, "no graph can contain itself")
+        try:
+            self._load(model, None, None, changed)
+        except LoadFailed:
+            return  # one of its versions may have come up
+        except HeadraceError as error:
+            raise ModelMissing(graph, node, model, version, error.message) from None
+
+    def _all_needs(self, name: str) -> set[str]:
+        """A model, and all that it runs, as far as that is known."""
+        found: set[str] = set()
+        waiting = [name]
+        with self._lock:
+            while waiting:
+                if (each := waiting.pop()) not in found:
+                    found.add(each)
+                    waiting += self._models[each].needs if each in self._models else ()
+        return found
+
+    def _find(self, name: str, version: int) -> Running | None:
+        """A version that runs; 0 is the highest."""
+        with self._lock:
+            model = self._models.get(name)
+        running = {number: each for number, (_, each) in (model.versions if model else {}).items() if each is not None}
+        return running.get(version or max(running, default=0))
+
+    def _load_versions(self, name: str, model: _Model, files: ModelFiles, changed: list[str] | None) -> None:
         """Bring up what is new, publish it in one step, then let go of what it replaces."""
+        model.needs = graph_of(files).models if files.config.platform in GRAPHS else ()
         old = dict(model.versions)
         new: _Versions = {
             number: (ModelStatus(name, number, State.UNAVAILABLE, reason), None) for number, reason in files.missing.items()
@@ -191,17 +264,18 @@ class Catalog:
         for version in files.versions:
             status, running = old.get(version.number, (None, None))
             try:
-                if running is not None and status is not None and running.opened.is_still(files, version):
+                if running is not None and status is not None and self._is_still(running, files, version):
                     new[version.number] = (replace(status, reason=""), running)
                     continue
                 if running is None:
                     model.versions = {**model.versions, version.number: (ModelStatus(name, version.number, State.LOADING), None)}
                     self._publish(name, model)
-                new[version.number] = self._bring_up(files, version)
+                new[version.number] = self._bring_up(files, version, changed)
             except (Exception, SystemExit) as error:
                 reason = failed[version.number] = reason_of(error, version.path)
                 log.error("version did not load", extra={"model": name, "version": version.number, "reason": reason})
-                if running is not None and status is not None:
+                # A graph that lost one of its models would go on with one that was unloaded.
+                if running is not None and status is not None and not isinstance(error, ModelMissing):
                     new[version.number] = (replace(status, reason=f"serving what was loaded before: {reason}"), running)
                 else:
                     new[version.number] = (ModelStatus(name, version.number, State.UNAVAILABLE, reason), None)
@@ -216,13 +290,28 @@ class Catalog:
         if failed:
             raise LoadFailed(name, failed)
 
-    def _bring_up(self, files: ModelFiles, version: VersionFiles) -> tuple[ModelStatus, Running]:
+    def _is_still(self, running: Running, files: ModelFiles, version: VersionFiles) -> bool:
+        """Whether bringing up `version` again would give the same; a graph's models are those that it would run now."""
+        lent = running.opened.lent
+        return running.opened.is_still(files, version) and all(self._find(*each[:2]) is each.running for each in lent)
+
+    def _bring_up(self, files: ModelFiles, version: VersionFiles, changed: list[str] | None) -> tuple[ModelStatus, Running]:
         begun = self._clock.now()
-        opened = open_version(files, version, self._backends, self._probe.advice(files, version) if self._probe else None)
-        warm_ns = warm_up(opened, self._clock)
-        running = Running(opened, self._open_queue, self._clock, self._clock.now() - begun, warm_ns)
-        if self._probe is not None:
-            self._probe.prime(running)
+        if files.config.platform in GRAPHS:
+            opened = open_graph(
+                files,
+                version,
+                lambda node, model, number: self._lend(files.name, node, model, number, changed),
+                self._ledger,
+                self._clock,
+            )
+        else:
+            opened = open_version(files, version, self._backends, self._probe.advice(files, version) if self._probe else None)
+        with self._probe.pause() if self._probe is not None else nullcontext():
+            warm_ns = warm_up(opened, self._clock)
+            running = Running(opened, self._open_queue, self._clock, self._clock.now() - begun, warm_ns)
+            if self._probe is not None:
+                self._probe.prime(running)
         running.start()
         spec = opened.spec
         log.info(

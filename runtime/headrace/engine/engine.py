@@ -32,7 +32,8 @@ from headrace.ledger.ledger import Ledger, Records, in_turn
 from headrace.ledger.traces import TraceStore
 from headrace.ledger.views import Statistics
 from headrace.model import State
-from headrace.models.repository import ModelFile, Repository
+from headrace.models.graphs import Graph
+from headrace.models.repository import ModelFile, Repository, WithGraphs
 from headrace.models.uploads import Upload
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.request import Request, Response
@@ -65,6 +66,7 @@ class Engine:
 
     Args:
         repository: a directory in Triton's layout, an `.onnx` file, or what `headrace.models.repository` makes of them.
+        graphs: further models, written in Python; their nodes run models of the repository.
         control: which models to hold, and when.
         strict_readiness: whether one model that is not ready makes the engine not ready.
         backends: backends to use instead of the built-in ones, by name.
@@ -80,6 +82,7 @@ class Engine:
         self,
         repository: ModelSource | Path | str,
         *,
+        graphs: Sequence[Graph] = (),
         control: ModelControl = ModelControl(),
         strict_readiness: bool = True,
         backends: Mapping[str, Backend] | None = None,
@@ -87,7 +90,8 @@ class Engine:
         clock: Clock | None = None,
         profiles: Profiles | None = None,
     ) -> None:
-        self.repository = source_of(repository)
+        source = source_of(repository)
+        self.repository: ModelSource = WithGraphs(source, graphs) if graphs else source
         self.repository.names()
         self._control = control
         self.clock = clock or MonotonicClock()
@@ -103,7 +107,7 @@ class Engine:
         self.probe: Probe | None = None
         if profiles is not None:
             self.probe = Probe(lambda: self.catalog.running(), loaders, profiles, self.clock)
-        self.catalog = Catalog(self.repository, loaders, self._queues, self.routes, self.clock, self.probe)
+        self.catalog = Catalog(self.repository, loaders, self._queues, self.routes, self.ledger, self.clock, self.probe)
         self.watcher = Watcher(self.repository, self.catalog, control.poll_seconds)
         self._is_started = self._is_draining = False
         self._closed = threading.Event()

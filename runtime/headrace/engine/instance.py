@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from headrace.backends.base import Outputs, Session
@@ -15,19 +15,34 @@ from headrace.engine.slices import check_slice, slices_of, stacked
 from headrace.errors import BackendFailed, DeadlineExpired, sentence
 from headrace.scheduling.base import Batch, Queue, Turn
 from headrace.scheduling.forecast import Forecast
-from headrace.scheduling.plan import Plan, Reason, SetPoints, plan
+from headrace.scheduling.plan import Plan, Reason, plan
 
 log = logging.getLogger(__name__)
 
 
 class Instance:
-    """One of the threads that run a session. It ends when its queue is closed and empty."""
+    """One of the threads that run a session. It ends when its queue is closed and empty.
+
+    Args:
+        number: tells the instances of a queue apart.
+        session: runs batches.
+        queue: holds what waits.
+        forecast: what is known of how long they run, and what steers the plans.
+        clock: the clock.
+        before: is called before each turn, and returns when one may be taken.
+    """
 
     def __init__(
-        self, number: int, session: Session, queue: Queue, forecast: Forecast, set_points: SetPoints, clock: Clock
+        self,
+        number: int,
+        session: Session,
+        queue: Queue,
+        forecast: Forecast,
+        clock: Clock,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         self._number, self._session, self._queue = number, session, queue
-        self._forecast, self._set_points, self._clock = forecast, set_points, clock
+        self._forecast, self._clock, self._before = forecast, clock, before
         self._predictor = forecast.predictor
         self._began = 0
         self._last: tuple[int, int, int] | None = None
@@ -50,6 +65,7 @@ class Instance:
         while True:
             try:
                 # A turn also sends off what the last batch left to it: that may stumble, too.
+                self._before()
                 turn = self._queue.turn(until)
                 if turn is None:
                     return
@@ -80,7 +96,9 @@ class Instance:
 
     def _plan(self, turn: Turn) -> Plan:
         # Nobody else comes to a closed queue: there is nothing to wait for.
-        points = replace(self._set_points, delay_ns=0, holds=False) if turn.is_last_call else self._set_points
+        points = self._forecast.points
+        if turn.is_last_call:
+            points = replace(points, delay_ns=0, holds=False)
         self._began = now = self._clock.now()
         try:
             decided = plan(turn.view, self._predictor, points, now, turn.busy_until)
@@ -109,6 +127,8 @@ class Instance:
         outputs = self._session.run(batch)
         if isinstance(outputs, Mapping):
             batch.reply(outputs)
+            return
+        if outputs is None:
             return
         for index, piece, final in outputs:
             batch.send(index, piece, final)

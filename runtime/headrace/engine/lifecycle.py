@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from headrace.backends.base import Device, Session
 from headrace.backends.registry import Backends
+from headrace.backends.zeros import Zeros
 from headrace.clock import SECOND, Clock
 from headrace.engine.instance import Instance
 from headrace.engine.profile import Calls, Profile
 from headrace.engine.profiles import key_of
 from headrace.engine.routes import Route
-from headrace.engine.zeros import Zeros
 from headrace.errors import HeadraceError, InvalidRepository, sentence
+from headrace.graph.join import Way
+from headrace.graph.session import SegmentSession
 from headrace.model import ModelSpec
 from headrace.models.autocomplete import complete
 from headrace.models.check import check_graph, check_tensors
@@ -28,14 +31,33 @@ from headrace.models.files import ModelFiles, VersionFiles
 from headrace.models.spec import spec_of, warnings
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup
 from headrace.scheduling.admission import Limits
-from headrace.scheduling.base import OpenQueue
+from headrace.scheduling.base import OpenQueue, Queue
 from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import SetPoints
 
 log = logging.getLogger(__name__)
 
+UNBOUNDED = Limits(requests=1 << 62, rows=1 << 62, nbytes=1 << 62, undated=1 << 62)
+"""Between segments nobody is refused: who sends on waits instead."""
 _RETURN_SECONDS = 2.0
 """How long a version that ends waits for a session that a probe has: such runs are short."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A segment of a graph that has a queue of its own, and how many instances it gets."""
+
+    spec: ModelSpec
+    session: SegmentSession
+    count: int
+
+
+class Lent(NamedTuple):
+    """A version that a graph runs, as the graph asked for it; `version` 0 is the highest."""
+
+    model: str
+    version: int
+    running: Running
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +73,16 @@ class Opened:
     config_text: str
     version: VersionFiles
     profile_key: str
+    own_digest: str
+    """Of its files alone: what a graph's digest says of its models is not in it."""
     calls: Calls | None = None
     """The measurement because of which it has the instances it has, where they were left open."""
     upload: object = None
     """What keeps the files there, if they came with a request."""
+    behind: tuple[Behind, ...] = ()
+    """Of a graph: what runs in the segments behind the first."""
+    lent: tuple[Lent, ...] = ()
+    """Of a graph: the versions its nodes run."""
 
     def close(self) -> None:
         """Close the sessions."""
@@ -66,9 +94,9 @@ class Opened:
         Raises:
             InvalidRepository: the files cannot be read.
         """
-        if self.config_text != files.config_text or self.spec.digest != version.digest():
+        if self.config_text != files.config_text or self.own_digest != version.digest():
             return False
-        return spec_of(self.config, version.number, self.spec.digest, files.path) == self.spec
+        return bool(self.lent) or spec_of(self.config, version.number, self.spec.digest, files.path) == self.spec
 
 
 def _close(sessions: Sequence[Session]) -> None:
@@ -120,12 +148,10 @@ def open_version(files: ModelFiles, version: VersionFiles, backends: Backends, c
         raise
     counted = tuple(zip(sessions, placed.values(), strict=True))
     told = (*files.warnings, *warnings(config))
-    return Opened(spec, config, counted, tuple(lines), told, files.config_text, version, profile_key, calls, files.upload)
+    return Opened(spec, config, counted, tuple(lines), told, files.config_text, version, profile_key, digest, calls, files.upload)
 
 
 def _check_can_serve(config: ModelConfig) -> None:
-    if config.HasField("ensemble_scheduling"):
-        raise InvalidRepository(f"model '{config.name}' is an ensemble, which this server does not run yet")
     if config.sequence_batching.control_input or config.sequence_batching.state:
         # Without them it would answer, and wrongly.
         raise InvalidRepository(
@@ -145,6 +171,50 @@ def _placements(config: ModelConfig) -> dict[Device, int]:
     return placed or {Device(): 1}
 
 
+class Crew:
+    """The instances that take turns at one queue, and what they learn.
+
+    Args:
+        queue: of the version, or of a segment of a graph.
+        sessions: one an instance.
+        clock: the clock.
+        refuses: whether the queue is a door: see `Forecast`.
+    """
+
+    def __init__(self, queue: Queue, sessions: Sequence[Session], clock: Clock, *, refuses: bool = True) -> None:
+        self.queue = queue
+        self.forecast = Forecast(queue, SetPoints.of(queue.spec, len(sessions)), len(sessions), refuses=refuses)
+        self._instances = [
+            Instance(number, session, queue, self.forecast, clock, _before(session)) for number, session in enumerate(sessions)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    def start(self) -> None:
+        """Let the instances take turns.
+
+        Raises:
+            RuntimeError: the machine has no more threads; those that were started are ended.
+        """
+        try:
+            for instance in self._instances:
+                instance.start()
+        except RuntimeError:
+            self.queue.close()
+            raise
+
+    def join(self, seconds: float) -> bool:
+        """Wait for all of them to end, for so long each; says whether they have."""
+        ended = [instance.join(seconds) for instance in self._instances]
+        return all(ended)
+
+
+def _before(session: Session) -> Callable[[], None]:
+    """What an instance waits for before its turns: in front of a border, that there is room behind it."""
+    return session.wait_for_room if isinstance(session, SegmentSession) else lambda: None
+
+
 class Running:
     """An opened version with its queue and its instances.
 
@@ -158,12 +228,15 @@ class Running:
         self.unprofiled = ""
         spec = opened.spec
         self.route = Route(open_queue(spec, Limits()), spec, opened.config)
-        sessions = [session for session, count in opened.sessions for _ in range(count)]
-        points = SetPoints.of(spec, len(sessions))
-        self.forecast = Forecast(self.route.queue, points, len(sessions))
-        self._instances = [
-            Instance(number, session, self.route.queue, self.forecast, points, clock) for number, session in enumerate(sessions)
+        self._crew = Crew(self.route.queue, [session for session, count in opened.sessions for _ in range(count)], clock)
+        self.forecast = self._crew.forecast
+        self._behind = [
+            Crew(open_queue(each.spec, UNBOUNDED), [each.session] * each.count, clock, refuses=False) for each in opened.behind
         ]
+        self._connect(clock)
+        self._holding = threading.Lock()
+        self._holds = 1
+        """How many need the sessions: the instances, and each graph that runs them."""
         self._retiring = threading.Lock()
         self._is_retired = False
         self._lent = threading.Lock()
@@ -172,7 +245,7 @@ class Running:
     @property
     def instances(self) -> int:
         """How many instances take turns at its queue."""
-        return len(self._instances)
+        return len(self._crew)
 
     def start(self) -> None:
         """Let the instances take turns.
@@ -180,12 +253,37 @@ class Running:
         Raises:
             RuntimeError: the machine has no more threads; those that were started are ended.
         """
-        try:
-            for instance in self._instances:
-                instance.start()
-        except RuntimeError:
-            self.route.queue.close()
-            raise
+        for crew in [*self._behind, self._crew]:
+            crew.start()
+
+    def _connect(self, clock: Clock) -> None:
+        """Lead the rows of each segment to the next."""
+        crews = {crew.queue.spec.name: crew for crew in self._behind}
+        first = [(session, self._crew) for session, _ in self.opened.sessions if isinstance(session, SegmentSession)]
+        for session, crew in first + [(each.session, crews[each.spec.name]) for each in self.opened.behind]:
+            session.connect(
+                {
+                    border.node: Way(border, crews[border.segment.name].queue, clock, crew.forecast.behind)
+                    for border in session.segment.borders
+                    if border.segment is not None
+                }
+            )
+
+    def hold(self) -> bool:
+        """Keep its sessions open for a graph that runs them, until `release`; False when it is too late for that."""
+        with self._holding:
+            if not self._holds:
+                return False
+            self._holds += 1
+            return True
+
+    def release(self) -> None:
+        """They are needed no more. Whoever says so last closes them."""
+        with self._holding:
+            self._holds -= 1
+            is_last = not self._holds
+        if is_last:
+            self.opened.close()
 
     @property
     def is_leaving(self) -> bool:
@@ -217,13 +315,23 @@ class Running:
             self._is_retired = True
             queue.abandon()
             grace = max(0.2, (until - clock.now()) / SECOND)
-            ended = [instance.join(grace) for instance in self._instances]
+            ended = [self._crew.join(grace)]
+            for crew in self._behind:
+                # Only now: what the first had to send on is answered, or never will be.
+                crew.queue.close()
+                crew.queue.abandon()
+                ended.append(crew.join(grace))
             if is_back := self._lent.acquire(timeout=_RETURN_SECONDS):
                 self._lent.release()
             if all(ended) and is_back:
-                self.opened.close()
+                self.release()
             else:
                 log.warning("%s still runs; its session is not closed", self.opened.spec)
+
+
+def goes_back(session: Session) -> bool:
+    """Whether outputs come back from where the inputs went in, and not from segments behind."""
+    return not isinstance(session, SegmentSession) or not session.segment.borders
 
 
 def warm_up(opened: Opened, clock: Clock) -> int | None:
@@ -235,16 +343,20 @@ def warm_up(opened: Opened, clock: Clock) -> int | None:
         How long that took in the first session, in ns; None when it failed.
     """
     lasted: list[int | None] = []
-    for session, _ in opened.sessions:
+    for session, spec in [(session, opened.spec) for session, _ in opened.sessions] + [
+        (b.session, b.spec) for b in opened.behind
+    ]:
+        if not goes_back(session):
+            lasted.append(None)
+            continue
         began = clock.now()
         try:
-            outputs = session.run(Zeros(opened.spec))
-            if not isinstance(outputs, Mapping):
-                for _ in outputs:
-                    pass
+            outputs = session.run(Zeros(spec))
+            for _ in outputs or ():
+                pass
             lasted.append(clock.now() - began)
         except (Exception, SystemExit) as error:
-            log.info("warm-up of %s failed, which need not mean anything: %s", opened.spec, error)
+            log.info("warm-up of %s failed, which need not mean anything: %s", spec, error)
             lasted.append(None)
     return lasted[0]
 

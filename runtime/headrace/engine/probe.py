@@ -18,12 +18,12 @@ from typing import TypeVar
 
 from headrace.backends.base import Session
 from headrace.backends.registry import Backends
+from headrace.backends.zeros import Zeros, lengths_of, sizes_of
 from headrace.clock import MILLISECOND, SECOND, Clock
 from headrace.engine.calls import can_compare, on_one_thread, rows_per_second
-from headrace.engine.lifecycle import Running
+from headrace.engine.lifecycle import Running, goes_back
 from headrace.engine.profile import Calls, Point, Profile, expected_ns
 from headrace.engine.profiles import Profiles
-from headrace.engine.zeros import Zeros, lengths_of, sizes_of
 from headrace.errors import sentence
 from headrace.machine import usable_cpus
 from headrace.model import ModelSpec
@@ -340,6 +340,8 @@ def _unprofiled(running: Running) -> str:
         return "it answers a request several times"
     if spec.sequences:
         return "it has sequences"
+    if not goes_back(running.opened.sessions[0][0]):
+        return "its rows go on from one queue to the next"
     return "" if running.warm_ns is not None else "zeros of the declared shape do not run"
 
 

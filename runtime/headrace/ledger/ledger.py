@@ -73,7 +73,7 @@ class RequestRecord(NamedTuple):
 
 
 class BatchRecord(NamedTuple):
-    """One batch.
+    """One batch, or one visit of a graph to a model: that has no queue, and no `number`.
 
     `reason` is the plan's, as its place in `scheduling.plan.Reason`; `padding` counts elements along the padded dimension that
     nobody sent: of each row, the length it was padded to less its own.

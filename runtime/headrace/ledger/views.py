@@ -80,9 +80,11 @@ class Statistics:
         for number in np.unique(requests["model"]).tolist():
             self._fold_requests(self.versions[number], requests[requests["model"] == number])
         for number in np.unique(batches["model"]).tolist():
-            self._fold_batches(
-                self.versions[number], batches[(batches["model"] == number) & (batches["failed"] < batches["requests"])]
-            )
+            mine = batches[batches["model"] == number]
+            useful = mine["failed"] < mine["requests"]
+            self._fold_batches(self.versions[number], mine[useful])
+            failed = mine[~useful & (mine["number"] == 0)]
+            self.versions[number].fail.add(np.repeat(failed["executed"] - failed["taken"], failed["requests"]))
 
     def _fold_requests(self, totals: VersionTotals, records: Records) -> None:
         for outcome, count in zip(*np.unique(records["outcome"], return_counts=True), strict=True):
@@ -109,6 +111,7 @@ class Statistics:
 
     def _fold_batches(self, totals: VersionTotals, records: Records) -> None:
         totals.execution_count += len(records)
+        self._fold_visits(totals, records[records["number"] == 0])
         totals.padding += int(records["padding"].sum())
         for reason, count in zip(*np.unique(records["reason"], return_counts=True), strict=True):
             totals.reasons[int(reason)] += int(count)
@@ -118,3 +121,16 @@ class Statistics:
             sums.gather.add(same["gathered"] - same["taken"])
             sums.execute.add(same["executed"] - same["gathered"])
             sums.scatter.add(same["scattered"] - same["executed"])
+
+    def _fold_visits(self, totals: VersionTotals, records: Records) -> None:
+        """What graphs ran of it: their requests have no record of this model, and each had the whole of the visit."""
+        if not len(records):
+            return
+        lasted = np.repeat(records["executed"] - records["taken"], records["requests"])
+        totals.inference_count += int(records["rows"].sum())
+        for total in (totals.success, totals.execute):
+            total.add(lasted)
+        for total in (totals.queue, totals.gather, totals.scatter):
+            total.add(np.zeros(len(lasted), np.int64))
+        last = (int(records["scattered"].max()) + self._wall_ahead_ns) // 1_000_000
+        totals.last_inference_ms = max(totals.last_inference_ms, last)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from headrace.errors import InvalidRepository
+from headrace.models.graphs import Graph
 from headrace.protocol.headrace_pb2 import ModelConfig
 
 _VERSION = re.compile(r"[1-9][0-9]{0,18}")
@@ -97,7 +98,8 @@ class ModelFiles:
 
     `config` is filled and checked as a whole, but not yet against the model file. `versions` are those the version policy
     asks for, ascending; `missing` says of those it asks for in vain why. `warnings` are lines for a person. `upload` owns the
-    files, if they came with a request: whoever uses them holds it.
+    files, if they came with a request: whoever uses them holds it. `graph` is what a `graph.yaml` says; an ensemble says it in
+    its configuration.
     """
 
     name: str
@@ -108,6 +110,7 @@ class ModelFiles:
     missing: Mapping[int, str] = field(default_factory=dict[int, str])
     warnings: tuple[str, ...] = ()
     upload: object = None
+    graph: Graph | None = None
 
     def __repr__(self) -> str:
         return f"<ModelFiles {self.name} {[version.number for version in self.versions]} in {self.path}>"

@@ -24,6 +24,9 @@ class Kind(NamedTuple):
 
 ONNX = Kind(".onnx", "onnxruntime", "onnxruntime_onnx")
 ENSEMBLE = "ensemble"
+GRAPH = "headrace_graph"
+GRAPHS = (ENSEMBLE, GRAPH)
+"""Platforms of what has nodes instead of a model file."""
 
 KINDS = (
     Kind(".savedmodel", "tensorflow", "tensorflow_savedmodel"),
@@ -36,7 +39,7 @@ KINDS = (
 )
 """In the order in which a version directory is searched for them."""
 
-PLATFORMS: dict[str, str] = {kind.platform: kind.backend for kind in KINDS if kind.platform} | {ENSEMBLE: ""}
+PLATFORMS: dict[str, str] = {kind.platform: kind.backend for kind in KINDS if kind.platform} | dict.fromkeys(GRAPHS, "")
 """The backend of every platform."""
 
 _SEQUENCE_IDLE_US = 1_000_000
@@ -54,13 +57,13 @@ def fill(config: ModelConfig, name: str, version_paths: Sequence[Path], gpus: in
     config.name = config.name or name
     if config.WhichOneof("scheduling_choice") == "ensemble_scheduling" and not (config.platform or config.backend):
         config.platform = ENSEMBLE
-    if config.platform != ENSEMBLE:
+    if config.platform not in GRAPHS:
         _fill_backend(config, version_paths)
     if config.version_policy.WhichOneof("policy_choice") in (None, "latest"):
         latest = config.version_policy.latest
         latest.num_versions = latest.num_versions or 1
     normalise_batching(config)
-    if config.platform != ENSEMBLE:
+    if config.platform not in GRAPHS:
         for memory in ("input_pinned_memory", "output_pinned_memory"):
             if not config.optimization.HasField(memory):
                 getattr(config.optimization, memory).enable = True

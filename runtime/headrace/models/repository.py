@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from google.protobuf import text_format
 
@@ -24,6 +25,7 @@ from headrace.models.files import (
     walk,
 )
 from headrace.models.fill import ONNX, fill
+from headrace.models.graphs import GRAPH_FILE, Graph, config_of, parse_graph
 from headrace.models.pbtxt import parse
 from headrace.protocol.headrace_pb2 import ModelConfig
 
@@ -140,6 +142,63 @@ class ModelFile:
         return (directory, tuple(sorted(found)))
 
 
+class ModelSource(Protocol):
+    """Where models come from: a repository, or a single file."""
+
+    def names(self) -> list[str]:
+        """All names."""
+        ...
+
+    def read(self, name: str, override: ModelConfig | None = None, gpus: int = 0) -> ModelFiles:
+        """One model."""
+        ...
+
+    def fingerprint(self, name: str) -> object:
+        """What changes whenever the model does; None when it is gone."""
+        ...
+
+
+class WithGraphs:
+    """A repository, and graphs that are written in Python: each is a model of one version, which never changes."""
+
+    def __init__(self, models: ModelSource, graphs: Sequence[Graph]) -> None:
+        """Take the graphs in.
+
+        Raises:
+            InvalidRepository: there is a model of that name.
+        """
+        self._models, self._graphs = models, {graph.name: graph for graph in graphs}
+        known = models.names()
+        for number, graph in enumerate(graphs):
+            check_name(graph.name)
+            if graph.name in known or graph in graphs[:number]:
+                raise InvalidRepository(f"there are two models '{graph.name}': give the graph another name")
+
+    def __repr__(self) -> str:
+        return f"<{self._models!r} and {', '.join(self._graphs)}>"
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted({*self._models.names(), *self._graphs})
+
+    def read(self, name: str, override: ModelConfig | None = None, gpus: int = 0) -> ModelFiles:
+        """Read one model. See `Repository.read`."""
+        graph = self._graphs.get(name)
+        if graph is None:
+            return self._models.read(name, override, gpus)
+        if override is not None:
+            raise InvalidRepository(f"graph '{name}' is written in Python, and takes no configuration")
+        path = graph.directory.resolve()
+        config = _filled(config_of(graph), name, {1: path}, gpus)
+        # The files of its nodes are its own only where it says where they are.
+        only = None if graph.directory != Path() else ""
+        return ModelFiles(name, path, config, graph.model_dump_json(), (VersionFiles(1, path, only),), graph=graph)
+
+    def fingerprint(self, name: str) -> object:
+        """See `Repository.fingerprint`."""
+        return name if name in self._graphs else self._models.fingerprint(name)
+
+
 def _can_be_asked_for(name: str) -> bool:
     """Not hidden, and text: a file name need not be, a name in a request must."""
     return not name.startswith(".") and name.isprintable()
@@ -164,6 +223,8 @@ def check_name(name: str) -> None:
 def _read_directory(place: Path, name: str, override: ModelConfig | None, gpus: int) -> ModelFiles:
     # Resolved once, so that swapping a link meanwhile cannot mix an old configuration with a new version.
     path = place.resolve()
+    if (path / GRAPH_FILE).exists():
+        return _read_graph(place, path, name, override, gpus)
     text = _text(override) if override is not None else _read_config(path / CONFIG)
     config = parse(text, str(place / CONFIG)) if override is None else override
     directories, odd = version_directories(path)
@@ -186,6 +247,16 @@ def _read_directory(place: Path, name: str, override: ModelConfig | None, gpus: 
             f"the versions in {place} are {', '.join(map(str, directories))}"
         )
     return ModelFiles(name, path, config, text, versions, missing, (*odd, *missing.values()))
+
+
+def _read_graph(place: Path, path: Path, name: str, override: ModelConfig | None, gpus: int) -> ModelFiles:
+    """A graph is one version, 1, and its files are those beside its `graph.yaml`."""
+    if override is not None or (path / CONFIG).exists():
+        raise InvalidRepository(f"{place} holds a graph: what it is stands in {GRAPH_FILE}, and it takes no {CONFIG}")
+    text = _read_config(path / GRAPH_FILE)
+    graph = parse_graph(text, name, path, str(place / GRAPH_FILE))
+    config = _filled(config_of(graph), name, {1: path}, gpus)
+    return ModelFiles(name, path, config, text, (VersionFiles(1, path),), graph=graph)
 
 
 def _filled(source: ModelConfig, name: str, directories: dict[int, Path], gpus: int) -> ModelConfig:

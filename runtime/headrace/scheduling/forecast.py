@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,12 +12,14 @@ from headrace.clock import MILLISECOND, SECOND
 from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.scheduling.base import Queue
 from headrace.scheduling.plan import Plan, Predictor, SetPoints, Unlearned
-from headrace.scheduling.predictor import MOST_BUCKETS, Learned
+from headrace.scheduling.predictor import MOST_BUCKETS, WINDOW, Learned
 from headrace.scheduling.sojourn import Sojourn
 
 _STANDS_NS = 10 * SECOND
 """A queue in which even the shortest wait is longer stands: nobody asks online for what comes so late."""
 _LOOK_NS = 50 * MILLISECOND
+_LOOK_BEHIND, _MOSTLY = 8, 0.75
+"""After how many that came back to look how long it took, and which of them counts: as for execution times."""
 _TOLD_APART = 16
 """A line is told to the queue when it has changed by one part in so many."""
 
@@ -26,10 +31,14 @@ class Forecast:
         queue: of the version.
         points: of its plans.
         instances: how many run batches.
+        refuses: whether the queue is a door, at which requests are refused. Between the segments of a graph there is none.
     """
 
-    def __init__(self, queue: Queue, points: SetPoints, instances: int) -> None:
-        self._queue, self._points, self._instances = queue, points, instances
+    def __init__(self, queue: Queue, points: SetPoints, instances: int, *, refuses: bool = True) -> None:
+        self._queue, self._instances, self._refuses = queue, instances, refuses
+        self.points = self._points = points
+        """What steers the plans, as of now."""
+        self._behind: deque[int] = deque(maxlen=WINDOW)
         batching = queue.spec.batching
         self._learned = Learned() if batching.predicts and not queue.spec.decoupled else None
         most = Limits().requests
@@ -53,6 +62,17 @@ class Forecast:
                 if len(self._told) > MOST_BUCKETS:
                     del self._told[next(iter(self._told))]
                 self._tell()
+
+    def behind(self, ns: int) -> None:
+        """What an instance was done with came back from the segments behind after `ns`: so much later an answer goes."""
+        self._behind.append(ns)
+        if self._learned is None or len(self._behind) % _LOOK_BEHIND:
+            return
+        usual = sorted(self._behind)[int(_MOSTLY * (len(self._behind) - 1))]
+        margin = self._points.margin_ns + usual
+        if abs(margin - self.points.margin_ns) * _TOLD_APART > self.points.margin_ns:
+            self.points = replace(self._points, margin_ns=margin)
+            self._tell()
 
     def settle(self) -> None:
         """What ran until now was run in order to measure: the best batches follow from it."""
@@ -78,7 +98,9 @@ class Forecast:
         return min(most, best or most)
 
     def _tell(self) -> None:
-        estimate = Estimate(self._told, self._instances, self._points.margin_ns) if self._told else None
+        if not self._refuses:
+            return
+        estimate = Estimate(self._told, self._instances, self.points.margin_ns) if self._told else None
         self._queue.set_limits(Limits(undated=self._undated, estimate=estimate))
 
 

@@ -57,6 +57,8 @@ class Reason(IntEnum):
     """Nothing is taken yet."""
     BUCKET = 7
     """Those who also wait cannot share a batch with these."""
+    GRAPH = 8
+    """No queue made it: a graph runs one of its nodes on what it has."""
 
 
 TAKEN = tuple(reason for reason in Reason if reason is not Reason.WAIT)

@@ -1,0 +1,231 @@
+"""What a server and the process of a node say to each other: messages over a socket, tensors in memory that both map.
+
+Messages are JSON behind their length, and go to and fro in turn. Memory belongs to the server's side: it makes regions
+(memfd, so that nothing of them is in /dev/shm and all of it is gone with the last who maps it), passes them with a message, and
+reuses one when nobody looks at it any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import mmap
+import os
+import socket
+import struct
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.backends.nodes import Result
+from headrace.node import Rows
+from headrace.tensor import DTYPES, BytesTensor, Tensor, datatype_of
+
+_LENGTH = struct.Struct("<I")
+_CHUNK = 1 << 16
+_MOST_DESCRIPTORS = 16
+
+_ALIGNMENT = 64
+_LEAST_REGION = 1 << 16
+_MOST_FREE = 4
+"""Regions that are kept while nobody needs them: inputs, outputs, and the outputs that are still on their way to clients."""
+
+Memory: TypeAlias = NDArray[np.uint8]
+
+Place: TypeAlias = list[Any]
+"""Where a tensor is: datatype, shape, where it begins and, of BYTES, how many bytes of data follow its offsets."""
+
+
+def send(sock: socket.socket, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
+    """Send one message.
+
+    Raises:
+        OSError: the other side is gone.
+    """
+    text = json.dumps(message, separators=(",", ":")).encode()
+    data = _LENGTH.pack(len(text)) + text
+    sent = socket.send_fds(sock, [data], descriptors) if descriptors else sock.send(data)
+    if sent < len(data):
+        sock.sendall(data[sent:])
+
+
+def receive(sock: socket.socket, wait: Callable[[], object] = lambda: None) -> tuple[dict[str, Any], list[int]]:
+    """The next message, and the descriptors that came with it; `wait` is called before each look.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    data, descriptors = bytearray(), list[int]()
+    while len(data) < _LENGTH.size or len(data) < _LENGTH.size + _LENGTH.unpack_from(data)[0]:
+        wait()
+        try:
+            chunk, came, _, _ = socket.recv_fds(sock, _CHUNK, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:  # it left something unread
+            chunk, came = b"", []
+        descriptors += came
+        if not chunk:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise EOFError("the other side is gone")
+        data += chunk
+    return json.loads(data[_LENGTH.size :]), descriptors
+
+
+class Region:
+    """Memory that both sides map. `descriptor` is there until it was passed on."""
+
+    def __init__(self, number: int, nbytes: int) -> None:
+        self.number, self.size = number, max(_LEAST_REGION, 1 << (nbytes - 1).bit_length())
+        self.descriptor = os.memfd_create("headrace", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.descriptor, self.size)
+            # Memory that shrinks under a mapping is SIGBUS for whoever reads it.
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            self.map = mmap.mmap(self.descriptor, self.size)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+
+    def memory(self) -> Memory:
+        """All of it, as a new array."""
+        return np.frombuffer(self.map, np.uint8)
+
+
+class Regions:
+    """The regions of one process. One thread at a time; only `lend`'s arrays may end anywhere, at any moment."""
+
+    def __init__(self) -> None:
+        self._made = 0
+        self._free: list[Region] = []
+        self._returned: deque[Region] = deque()
+        """No lock: an array may end, and return its region, while this thread holds one."""
+        self._new: list[Region] = []
+        self._dropped: list[int] = []
+
+    def take(self, nbytes: int) -> Region:
+        """A region of at least so many bytes that nobody looks at."""
+        while self._returned:
+            self.give_back(self._returned.popleft())
+        fitting = [region for region in self._free if region.size >= nbytes]
+        if fitting:
+            best = min(reversed(fitting), key=lambda region: region.size)  # the last one used is warm
+            self._free.remove(best)
+            return best
+        region = Region(self._made, nbytes)
+        self._made += 1
+        self._new.append(region)
+        return region
+
+    def give_back(self, region: Region) -> None:
+        """Nobody looks at it any more."""
+        self._free.append(region)
+        while len(self._free) > _MOST_FREE:
+            self.drop(self._free.pop(0))
+
+    def drop(self, region: Region) -> None:
+        """Never use it again: it is gone when the last who looks at it is."""
+        self._dropped.append(region.number)
+
+    def lend(self, region: Region) -> Memory:
+        """The memory of a region; it is given back when that array and all its views are gone."""
+        memory = region.memory()
+        weakref.finalize(memory, self._returned.append, region).atexit = False
+        return memory
+
+    def send(self, sock: socket.socket, message: Mapping[str, Any]) -> None:
+        """Send a message, and what the other side does not know yet of the regions.
+
+        Raises:
+            OSError: the other side is gone.
+        """
+        new, self._new = self._new, []
+        dropped, self._dropped = self._dropped, []
+        regions = {"new": [(region.number, region.size) for region in new], "dropped": dropped}
+        try:
+            send(sock, {**message, **regions}, [region.descriptor for region in new])
+        finally:
+            for region in new:
+                os.close(region.descriptor)
+
+
+class Mapped:
+    """The regions as the process of a node has them."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def learn(self, message: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+        """Map and forget what a message says."""
+        for number in message["dropped"]:
+            del self._maps[number]
+        for (number, size), descriptor in zip(message["new"], descriptors, strict=True):
+            self._maps[number] = mmap.mmap(descriptor, size)
+            os.close(descriptor)
+
+    def readable(self, number: int) -> Memory:
+        """A region that is not to be changed."""
+        return np.frombuffer(memoryview(self._maps[number]).toreadonly(), np.uint8)
+
+    def writable(self, number: int) -> Memory:
+        """A region to write into."""
+        return np.frombuffer(self._maps[number], np.uint8)
+
+
+def lay_out(tensors: Sequence[Tensor]) -> tuple[list[Place], int]:
+    """Where in a region each goes, and how many bytes that takes."""
+    places, end = list[Place](), 0
+    for tensor in tensors:
+        place: Place = [datatype_of(tensor), tensor.shape, end]
+        if isinstance(tensor, BytesTensor):
+            place.append(int(tensor.offsets[-1] - tensor.offsets[0]))
+        places.append(place)
+        end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return places, end
+
+
+def write(memory: Memory, tensors: Sequence[Tensor], places: Sequence[Place]) -> None:
+    """Put tensors where `lay_out` said."""
+    for tensor, place in zip(tensors, places, strict=True):
+        into = look(memory, place)
+        if isinstance(tensor, BytesTensor) and isinstance(into, BytesTensor):
+            np.subtract(tensor.offsets, tensor.offsets[0], out=into.offsets)
+            into.data[:] = tensor.data[tensor.offsets[0] : tensor.offsets[-1]]
+        else:
+            np.copyto(into, tensor)  # type: ignore[arg-type]  # neither is text
+
+
+def look(memory: Memory, place: Place) -> Tensor:
+    """The tensor at a place, as a view."""
+    datatype, shape, at = place[:3]
+    if datatype != "BYTES":
+        return np.ndarray(shape, DTYPES[datatype], memory, at)
+    begins = np.ndarray((math.prod(shape) + 1,), np.int64, memory, at)
+    return BytesTensor(shape, begins, np.ndarray((place[3],), np.uint8, memory, at + begins.nbytes))
+
+
+def flat(result: Result) -> tuple[dict[str, Any], list[Tensor]]:
+    """What a node returned as a list of tensors, and the message that says what they are; see `unflat`."""
+    if not isinstance(result, Rows):
+        return {"names": list(result)}, list(result.values())
+    tensors: list[Tensor] = []
+    counted: list[tuple[str, int | None]] = []
+    for name, rows in result.tensors.items():
+        is_stacked = isinstance(rows, np.ndarray)
+        tensors += [rows] if is_stacked else rows
+        counted.append((name, None if is_stacked else len(rows)))
+    return {"rows": counted, "counts": result.counts}, tensors
+
+
+def unflat(message: Mapping[str, Any], tensors: Sequence[Tensor]) -> Result:
+    """What `flat` was given."""
+    if "names" in message:
+        return dict(zip(message["names"], tensors, strict=True))
+    rest = iter(tensors)
+    rows = {name: next(rest) if count is None else [next(rest) for _ in range(count)] for name, count in message["rows"]}
+    counts = message["counts"]
+    return Rows(rows, None if counts is None else tuple(counts))  # type: ignore[arg-type]  # what is stacked is no text

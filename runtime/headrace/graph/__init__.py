@@ -1,0 +1,1 @@
+"""Graphs: checked, cut into segments, and run."""

@@ -1,0 +1,139 @@
+"""Rows that are not those that came in: what a border node gave, taken apart and put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from headrace.errors import BackendFailed
+from headrace.model import ModelSpec
+from headrace.node import MANY, RAGGED, Rows
+from headrace.tensor import DTYPES, BytesTensor, Tensor, TensorSpec, as_tensor, concatenate, datatype_of, format_shape, rows_of
+
+Ragged = Sequence[Tensor]
+"""Rows of any shape, each without the dimension of rows."""
+
+
+class Fan:
+    """The rows of a border node, by tensor; `starts` says where those of each input row begin, and at last how many there are.
+
+    A tensor is stacked, if its rows are alike, or a list of rows.
+    """
+
+    __slots__ = ("_tensors", "starts")
+
+    def __init__(self, tensors: Mapping[str, Tensor | Ragged], starts: Sequence[int]) -> None:
+        self._tensors, self.starts = tensors, starts
+
+    def alike(self, names: Sequence[str], begin: int, end: int) -> list[list[int]]:
+        """The rows from `begin` to `end` in groups of one shape each, in the order in which the groups begin."""
+        ragged = [rows for name in names if not isinstance(rows := self._tensors[name], (np.ndarray, BytesTensor))]
+        if not ragged or end - begin < 2:
+            return [list(range(begin, end))] if end > begin else []
+        groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        for row in range(begin, end):
+            groups.setdefault(tuple([rows[row].shape for rows in ragged]), []).append(row)
+        return list(groups.values())
+
+    def renamed(self, names: Mapping[str, str]) -> Fan:
+        """Those of its tensors that are named, under their new names."""
+        return Fan({new: self._tensors[old] for old, new in names.items()}, self.starts)
+
+    def take(self, name: str, rows: Sequence[int]) -> Tensor:
+        """Some rows of a tensor, stacked; they are alike, and ascend."""
+        tensor = self._tensors[name]
+        if isinstance(tensor, (np.ndarray, BytesTensor)):
+            return picked(tensor, rows)
+        return stacked([tensor[row] for row in rows])
+
+
+def fan_of(result: object, spec: ModelSpec, rows: int) -> Fan:
+    """What a border node returned, checked.
+
+    Args:
+        result: of its `run`.
+        spec: what it declares.
+        rows: how many it got.
+
+    Raises:
+        BackendFailed: it is not what was declared, or there are not as many rows as it says.
+    """
+    who = f"node '{spec.name}'"
+    if not isinstance(result, Rows):
+        raise BackendFailed(
+            f"{who}: it returned a {type(result).__name__}; a node whose `rows` is '{RAGGED}' or '{MANY}' returns Rows"
+        )
+    counts = [1] * rows if result.counts is None else [int(count) for count in result.counts]
+    if len(counts) != rows or min(counts, default=0) < 0:
+        raise BackendFailed(f"{who}: `counts` is {counts[:20]}, and there are {rows} input rows to count for")
+    starts = [0, *accumulate(counts)]
+    tensors: dict[str, Tensor | Ragged] = {}
+    for declared in spec.outputs:
+        if declared.name not in result.tensors:
+            raise BackendFailed(f"{who}: it did not return '{declared.name}'")
+        tensors[declared.name] = _checked(who, declared, result.tensors[declared.name], starts[-1])
+    return Fan(tensors, starts)
+
+
+def _checked(who: str, declared: TensorSpec, given: object, rows: int) -> Tensor | Ragged:
+    if isinstance(given, (np.ndarray, BytesTensor)):
+        tensor = as_tensor(given)
+        count, kinds = (tensor.shape[0] if tensor.shape else -1), {(datatype_of(tensor), tensor.shape[1:])}
+        found: Tensor | Ragged = tensor
+    else:
+        found = [as_tensor(row) for row in given]  # type: ignore[attr-defined]
+        count, kinds = len(found), {(datatype_of(row), row.shape) for row in found}
+    if count != rows:
+        raise BackendFailed(f"{who}: '{declared.name}' has {count} rows, and `counts` makes them {rows}")
+    for datatype, shape in kinds:
+        fits = len(shape) == len(declared.dims) and all(a in (-1, b) for a, b in zip(declared.dims, shape, strict=True))
+        if rows and (datatype != declared.datatype or not fits):
+            raise BackendFailed(
+                f"{who}: a row of '{declared.name}' is {datatype}{format_shape(shape)}, declared is "
+                f"{declared.datatype}{format_shape(declared.dims)}"
+            )
+    return found
+
+
+def picked(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows of a stacked tensor; without copying, where they follow each other."""
+    if not rows:
+        return rows_of(tensor, 0, 0)
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return rows_of(tensor, rows[0], rows[-1] + 1)
+    if isinstance(tensor, BytesTensor):
+        return concatenate([tensor.rows(row, row + 1) for row in rows])
+    return tensor[np.asarray(rows)]
+
+
+def stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of one shape as one tensor; at least one."""
+    return concatenate([row.reshape((1, *row.shape)) for row in rows])
+
+
+def nothing(spec: TensorSpec, *before: int) -> Tensor:
+    """A tensor of a declared type in which every size that varies is 0; `before` come first."""
+    shape = (*before, *(0 if size == -1 else size for size in spec.dims))
+    return BytesTensor.of([], shape) if spec.datatype == "BYTES" else np.zeros(shape, DTYPES[spec.datatype])
+
+
+def in_order(pieces: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:
+    """Tensors as one, whose rows have these places; at least one.
+
+    Raises:
+        ValueError: their rows differ in shape.
+    """
+    if len({tensor.shape[1:] for _, tensor in pieces}) > 1:
+        raise ValueError
+    tensor = concatenate([tensor for _, tensor in pieces])
+    places = [place for rows, _ in pieces for place in rows]
+    if all(a < b for a, b in pairwise(places)):
+        return tensor
+    order = np.argsort(places)
+    if isinstance(tensor, BytesTensor):
+        width = tensor.size // max(1, tensor.shape[0])
+        cells = (order[:, None] * width + np.arange(width)).reshape(tensor.shape)
+        return tensor.take(cells)
+    return tensor[order]

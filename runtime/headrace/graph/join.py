@@ -1,0 +1,312 @@
+"""The way between segments: rows go on into the next queue, and what comes of them goes back to the requests they belong to.
+
+A join holds one request whose rows are under way. It is over once: when the last of them has come back, when one has failed –
+the others are cancelled then –, or when its client has gone. Rows that were sent on may expire, and are never refused: their
+queue has no bounds. Instead, who sends waits before it takes more, while too many are under way.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from headrace.clock import Clock
+from headrace.errors import BackendFailed, HeadraceError, sentence
+from headrace.graph.fan import Fan, in_order, nothing, picked
+from headrace.graph.segments import Border
+from headrace.node import MANY
+from headrace.request import Request, Response
+from headrace.scheduling.base import Batch, Queue
+from headrace.scheduling.entry import Answer, Entry
+from headrace.tensor import Tensor, TensorSpec, concatenate, format_shape
+
+log = logging.getLogger(__name__)
+
+_MARK = 4
+"""Full batches of the next segment that may be under way before the one in front waits: what its plans look at."""
+
+
+@dataclass(slots=True)
+class Piece:
+    """Rows of one shape on their way to the next segment: their places among those of their request."""
+
+    way: Way
+    rows: Sequence[int]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(slots=True)
+class Forwarded(Request):
+    """A piece as a request to the next segment. Answers find their way by it."""
+
+    join: Join | None = None
+    piece: Piece | None = None
+
+
+class Way:
+    """From one segment to the next, over one border. It is the sink of what it sends on."""
+
+    def __init__(self, border: Border, queue: Queue, clock: Clock, behind: Callable[[int], None]) -> None:
+        assert border.segment is not None
+        self.border, self.segment, self._queue, self._clock = border, border.segment, queue, clock
+        self._behind = behind
+        self._mark = _MARK * max(1, self.segment.max_batch_size)
+        self._changed = threading.Condition()
+        self._under_way = 0
+
+    def wait_for_room(self) -> None:
+        """Wait until fewer rows are under way than the next segment looks at."""
+        with self._changed:
+            while self._under_way >= self._mark:
+                self._changed.wait()
+
+    def begin(self, rows: int) -> None:
+        """So many more rows are under way."""
+        with self._changed:
+            self._under_way += rows
+
+    def end(self, rows: int, lasted: int) -> None:
+        """Of one request, all rows have come back, or nobody waits for them any more; that took `lasted` ns."""
+        with self._changed:
+            self._under_way -= rows
+            if self._under_way < self._mark:
+                self._changed.notify_all()
+        self._behind(lasted)
+
+    def push(self, owner: Request, join: Join, piece: Piece) -> Entry:
+        """Send rows on, with the deadline and the priority of their request.
+
+        Raises:
+            HeadraceError: they do not fit, or the queue is closed.
+        """
+        request = Forwarded(
+            self.segment.name,
+            piece.tensors,
+            id=owner.id,
+            deadline=owner.deadline,
+            timeout_ns=owner.timeout_ns,
+            priority=owner.priority,
+            received=owner.received,
+            decoded=self._clock.now(),
+            join=join,
+            piece=piece,
+        )
+        return self._queue.push(request, self)
+
+    def deliver(self, answers: Sequence[Answer]) -> None:
+        """See `Sink.deliver`."""
+        now = self._clock.now()
+        for answer in answers:
+            answer.settle(now)
+            request = answer.entry.request
+            if isinstance(request, Forwarded) and request.join is not None and request.piece is not None:
+                request.join.take(request.piece, answer.result)
+
+
+class Join:
+    """One request whose rows are under way.
+
+    Args:
+        rows: of the request, 1 where tensors have none.
+        starts: by border, where the further rows of each of its rows begin, from 0 on.
+        outputs: what the segment answers.
+        has_rows: whether its tensors have rows.
+        clock: the clock.
+    """
+
+    def __init__(
+        self, rows: int, starts: Mapping[str, Sequence[int]], outputs: Sequence[TensorSpec], clock: Clock, *, has_rows: bool
+    ) -> None:
+        self._rows, self._starts, self._outputs, self._has_rows, self._clock = rows, starts, outputs, has_rows, clock
+        self._lock = threading.Lock()
+        self._part: Batch | None = None
+        self._is_over = False
+        self._left = 0
+        self._began = 0
+        self._entries: list[Entry] = []
+        self._come: dict[str, list[tuple[Piece, Tensor]]] = {}
+        self._own: dict[str, Tensor] = {}
+        self._under_way: dict[Way, int] = {}
+
+    def begin(self, part: Batch, owner: Request, own: Mapping[str, Tensor], pieces: Sequence[Piece]) -> None:
+        """Send the pieces on.
+
+        Args:
+            part: the request, as a batch of its own: it is answered by this from now on.
+            owner: the request itself.
+            own: outputs that are there already.
+            pieces: all that is to come back.
+        """
+        self._began = self._clock.now()
+        with self._lock:
+            self._part, self._left = part, len(pieces)
+            self._own.update(own)
+            for piece in pieces:
+                self._under_way[piece.way] = self._under_way.get(piece.way, 0) + len(piece.rows)
+            gone = self._is_over
+        for way, rows in self._under_way.items():
+            way.begin(rows)
+        if gone:
+            self._close()
+            return
+        if not pieces:
+            self._finish()
+        try:
+            for piece in pieces:
+                entry = piece.way.push(owner, self, piece)
+                with self._lock:
+                    gone = self._is_over
+                    self._entries.append(entry)
+                if gone:
+                    entry.cancel()
+                    break
+        except Exception as error:
+            self.fail(BackendFailed.of(error))
+
+    def wake(self) -> None:
+        """Let those behind the borders look at what was sent."""
+        for entry in self._entries[-1:]:
+            entry.wake()
+
+    def take(self, piece: Piece, result: Response | HeadraceError) -> None:
+        """A piece has come back."""
+        if isinstance(result, HeadraceError):
+            self.fail(result)
+            return
+        with self._lock:
+            if self._is_over:
+                return
+            for name, tensor in result.outputs.items():
+                self._come.setdefault(name, []).append((piece, tensor))
+            self._left -= 1
+            is_last = not self._left
+        if is_last:
+            self._finish()
+
+    def fail(self, error: HeadraceError) -> None:
+        """Answer with an error, and let go of what is under way."""
+        if self._end():
+            self._close()
+            if self._part is not None:
+                self._part.fail(error)
+
+    def cancel(self) -> None:
+        """The client has gone."""
+        if self._end() and self._part is not None:
+            self._close()
+
+    def _end(self) -> bool:
+        with self._lock:
+            is_first, self._is_over = not self._is_over, True
+        return is_first
+
+    def _close(self) -> None:
+        lasted = self._clock.now() - self._began
+        for way, rows in self._under_way.items():
+            way.end(rows, lasted)
+        with self._lock:
+            entries, self._entries = self._entries, []
+        if self._left:
+            for entry in entries:
+                entry.cancel()
+
+    def _finish(self) -> None:
+        if not self._end():
+            return
+        self._close()
+        part = self._part
+        assert part is not None
+        try:
+            outputs = {spec.name: self._output(spec) for spec in self._outputs}
+            part.send(0, outputs, final=True)
+        except HeadraceError as error:
+            part.fail(error)
+        except Exception as error:
+            log.exception("the rows of a request could not be put together; this is a bug in Headrace")
+            part.fail(BackendFailed(sentence(error)))
+
+    def _output(self, spec: TensorSpec) -> Tensor:
+        if spec.name in self._own:
+            return self._own[spec.name]
+        pieces = self._come.get(spec.name)
+        if pieces is None:  # no row went on
+            return nothing(spec, *((self._rows,) if self._has_rows else ()))
+        border = pieces[0][0].way.border
+        try:
+            tensor = in_order([(piece.rows, tensor) for piece, tensor in pieces])
+        except ValueError:
+            raise _uneven(spec) from None
+        return self._shaped(spec, tensor, border)
+
+    def direct(self, spec: TensorSpec, fan: Fan, begin: int, end: int, border: Border) -> Tensor:
+        """What a border node itself gave the request: its rows from `begin` to `end`, of which there is one at least.
+
+        Raises:
+            BackendFailed: they differ in shape.
+        """
+        if len(fan.alike([spec.name], begin, end)) > 1:
+            raise _uneven(spec)
+        return self._shaped(spec, fan.take(spec.name, range(begin, end)), border)
+
+    def _shaped(self, spec: TensorSpec, tensor: Tensor, border: Border) -> Tensor:
+        """All rows behind a border, as the request gets them: one for each of its own, or many for each.
+
+        Raises:
+            BackendFailed: the request has several rows, of which not all became as many.
+        """
+        if border.rows == MANY:
+            starts = self._starts[border.node]
+            counts = {b - a for a, b in pairwise(starts)}
+            if len(counts) > 1:
+                raise _uneven(spec)
+            tensor = tensor.reshape((self._rows, counts.pop() if counts else 0, *tensor.shape[1:]))
+        return tensor if self._has_rows else tensor.reshape(tensor.shape[1:])
+
+
+def _uneven(spec: TensorSpec) -> BackendFailed:
+    return BackendFailed(
+        f"output '{spec.name}', {spec.datatype}{format_shape(spec.dims)}, differs in shape between the rows of this request, "
+        "which cannot be one tensor; send one row a request"
+    )
+
+
+def pieces_of(way: Way, fan: Fan, above: Mapping[str, Tensor], first: int, last: int, *, has_rows: bool) -> list[Piece]:
+    """What the rows `first` to `last` of a batch send over a border, in pieces of one shape that fit into a batch.
+
+    Args:
+        way: over the border.
+        fan: what its node gave.
+        above: tensors of the segment itself, which go with each row that came of theirs.
+        first: row of the batch.
+        last: and the one behind the last.
+        has_rows: whether tensors of the segment have rows.
+    """
+    segment = way.segment
+    brought = [spec.name for spec in segment.inputs]
+    own = [name for name in brought if name not in above]
+    begin, end = fan.starts[first], fan.starts[last]
+    # What comes many for one is told apart by the request it came for: such rows go alone.
+    most = 1 if any(border.rows == MANY for border in segment.borders) else max(1, segment.max_batch_size)
+    origin = [row for row in range(first, last) for _ in range(fan.starts[row + 1] - fan.starts[row])]
+    pieces: list[Piece] = []
+    for group in fan.alike(own, begin, end):
+        for at in range(0, len(group), most):
+            rows = group[at : at + most]
+            tensors = {name: fan.take(name, rows) for name in own}
+            for name in brought:
+                if name in above:
+                    tensor = above[name]
+                    tensor = tensor if has_rows else tensor.reshape((1, *tensor.shape))
+                    owners = [origin[row - begin] if has_rows else 0 for row in rows]
+                    tensors[name] = _repeated(tensor, owners)
+            pieces.append(Piece(way, [row - begin for row in rows], {name: tensors[name] for name in brought}))
+    return pieces
+
+
+def _repeated(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    if len(set(rows)) == len(rows):
+        return picked(tensor, rows)
+    return concatenate([picked(tensor, [row]) for row in rows])

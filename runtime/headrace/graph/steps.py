@@ -1,0 +1,197 @@
+"""The nodes of a segment as they run: a session of a model, or a class. Values go from step to step by the names of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from headrace.backends.base import Batch, Outputs, Session
+from headrace.backends.zeros import Zeros
+from headrace.clock import Clock
+from headrace.errors import BackendFailed, HeadraceError, InvalidRequest, sentence
+from headrace.graph.fan import Fan, fan_of
+from headrace.graph.segments import Signature, text_of, varies
+from headrace.ledger.ledger import BatchRecord
+from headrace.model import ModelSpec
+from headrace.models.graphs import GraphNode
+from headrace.node import SAME, Rows
+from headrace.protocol.validate import resolve_reshape
+from headrace.request import Request
+from headrace.scheduling.answers import checked_outputs
+from headrace.scheduling.plan import Reason
+from headrace.tensor import Tensor, TensorSpec, format_shape
+
+Values = dict[str, Tensor]
+"""Tensors by the names of the graph."""
+
+
+class Runner(Protocol):
+    """A class that runs, here or in a process of its own."""
+
+    rows: str
+
+    def run(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor] | Rows:
+        """Outputs by name, for inputs by name; the first dimension is rows."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+class Visits:
+    """Writes what nodes did into the ledger, each under the number of its model."""
+
+    def __init__(self, write: Callable[[BatchRecord], None], clock: Clock) -> None:
+        self._write, self._clock = write, clock
+
+    def now(self) -> int:
+        """The instant, in ns."""
+        return self._clock.now()
+
+    def write(self, number: int, batch: Batch, rows: int, began: int, *, is_well: bool) -> None:
+        """A node has run since `began`. Its requests are those of the batch: each had all of the time."""
+        if is_rehearsal(batch):
+            return
+        now, requests = self._clock.now(), len(batch.offsets) - 1
+        failed = 0 if is_well else requests
+        self._write(BatchRecord(0, began, began, now, now, number, rows, requests, 0, failed, 0, Reason.GRAPH))
+
+
+class Step:
+    """A node in its segment.
+
+    Args:
+        name: of the node, for messages.
+        node: which tensors it reads and writes.
+        signature: what it takes and gives.
+        spec: of its model; of a class, what stands for it.
+        runs: the session of the model, or the class.
+        number: the ledger's.
+        has_rows: whether the tensors of its segment have rows.
+        given: the tensors it reads, as they are declared by who writes them.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        name: str,
+        node: GraphNode,
+        signature: Signature,
+        spec: ModelSpec,
+        runs: Session | Runner,
+        number: int,
+        given: Mapping[str, TensorSpec],
+        *,
+        has_rows: bool,
+    ) -> None:
+        self.name, self.spec, self.signature, self._number = name, spec, signature, number
+        self.is_class = signature.max_batch_size is None
+        self._runs = runs
+        self._lacks_rows = self.is_class and not has_rows
+        self._adds_rows = bool(signature.max_batch_size) and not has_rows
+        declared = {tensor.name: tensor for tensor in spec.inputs}
+        self._reads = [
+            (own, tensor, declared[own] if declared[own].reshape is not None else None) for own, tensor in node.inputs.items()
+        ]
+        # Where a declaration leaves a size open that this node does not, it has to be looked at.
+        self._looks_at = [
+            (tensor, declared[own])
+            for own, tensor in node.inputs.items()
+            if len(given[tensor].dims) == len(declared[own].dims) and varies(declared[own].dims, given[tensor].dims)
+        ]
+        self._writes = dict(node.outputs)
+        self._wanted = tuple(output.name for output in spec.outputs if output.name in node.outputs)
+
+    @property
+    def is_border(self) -> bool:
+        """Whether its rows are not those that it got."""
+        return self.signature.rows != SAME
+
+    def run(self, values: Values, batch: Batch, visits: Visits) -> Fan | None:
+        """Run it on `values`, and put there what it gives; what a border gives is returned instead.
+
+        Raises:
+            HeadraceError: it could not; the message names the node where its own does not.
+        """
+        rows, began, is_well = 1, visits.now(), False
+        try:
+            inputs = self._inputs(values)
+            rows = batch.rows if not self._adds_rows else next(iter(inputs.values())).shape[0]
+            result = self._call(inputs, batch, rows)
+            if self.is_border:
+                fan = fan_of(result, self.spec, rows).renamed(self._writes)
+                is_well = True
+                return fan
+            if isinstance(result, Rows):
+                raise BackendFailed(f"{self._who}: it returned Rows, and its `rows` is '{SAME}'")
+            outputs = checked_outputs(self.spec, result, self._wanted, rows)
+            for own, tensor in self._writes.items():
+                values[tensor] = outputs[own].reshape(outputs[own].shape[1:]) if self._lacks_rows else outputs[own]
+            is_well = True
+            return None
+        except HeadraceError:
+            raise
+        except Exception as error:
+            raise BackendFailed(f"{self._who}: {sentence(error)}") from error
+        finally:
+            visits.write(self._number, batch, rows, began, is_well=is_well)
+
+    @property
+    def _who(self) -> str:
+        return f"node '{self.name}'"
+
+    def _inputs(self, values: Values) -> Values:
+        for tensor, spec in self._looks_at:
+            shape = values[tensor].shape
+            sizes = shape[len(shape) - len(spec.dims) :]
+            if not all(dim in (-1, size) for dim, size in zip(spec.dims, sizes, strict=True)):
+                found = f"tensor '{tensor}' has shape {format_shape(sizes)}"
+                raise InvalidRequest(f"{self._who}: {found}, and its input '{spec.name}' is {text_of(spec)}")
+        inputs: Values = {}
+        for own, tensor, reshaped in self._reads:
+            value = values[tensor]
+            if self._lacks_rows:
+                value = value.reshape((1, *value.shape))
+            elif reshaped:
+                lead = 1 if self.spec.max_batch_size > 0 else 0
+                value = value.reshape(
+                    (*value.shape[:lead], *resolve_reshape(value.shape[lead:], reshaped.dims, reshaped.reshape))
+                )
+            inputs[own] = value
+        return inputs
+
+    def _call(self, inputs: Values, batch: Batch, rows: int) -> Outputs | Rows:
+        if self.is_class:
+            return self._runs.run(inputs)  # type: ignore[arg-type, return-value]
+        result = self._runs.run(_Call(inputs, batch, rows, self._wanted))  # type: ignore[arg-type]
+        if not isinstance(result, Mapping):
+            raise BackendFailed(f"{self._who}: model '{self.spec.name}' answers in pieces, which a graph cannot be given")
+        return result
+
+
+def is_rehearsal(batch: Batch) -> bool:
+    """Whether no client has sent it: it warms something up, or measures it."""
+    return is_rehearsal(batch.whole) if isinstance(batch, _Call) else isinstance(batch, Zeros)
+
+
+class _Call:
+    """What the session of a model sees of a batch; `whole` is the graph's."""
+
+    __slots__ = ("_tensors", "_wanted", "offsets", "rows", "whole")
+
+    def __init__(self, tensors: Values, batch: Batch, rows: int, wanted: tuple[str, ...]) -> None:
+        self._tensors, self.whole, self.rows, self._wanted = tensors, batch, rows, wanted
+        self.offsets = batch.offsets if rows == batch.rows else [0, rows]
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests of the graph."""
+        return self.whole.requests
+
+    def tensors(self) -> Values:
+        """The inputs, by the model's names."""
+        return self._tensors
+
+    def wanted(self) -> tuple[str, ...]:
+        """The outputs that are read, or answered."""
+        return self._wanted
