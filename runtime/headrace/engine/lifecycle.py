@@ -230,7 +230,7 @@ class Running:
         self.route = Route(open_queue(spec, Limits()), spec, opened.config)
         self._crew = Crew(self.route.queue, [session for session, count in opened.sessions for _ in range(count)], clock)
         self.forecast = self._crew.forecast
-        self._behind = [
+        self.behind = [
             Crew(open_queue(each.spec, UNBOUNDED), [each.session] * each.count, clock, refuses=False) for each in opened.behind
         ]
         self._connect(clock)
@@ -253,12 +253,12 @@ class Running:
         Raises:
             RuntimeError: the machine has no more threads; those that were started are ended.
         """
-        for crew in [*self._behind, self._crew]:
+        for crew in [*self.behind, self._crew]:
             crew.start()
 
     def _connect(self, clock: Clock) -> None:
         """Lead the rows of each segment to the next."""
-        crews = {crew.queue.spec.name: crew for crew in self._behind}
+        crews = {crew.queue.spec.name: crew for crew in self.behind}
         first = [(session, self._crew) for session, _ in self.opened.sessions if isinstance(session, SegmentSession)]
         for session, crew in first + [(each.session, crews[each.spec.name]) for each in self.opened.behind]:
             session.connect(
@@ -316,7 +316,7 @@ class Running:
             queue.abandon()
             grace = max(0.2, (until - clock.now()) / SECOND)
             ended = [self._crew.join(grace)]
-            for crew in self._behind:
+            for crew in self.behind:
                 # Only now: what the first had to send on is answered, or never will be.
                 crew.queue.close()
                 crew.queue.abandon()
