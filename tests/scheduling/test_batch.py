@@ -167,7 +167,7 @@ class Told(Forecast):
     """Keeps what it is told."""
 
     def __init__(self, house: House) -> None:
-        super().__init__(house.queue, 8, 1)
+        super().__init__(house.queue, house.points, 1)
         self.runs: list[tuple[int, int]] = []
 
     def ran(self, bucket: int, rows: int, ns: int) -> None:

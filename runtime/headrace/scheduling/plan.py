@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,28 +137,17 @@ class Unlearned:
         return None
 
 
-class _Live(NamedTuple):
-    """An entry that can still be in time. `target` and `deadline` are when its batch has to be done.
-
-    Where the target is lost, it is the deadline; where both are, `NEVER`.
-    """
-
-    number: int
-    arrival: int
-    target: int
-    deadline: int
-    bucket: int
-    rows: int
-    level: int
-    padded: int
+_Mate: TypeAlias = tuple[int, int, int, int]
+"""An entry that can still be in time: number, target, deadline, rows. Target and deadline are when its batch has to be done;
+where the target is lost, it is the deadline, and where both are, `NEVER`."""
 
 
 @dataclass(slots=True)
 class _Run:
     """Entries that can go together, in order; of those who fit the rows and the earliest target up to each."""
 
-    mates: list[_Live]
-    """All that wait of the first one's bucket and level, whether they fit or not: nobody is dropped for a lower level's sake."""
+    mates: list[_Mate]
+    """All of the first one's bucket and level, whether they fit or not: nobody is dropped for a lower level's sake."""
     numbers: list[int]
     sums: list[int]
     earliest: list[int]
@@ -188,14 +177,11 @@ def plan(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, no
         now: the instant, in ns.
         busy_until: when the first of the instances that run is predicted to be idle, in ns; 0 if none runs.
     """
-    buckets: dict[int, _Lasts] = {}
-    live, drop = _live(view, predictor, buckets, set_points.margin_ns, now)
-    if not live:
+    run, lasts, drop = _scan(view, predictor, set_points, now)
+    if run is None:
         return Plan((), drop, None, Reason.WAIT)
-    run = _run(live, predictor, set_points)
     if set_points.max_rows == 1:
         return Plan(tuple(run.numbers), drop, None, Reason.ALONE, run.bucket)
-    lasts = buckets[run.bucket]
     punctual = _punctual(run, lasts, now)
     if punctual < len(run.numbers):
         more = None if set_points.in_order else _more_in_time(run, punctual, lasts, now)
@@ -203,8 +189,8 @@ def plan(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, no
             return Plan(tuple(run.numbers[:punctual]), drop, None, Reason.SLACK, run.bucket)
         # Only who has a deadline wants no answer after it. An objective is ours, and its answer is still wanted.
         chosen, late = more
-        gone = tuple([mate.number for mate in run.mates if mate.deadline < late])
-        return Plan(tuple([mate.number for mate in chosen]), drop + gone, None, Reason.SLACK, run.bucket)
+        gone = tuple([number for number, _, deadline, _ in run.mates if deadline < late])
+        return Plan(tuple(chosen), drop + gone, None, Reason.SLACK, run.bucket)
     count, reason, until = _size(run, lasts, set_points, now, busy_until)
     return Plan(tuple(run.numbers[:count]), drop, until, reason, run.bucket)
 
@@ -214,76 +200,87 @@ class _Lasts:
 
     def __init__(self, predictor: Predictor, bucket: int) -> None:
         self._predictor, self._bucket = predictor, bucket
-        self._known: dict[int, int] = {}
+        self.known: dict[int, int] = {}
 
     def __call__(self, rows: int) -> int:
-        ns = self._known.get(rows)
+        ns = self.known.get(rows)
         if ns is None:
-            ns = self._known[rows] = self._predictor.execute_ns(self._bucket, rows) or 0
+            ns = self.known[rows] = self._predictor.execute_ns(self._bucket, rows) or 0
         return ns
 
 
-def _live(
-    view: NDArray[np.void], predictor: Predictor, buckets: dict[int, _Lasts], margin_ns: int, now: int
-) -> tuple[list[_Live], tuple[int, ...]]:
-    """The entries that can still be in time, and those who are to be dropped.
+def _scan(  # noqa: C901  # once for every entry that waits: one pass, without a call
+    view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, now: int
+) -> tuple[_Run | None, _Lasts, tuple[int, ...]]:
+    """The longest run that fits, None if nobody is left; how long its batches last; and those who are to be dropped.
 
     That is whoever is expired; and, for the sake of the others, whoever would be late even if he ran alone and at once (early
     drop: Nexus, SOSP 2019). The last one there is runs in any case: there is nothing to save, and something to learn. A target
-    that cannot be met even so binds nobody; the deadline does. What the predictor says on the way is left in `buckets`.
+    that cannot be met even so binds nobody; the deadline does.
     """
-    live: list[_Live] = []
+    margin, in_order = set_points.margin_ns, set_points.in_order
+    buckets: dict[int, _Lasts] = {}
     drop: list[int] = []
+    mates: list[_Mate] = []
+    numbers: list[int] = []
+    sums: list[int] = []
+    earliest: list[int] = []
     left = len(view)
+    first, first_level, max_rows = -1, 0, 0
+    total, soonest, oldest, is_over, is_full, others, others_due = 0, NEVER, NEVER, False, False, 0, NEVER
     # Unpacked, not computed with numpy: most views have a few entries, and a single call of numpy costs more than those.
     for number, _, arrival, target, deadline, bucket, _, rows, level, padded in _ENTRY.iter_unpack(view.tobytes()):
         lasts = buckets.get(bucket)
         if lasts is None:
             lasts = buckets[bucket] = _Lasts(predictor, bucket)
-        ns = lasts(rows)
-        done = now + ns
-        if deadline <= now or (ns and left > 1 and deadline - margin_ns < done):
+        ns = lasts.known.get(rows)
+        done = now + (lasts(rows) if ns is None else ns)
+        if deadline <= now or (deadline - margin < done and left > 1 and done > now):
             drop.append(number)
             left -= 1
             continue
         # From here on it is the batch that has to be done in time.
-        target -= margin_ns
-        deadline -= margin_ns
+        target -= margin
+        deadline -= margin
         if target < done:
             target = deadline if deadline >= done else NEVER
-        live.append(_Live(number, arrival, target, deadline, bucket, rows, level, padded))
-    return live, tuple(drop)
-
-
-def _run(live: list[_Live], predictor: Predictor, set_points: SetPoints) -> _Run:
-    """The longest run that fits; there is somebody."""
-    first = live[0]
-    max_rows = min(set_points.max_rows, predictor.best_rows(first.bucket) or set_points.max_rows)
-    if set_points.max_elements and first.padded:
-        max_rows = min(max_rows, max(1, set_points.max_elements // first.padded))
-    run = _Run([], [], [], [], first.bucket, max_rows, NEVER, False, NEVER, 0)
-    total, soonest, is_over = 0, NEVER, False
-    for each in live:
-        if each.bucket != first.bucket:
-            run.others += 1
-            run.others_due = min(run.others_due, each.target)
-            is_over = is_over or set_points.in_order
+        if first < 0:
+            first, first_level, max_rows = bucket, level, _most_rows(set_points, predictor, bucket, padded)
+        if bucket != first:
+            others += 1
+            if target < others_due:
+                others_due = target
+            is_over = is_over or in_order
             continue
-        if each.level == first.level:
-            run.mates.append(each)
-        if is_over or (total and total + each.rows > max_rows):
-            run.others += 1
-            run.is_full = run.is_full or not is_over
+        if level == first_level:
+            mates.append((number, target, deadline, rows))
+        if is_over or (total and total + rows > max_rows):
+            others += 1
+            is_full = is_full or not is_over
             is_over = True
             continue
-        total += each.rows
-        soonest = min(soonest, each.target)
-        run.arrival = min(run.arrival, each.arrival)
-        run.numbers.append(each.number)
-        run.sums.append(total)
-        run.earliest.append(soonest)
-        is_over = run.is_full = total >= max_rows
-    return run
+        total += rows
+        if target < soonest:
+            soonest = target
+        if arrival < oldest:
+            oldest = arrival
+        numbers.append(number)
+        sums.append(total)
+        earliest.append(soonest)
+        if total >= max_rows:
+            is_over = is_full = True
+    if first < 0:
+        return None, _Lasts(predictor, 0), tuple(drop)
+    run = _Run(mates, numbers, sums, earliest, first, max_rows, oldest, is_full, others_due, others)
+    return run, buckets[first], tuple(drop)
+
+
+def _most_rows(set_points: SetPoints, predictor: Predictor, bucket: int, padded: int) -> int:
+    """How many rows a batch of this bucket may have."""
+    most = min(set_points.max_rows, predictor.best_rows(bucket) or set_points.max_rows)
+    if set_points.max_elements and padded:
+        most = min(most, max(1, set_points.max_elements // padded))
+    return most
 
 
 def _punctual(run: _Run, lasts: _Lasts, now: int) -> int:
@@ -302,7 +299,7 @@ def _punctual(run: _Run, lasts: _Lasts, now: int) -> int:
     return low
 
 
-def _more_in_time(run: _Run, punctual: int, lasts: _Lasts, now: int) -> tuple[list[_Live], int] | None:
+def _more_in_time(run: _Run, punctual: int, lasts: _Lasts, now: int) -> tuple[list[int], int] | None:
     """A larger batch that gets more done in its time, without who would be late for it, and when it is done; None: no need.
 
     A tight target allows a small batch only, and a small batch costs more a row. That is no loss while whoever stays behind
@@ -313,18 +310,18 @@ def _more_in_time(run: _Run, punctual: int, lasts: _Lasts, now: int) -> tuple[li
     if _all_in_time(run, punctual, lasts, now + lasts(rows)):
         return None
     best, done, lasted = None, rows, lasts(rows)  # rows in time, and what they take
-    size = min(run.max_rows, sum(mate.rows for mate in run.mates))
+    size = min(run.max_rows, sum([rows for _, _, _, rows in run.mates]))
     while size > rows:
         late = now + lasts(size)
-        chosen: list[_Live] = []
+        chosen: list[int] = []
         total = good = 0
-        for mate in run.mates:
-            if mate.deadline >= late:
-                if total + mate.rows > size:
+        for number, target, deadline, mate_rows in run.mates:
+            if deadline >= late:
+                if total + mate_rows > size:
                     break
-                chosen.append(mate)
-                total += mate.rows
-                good += mate.rows if mate.target >= late else 0
+                chosen.append(number)
+                total += mate_rows
+                good += mate_rows if target >= late else 0
         # With much fewer than were counted on, nobody need have been late: a smaller size will say so.
         if 2 * total > size and good * lasted > done * lasts(total):
             best, done, lasted = (chosen, late), good, lasts(total)
@@ -335,14 +332,14 @@ def _more_in_time(run: _Run, punctual: int, lasts: _Lasts, now: int) -> tuple[li
 def _all_in_time(run: _Run, begin: int, lasts: _Lasts, at: int) -> bool:
     """Whether nobody from `begin` on is late if they run in full batches from the instant `at`, and others after the first."""
     total, soonest, is_first = 0, NEVER, True
-    for mate in run.mates[begin:]:
-        if total and total + mate.rows > run.max_rows:
+    for _, target, _, rows in run.mates[begin:]:
+        if total and total + rows > run.max_rows:
             at += lasts(total)
             if at > soonest or (is_first and at > run.others_due):
                 return False
             total, soonest, is_first = 0, NEVER, False
-        total += mate.rows
-        soonest = min(soonest, mate.target)
+        total += rows
+        soonest = min(soonest, target)
     at += lasts(total)
     return at <= soonest and not (is_first and at > run.others_due)
 
