@@ -24,6 +24,8 @@ HEAVY = (
     "starlette",
     "matplotlib",
     "pyarrow",
+    "tokenizers",
+    "PIL",
 )
 
 
@@ -33,6 +35,8 @@ HEAVY = (
         ("import headrace", ()),
         ("from headrace import Engine", ()),
         ("import headrace.config", ("pydantic", "yaml")),
+        ("import headrace.graph.nodes", ()),
+        ("import headrace.graph.nodes.image, headrace.graph.nodes.tokenizer", ("pydantic",)),
         ("import headrace.cli.serve", ("pydantic", "yaml")),
     ],
 )
@@ -52,6 +56,7 @@ VIOLATIONS = {
     "grpc only in the portable transport and in control": ("cli.serve", "grpc"),
     "kernels only in the native queue and transport": ("engine.engine", "headrace_kernels"),
     "matplotlib and pyarrow only in the load generator": ("ledger.views", "pyarrow"),
+    "tokenizers and Pillow only in the built-in nodes": ("engine.instance", "PIL"),
     "starlette and uvicorn only in the REST transport": ("transport.portable", "uvicorn"),
 }
 

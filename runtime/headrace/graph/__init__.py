@@ -1,1 +1,1 @@
-"""Graphs: checked, cut into segments, and run."""
+"""Graphs: nodes over named tensors, compiled into segments."""

@@ -16,6 +16,7 @@ from headrace.node import RAGGED, Array, Context, Rows
 
 Size = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
+_COUNT = {"RGB": "3 numbers", "L": "1 number"}
 
 
 class DecodeParameters(Parameters):
@@ -47,7 +48,7 @@ class ImageParameters(DecodeParameters):
     def _one_a_channel(cls, value: list[float] | None, info: ValidationInfo) -> list[float] | None:
         mode = info.data.get("mode", "RGB")
         if value is not None and len(value) != len(mode):
-            raise PydanticCustomError("channels", "expected {n} numbers, for mode {mode}", {"n": len(mode), "mode": mode})
+            raise PydanticCustomError("channels", "expected {count}, for mode {mode}", {"count": _COUNT[mode], "mode": mode})
         return value
 
 

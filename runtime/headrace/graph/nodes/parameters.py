@@ -15,7 +15,10 @@ from headrace.node import Context
 
 
 class Parameters(BaseModel):
-    """No parameters; nodes that have some add them. Strict: YAML has numbers and booleans, so text that looks like one is a mistake."""
+    """No parameters; nodes that have some add them.
+
+    Strict: YAML has numbers and booleans, so text that looks like one is a mistake.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -27,7 +30,8 @@ def parameters(kind: type[P], context: Context) -> P:
     """The parameters of a node.
 
     Raises:
-        InvalidRepository: one is unknown, missing or of a wrong type or value; the message names the node, each and what is allowed.
+        InvalidRepository: one is unknown, missing or of a wrong type or value; the message names the node, the parameter and
+            what is allowed.
     """
     try:
         return kind.model_validate(dict(context.parameters))

@@ -42,7 +42,8 @@ def decoded(data: bytes, row: int, mode: str, most_pixels: int) -> Image.Image:
         known = ", ".join(str(kind.format) for kind in FORMATS)
         raise InvalidRequest(f"row {row} of 'image', {len(data)} bytes, is no image of a known format; send one of {known}")
     raise InvalidRequest(
-        f"row {row} of 'image' has {image.width} x {image.height} pixels, and at most {most_pixels} are allowed; send a smaller one"
+        f"row {row} of 'image' has {image.width} x {image.height} pixels, and at most {most_pixels} are allowed; "
+        "send a smaller one"
     )
 
 
@@ -57,7 +58,7 @@ def resized(image: Image.Image, size: tuple[int, int], fit: str, resample: str) 
 
 
 def _opened(data: bytes) -> ImageFile.ImageFile | None:
-    # Only the header is read. Not by Image.open, which tries every format there is, and minds a limit that is global to the process.
+    # Reads no more than the header. Not Image.open: it tries every format there is, and minds a limit that is the process's.
     for kind in FORMATS:
         try:
             return kind(io.BytesIO(data))

@@ -27,8 +27,8 @@ class Softmax:
     def run(self, tensors: Mapping[str, Array]) -> Mapping[str, Any]:
         """Over the last axis. A row with NaN or +inf, or of -inf only, has no probabilities, and is NaN."""
         logits = tensors["logits"]
-        with np.errstate(invalid="ignore"):
-            # The largest becomes 0, so that nothing overflows.
+        # The largest becomes 0, so that no exponential overflows; a difference may, to -inf, of which it is rightly 0.
+        with np.errstate(invalid="ignore", over="ignore"):
             probabilities = np.exp(logits - logits.max(-1, keepdims=True, initial=-np.inf))
             probabilities /= probabilities.sum(-1, keepdims=True)
         return {"probabilities": probabilities}
@@ -68,8 +68,8 @@ class TopK:
 
 
 def _keys(scores: Array) -> Array:
-    # Whole numbers that stand in the order wanted and differ from each other, which makes ties a matter of no care at all: above,
-    # the bits of the negated score, which order like a whole number once those behind a sign are turned over; below, the index.
+    # Whole numbers that stand in the order wanted and differ from each other, so that there are no ties: above, the bits of the
+    # negated score, which order like a whole number once those behind a minus sign are turned over; below, the index.
     negated = np.where(np.isnan(scores), np.float32(np.nan), 0 - scores)  # 0 - x is never -0.0; this NaN is above all numbers
     bits = negated.view(np.int32)
     ordered = np.where(bits < 0, bits ^ 0x7FFF_FFFF, bits).astype(np.int64)
@@ -112,7 +112,7 @@ class Labels:
         scores = tensors["scores"]
         if scores.shape[-1] != len(self._labels):
             raise BackendFailed(
-                f"node '{self._name}' has {len(self._labels)} labels for {scores.shape[-1]} scores; give it one each"
+                f"node '{self._name}' has {len(self._labels)} labels for {scores.shape[-1]} scores; give it one a score"
             )
         best = scores.argmax(-1)[:, np.newaxis]
         return {"label": self._labels[best], "score": np.take_along_axis(scores, best, -1)}

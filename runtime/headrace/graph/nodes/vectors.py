@@ -19,7 +19,7 @@ class PoolingParameters(Parameters):
 
 
 class MeanPooling:
-    """`hidden` FP32[-1,-1] (tokens, width), `mask` INT64[-1] (1 is a token, 0 padding) to `vector` FP32[-1]: the mean of the tokens.
+    """The mean of the tokens: `hidden` FP32[-1,-1] (tokens, width) and `mask` INT64[-1] (0 is padding) to `vector` FP32[-1].
 
     The numbers are those of sentence-transformers; of a row without a token, zeros.
     """
