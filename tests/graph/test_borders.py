@@ -109,6 +109,14 @@ def test_one_row_becomes_as_many_as_it_likes(counting: Home, serve: Serve, numbe
     assert max(counting.scripts["work"].batches, default=0) <= 4
 
 
+def test_a_request_may_not_become_more_rows_than_the_graph_says(counting: Home, serve: Serve) -> None:
+    counting.graph("count", f"max_rows_per_request: 10\n{COUNT}", NODES)
+    server = serve()
+    assert np.array_equal(ask(server, 10)["OUT"], expected(10))
+    with pytest.raises(InvalidRequest, match="node 'split' made 11 rows of this request, and at most 10 are allowed"):
+        ask(server, 11)
+
+
 def test_rows_of_a_request_that_become_equally_many_are_one_tensor(counting: Home, serve: Serve) -> None:
     server = serve()
     assert np.array_equal(ask(server, 5, 5, 5)["OUT"], np.repeat(expected(5), 3, axis=0))
@@ -145,6 +153,10 @@ def test_rows_of_several_requests_share_batches(counting: Home, serve: Serve) ->
     server.wait_settled("count")
     (stats,) = server.client.get_inference_statistics("work").model_stats
     assert (stats.inference_count, stats.execution_count) == (4, len(script.batches))
+    inner = {each.name: each for each in server.client.get_inference_statistics("count").model_stats}
+    assert list(inner) == ["count", "count#2", "count/split", "count/end"]
+    assert (inner["count#2"].inference_count, inner["count#2"].execution_count) == (4, len(script.batches))
+    assert (inner["count/split"].inference_count, inner["count/end"].inference_count) == (4, 4)
 
 
 def behind(server: Server) -> int:
@@ -282,7 +294,10 @@ def test_closing_in_the_middle_answers_everybody(counting: Home, serve: Serve) -
 
 
 def test_wrong_rows_are_told(home: Home, serve: Serve) -> None:
-    wrong = NODES.replace("return Rows({\"part\": places.astype(np.float32), \"place\": places}, counts.tolist())", "return Rows({'part': places, 'place': places}, counts.tolist())")
+    wrong = NODES.replace(
+        'return Rows({"part": places.astype(np.float32), "place": places}, counts.tolist())',
+        "return Rows({'part': places, 'place': places}, counts.tolist())",
+    )
     home.model("work", double(), rows=4, dims="1")
     home.graph("count", COUNT, wrong)
     server = serve()

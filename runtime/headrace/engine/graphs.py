@@ -72,7 +72,8 @@ def open_graph(files: ModelFiles, version: VersionFiles, lend: Lend, ledger: Led
         digest = _digest(graph, version, lent)
         visits = Visits(ledger.write_batch, clock)
         sessions = {
-            segment.name: SegmentSession(segment, _steps(graph, segment, bound), visits, clock) for segment in first.walk()
+            segment.name: SegmentSession(segment, _steps(graph, segment, bound), visits, clock, graph.max_rows_per_request)
+            for segment in first.walk()
         }
         spec = spec_of(config, version.number, digest, files.path)
         batching = replace(spec.batching, enabled=_batches(first, bound))
@@ -95,6 +96,7 @@ def open_graph(files: ModelFiles, version: VersionFiles, lend: Lend, ledger: Led
         version.digest(),
         upload=files.upload,
         behind=behind,
+        nodes=tuple((each.spec.name, each.number) for each in bound.values() if each.signature.max_batch_size is None),
         lent=tuple(lent),
     )
 

@@ -30,7 +30,7 @@ from headrace.models.check import check_graph, check_tensors
 from headrace.models.files import ModelFiles, VersionFiles
 from headrace.models.spec import spec_of, warnings
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup
-from headrace.scheduling.admission import Limits
+from headrace.scheduling.admission import Depth, Limits
 from headrace.scheduling.base import OpenQueue, Queue
 from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import SetPoints
@@ -83,6 +83,8 @@ class Opened:
     """Of a graph: what runs in the segments behind the first."""
     lent: tuple[Lent, ...] = ()
     """Of a graph: the versions its nodes run."""
+    nodes: tuple[tuple[str, int], ...] = ()
+    """Of a graph: its nodes that run classes, by the name and the number under which the ledger has them."""
 
     def close(self) -> None:
         """Close the sessions."""
@@ -255,6 +257,17 @@ class Running:
         """
         for crew in [*self.behind, self._crew]:
             crew.start()
+
+    @property
+    def depth(self) -> Depth:
+        """What waits: of a graph, in the queues of all its segments."""
+        depths = [crew.queue.depth() for crew in (self._crew, *self.behind)]
+        return Depth(*map(sum, zip(*depths, strict=True)))
+
+    @property
+    def inner(self) -> list[tuple[str, int]]:
+        """Of a graph: what else the ledger has accounts of, its segments and its classes, by name and number."""
+        return [(crew.queue.spec.name, crew.queue.model_number) for crew in self.behind] + list(self.opened.nodes)
 
     def _connect(self, clock: Clock) -> None:
         """Lead the rows of each segment to the next."""

@@ -17,7 +17,7 @@ def metrics_of(engine: Engine, transport: str = "none") -> Metrics:
             RunningVersion(
                 running.opened.spec.name,
                 running.opened.spec.version,
-                running.route.queue.depth(),
+                running.depth,
                 running.instances,
                 running.load_ns,
             )

@@ -86,6 +86,7 @@ class Way:
             self.segment.name,
             piece.tensors,
             id=owner.id,
+            parameters=owner.parameters,
             deadline=owner.deadline,
             timeout_ns=owner.timeout_ns,
             priority=owner.priority,

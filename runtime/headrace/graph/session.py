@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from headrace.backends.base import Batch as Readable
 from headrace.clock import Clock
-from headrace.errors import BackendFailed, sentence
+from headrace.errors import BackendFailed, InvalidRequest, sentence
 from headrace.graph.fan import Fan
 from headrace.graph.join import Join, Way, pieces_of
 from headrace.graph.segments import Segment
@@ -29,12 +29,13 @@ class SegmentSession:
         steps: its nodes, in order.
         visits: where they are accounted.
         clock: the clock.
+        most_rows: that a border may make of one request.
     """
 
     io = GraphIO((), ())
 
-    def __init__(self, segment: Segment, steps: Sequence[Step], visits: Visits, clock: Clock) -> None:
-        self.segment, self._steps, self._visits, self._clock = segment, steps, visits, clock
+    def __init__(self, segment: Segment, steps: Sequence[Step], visits: Visits, clock: Clock, most_rows: int) -> None:
+        self.segment, self._steps, self._visits, self._clock, self._most_rows = segment, steps, visits, clock, most_rows
         self._close: Callable[[], None] = lambda: None
         self.replayable = not segment.borders
         self._has_rows = segment.max_batch_size > 0
@@ -111,6 +112,7 @@ class SegmentSession:
         for place, values, fans, first, last in done:
             part, join = parts[place], joins[place]
             try:
+                self._check_rows(fans, first, last)
                 own = self._answers(join, values, fans, first, last)
                 pieces = [
                     piece
@@ -122,6 +124,15 @@ class SegmentSession:
                 continue
             join.begin(part, requests[place], own, pieces)
             join.wake()
+
+    def _check_rows(self, fans: Mapping[str, Fan], first: int, last: int) -> None:
+        for name, fan in fans.items():
+            rows = fan.starts[last] - fan.starts[first]
+            if rows > self._most_rows:
+                raise InvalidRequest(
+                    f"node '{name}' made {rows} rows of this request, and at most {self._most_rows} are allowed: send less at a "
+                    "time, or raise max_rows_per_request of the graph"
+                )
 
     def _alone(self, batch: Batch, place: int) -> tuple[int, Values, dict[str, Fan], int, int] | None:
         try:

@@ -70,7 +70,8 @@ class Graph(BaseModel):
     """Nodes by name; inputs and outputs by name, each a datatype and the dimensions behind the rows.
 
     `max_batch_size` is how many rows a batch may have; 0 is a graph whose tensors have no rows, as in Triton's ensembles without
-    batching. `instances` is how many batches run at once: None leaves it to the models. `parameters` are those of a
+    batching. `instances` is how many batches run at once: None leaves it to the models. `max_rows_per_request` is
+    how many rows a border may make of one request. `parameters` are those of a
     configuration, such as `objective_ms`. `directory` is where the files of its nodes are.
     """
 
@@ -82,6 +83,7 @@ class Graph(BaseModel):
     nodes: Annotated[Mapping[Name, GraphNode], Field(min_length=1)]
     max_batch_size: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     instances: Annotated[int, Field(gt=0, le=1024)] | None = None
+    max_rows_per_request: Annotated[int, Field(gt=0)] = 1 << 17
     parameters: Mapping[str, str | int | float | bool] = {}
     directory: Path = Path()
 
@@ -94,6 +96,7 @@ class Graph(BaseModel):
         nodes: Mapping[str, Mapping[str, Any] | GraphNode],
         max_batch_size: int = 0,
         instances: int | None = None,
+        max_rows_per_request: int = 1 << 17,
         parameters: Mapping[str, str | int | float | bool] | None = None,
         directory: Path | str = ".",
     ) -> Graph:
@@ -108,6 +111,7 @@ class Graph(BaseModel):
             "nodes": nodes,
             "max_batch_size": max_batch_size,
             "instances": instances,
+            "max_rows_per_request": max_rows_per_request,
             "parameters": parameters or {},
         }
         return _validated(told, name, Path(directory), f"graph '{name}'")
@@ -164,6 +168,7 @@ def graph_of_ensemble(config: ModelConfig) -> Graph:
         nodes=nodes,
         max_batch_size=config.max_batch_size,
         instances=None,
+        max_rows_per_request=1,
         parameters={key: value.string_value for key, value in config.parameters.items()},
         directory=Path(),
     )

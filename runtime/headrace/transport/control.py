@@ -14,7 +14,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from headrace import __version__
 from headrace.engine.engine import Engine
 from headrace.engine.regions import Regions
-from headrace.engine.routes import Route
 from headrace.errors import HeadraceError, InvalidRequest, ServerExiting, Unsupported
 from headrace.ledger.views import Total, VersionTotals
 from headrace.model import State
@@ -182,14 +181,21 @@ class Control:
             if not routes:
                 raise InvalidRequest(f"requested model version is not available for model '{request.name}'")
         self._engine.ledger.drain()
-        return pb.ModelStatisticsResponse(model_stats=[self._statistics_of(route) for route in routes])
+        inner = {running.route.queue.model_number: running.inner for running in self._engine.catalog.running()}
+        accounts = [
+            (name, route.spec.version, number)
+            for route in routes
+            # Behind a graph, what is within it: its segments, and its nodes that are no models.
+            for name, number in ((route.spec.name, route.queue.model_number), *inner.get(route.queue.model_number, ()))
+        ]
+        return pb.ModelStatisticsResponse(model_stats=[self._statistics_of(*account) for account in accounts])
 
-    def _statistics_of(self, route: Route) -> pb.ModelStatistics:
-        totals = self._engine.statistics.versions.get(route.queue.model_number, VersionTotals())
+    def _statistics_of(self, name: str, version: int, number: int) -> pb.ModelStatistics:
+        totals = self._engine.statistics.versions.get(number, VersionTotals())
         stages = {"compute_input": "gather", "compute_infer": "execute", "compute_output": "scatter"}
         return pb.ModelStatistics(
-            name=route.spec.name,
-            version=str(route.spec.version),
+            name=name,
+            version=str(version),
             last_inference=totals.last_inference_ms,
             inference_count=totals.inference_count,
             execution_count=totals.execution_count,
