@@ -22,6 +22,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.entries: list[PortableEntry] = []
         self.cancelled: set[str] = set()
         self.open: list = []
+        self.parts: list = []
+        self.gone: Counter[str] = Counter()
         self.pushed = 0
         self.started: dict[int, list[int]] = {}
 
@@ -88,6 +90,21 @@ class QueueMachine(RuleBasedStateMachine):
                 raise ValueError("scripted")
             batch.reply({"y": batch.tensors()["x"]})
 
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def part(self, data: st.DataObject) -> None:
+        batch = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+        names = [request.id for request in batch.requests]
+        with batch:
+            self.parts += batch.part(lambda place: self.gone.update([names[place]]))
+
+    @precondition(lambda self: self.parts)
+    @rule(data=st.data(), fails=st.booleans())
+    def answer(self, data: st.DataObject, fails: bool) -> None:
+        with self.parts.pop(data.draw(st.integers(0, len(self.parts) - 1))) as part:
+            if not fails:
+                part.reply({"y": part.tensors()["x"]})
+
     @rule()
     @precondition(lambda self: self.pushed > 5)
     def close(self) -> None:
@@ -99,6 +116,13 @@ class QueueMachine(RuleBasedStateMachine):
             assert started == sorted(started)
 
     @invariant()
+    def whoever_cancels_a_part_is_told_of_once(self) -> None:
+        assert set(self.gone.values()) <= {1}
+        for part in self.parts:
+            (entry,) = part._entries
+            assert self.gone[entry.request.id] == entry.cancelled
+
+    @invariant()
     def depth_is_what_waits(self) -> None:
         waits = [e for e in self.entries if e.state in (EntryState.WAITING, EntryState.PARKED)]
         depth = self.house.queue.depth() if hasattr(self, "house") else None
@@ -108,6 +132,8 @@ class QueueMachine(RuleBasedStateMachine):
         if not hasattr(self, "house"):
             return
         house = self.house
+        for part in self.parts:
+            part.reply({"y": part.tensors()["x"]})
         while self.open or house.queue._order:
             for batch in self.open:
                 with batch:

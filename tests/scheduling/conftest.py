@@ -8,7 +8,7 @@ from headrace import kernels
 from tests.scheduling import support
 from tests.scheduling.support import House
 
-BOTH = ("test_queue.py", "test_batch.py", "test_padding.py")
+BOTH = ("test_queue.py", "test_batch.py", "test_padding.py", "test_parts.py")
 """Their tests run over the queues of each transport, but for those marked `portable`, which look inside."""
 
 

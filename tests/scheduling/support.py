@@ -137,6 +137,11 @@ class House:
             batch.reply({"y": batch.tensors()["x"]})
         return [request.id for request in batch.requests]
 
+    def hear(self) -> None:
+        """What native code has to tell is told, which a thread does otherwise."""
+        if QUEUES["transport"] == "native":
+            self.queues.catch_up()  # type: ignore[attr-defined]
+
     def outcomes(self) -> list[Outcome]:
         self.ledger.drain()
         return [Outcome(o) for part in self.records for o in part["outcome"].tolist()]

@@ -1,6 +1,6 @@
 //! A batch: entries that run together, their tensors gathered, their answers scattered.
 //!
-//! Belongs to one instance thread. Dropping it fails whatever was not answered.
+//! Belongs to one instance thread, or, taken apart, each part to whoever holds it. Dropping it fails whatever was not answered.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -50,6 +50,8 @@ pub struct Batch {
     pub number: u64,
     /// Where the rows of each request begin; one more than there are requests.
     pub offsets: Vec<u32>,
+    /// One request of a batch that was taken apart: no record of a batch is its own, and its answers wait for nobody's turn.
+    pub is_part: bool,
     members: Vec<Member>,
     record: BatchRecord,
     is_finished: bool,
@@ -76,7 +78,7 @@ impl Batch {
             ..BatchRecord::default()
         };
         let members = entries.into_iter().map(|entry| Member { entry, is_open: true, is_given_up: false }).collect();
-        Batch { queue, number, offsets, members, record, is_finished: false }
+        Batch { queue, number, offsets, is_part: false, members, record, is_finished: false }
     }
 
     pub fn len(&self) -> usize {
@@ -110,8 +112,12 @@ impl Batch {
             .map_err(|panic| Error::broken(format!("gathering a batch panicked: {}", faults::said(&*panic))))?;
         let now = self.queue.clock.now();
         self.record.gathered = now;
+        let is_part = self.is_part;
         for member in self.members.get_mut(of).unwrap_or_default() {
-            if let Some(settlement) = &mut member.entry.settlement {
+            // A part was gathered with its batch.
+            if let Some(settlement) = &mut member.entry.settlement
+                && !(is_part && settlement.record.gathered > 0)
+            {
                 settlement.record.gathered = now;
             }
         }
@@ -231,16 +237,40 @@ impl Batch {
         locals
     }
 
+    /// Each request as a batch of its own, to be answered later and from any thread; this one is over with that. What was
+    /// answered stays so. Whoever is cancelled from now on, or was before, is in the news: see `News::gone`.
+    pub fn part(&mut self) -> Vec<Batch> {
+        let now = self.queue.clock.now();
+        (self.record.executed, self.record.scattered) = (now, now);
+        let part = |member: Member| Batch {
+            queue: Arc::clone(&self.queue),
+            number: self.number,
+            offsets: vec![0, member.entry.admitted.rows],
+            is_part: true,
+            members: vec![member],
+            record: BatchRecord::default(),
+            is_finished: false,
+        };
+        let parts: Vec<Batch> = std::mem::take(&mut self.members).into_iter().map(part).collect();
+        self.queue.watch(parts.iter().filter(|part| part.is_open()).filter_map(|part| part.entry(0)));
+        parts
+    }
+
     /// Everything is answered, or is failed now; writes the record of the batch.
     pub fn finish(&mut self) {
         if self.is_finished {
             return;
         }
         self.is_finished = true;
-        if self.members.iter().any(|member| member.is_open) {
-            self.fail(&Error::broken(format!("batch {} was left without an answer", self.number)), None);
+        if self.is_open() {
+            let error = Error::broken(format!("batch {} was left without an answer", self.number));
+            for local in self.fail(&error, None) {
+                self.queue.tell(self.members[local].entry.number, error.clone());
+            }
         }
-        self.queue.finished(&self.record);
+        if !self.is_part {
+            self.queue.finished(&self.record);
+        }
     }
 
     /// Whether a request still waits for an answer.

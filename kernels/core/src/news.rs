@@ -1,5 +1,5 @@
-//! What native code has for Python: answers to local entries that no batch gave, lines for the log, and that the ledger fills
-//! up. One thread of Python waits for it.
+//! What native code has for Python: answers to local entries that no batch gave, whose clients have gone while their batch was in
+//! parts, lines for the log, and that the ledger fills up. One thread of Python waits for it.
 
 use parking_lot::{Condvar, Mutex};
 
@@ -27,6 +27,8 @@ pub enum Level {
 #[derive(Default)]
 pub struct Items {
     pub answers: Vec<LocalAnswer>,
+    /// Parts that nobody wants any more: the id of the queue, the number of the entry.
+    pub gone: Vec<(u64, u64)>,
     pub lines: Vec<(Level, String)>,
     pub unsaid: usize,
     pub is_filling: bool,
@@ -34,7 +36,7 @@ pub struct Items {
 
 impl Items {
     fn is_empty(&self) -> bool {
-        self.answers.is_empty() && self.lines.is_empty() && !self.is_filling
+        self.answers.is_empty() && self.gone.is_empty() && self.lines.is_empty() && !self.is_filling
     }
 }
 
@@ -54,6 +56,12 @@ pub struct News {
 impl News {
     pub fn answer(&self, answer: LocalAnswer) {
         self.state.lock().items.answers.push(answer);
+        self.changed.notify_one();
+    }
+
+    /// The client of this entry, which is in a part of its batch, has gone.
+    pub fn gone(&self, queue: u64, number: u64) {
+        self.state.lock().items.gone.push((queue, number));
         self.changed.notify_one();
     }
 

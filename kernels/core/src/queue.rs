@@ -158,9 +158,13 @@ impl Queue {
         let mut state = self.state.lock();
         let gone = state.leave(number);
         let handed = state.handed.remove(&number);
+        let is_parted = state.parted.remove(&number);
         drop(state);
         // Dropped settlements are those of cancelled requests.
         drop((gone, handed));
+        if is_parted {
+            self.house.news.gone(self.id, number);
+        }
     }
 
     /// Nobody wants the answer of a local entry any more, wherever it is. What runs is not answered.
@@ -254,6 +258,27 @@ impl Queue {
         self.changed.notify_one();
     }
 
+    /// The batch of these entries was taken apart: whose client goes now, or has gone, is told to whoever has the part.
+    pub fn watch<'a>(&self, parted: impl Iterator<Item = &'a Entry>) {
+        let mut gone = Vec::new();
+        let mut state = self.state.lock();
+        for entry in parted {
+            // Its cancel came too early to find it here, or finds nothing when it comes: see `Ticket::cancel`.
+            if entry.fate.is_cancelled() {
+                gone.push(entry.number);
+            } else {
+                state.parted.insert(entry.number);
+            }
+        }
+        drop(state);
+        gone.into_iter().for_each(|number| self.house.news.gone(self.id, number));
+    }
+
+    /// An error for a local entry, whose settlement is handed over: see `hand`.
+    pub fn tell(&self, number: u64, error: Error) {
+        self.house.news.answer(LocalAnswer { queue: self.id, number, error });
+    }
+
     /// A line in the log about something that went wrong on our side.
     pub fn report(&self, error: &Error) {
         self.house.news.log(Level::Error, error.message.clone());
@@ -337,6 +362,9 @@ impl Queue {
         if !state.local_fates.is_empty() {
             state.local_fates.remove(&record.number);
         }
+        if !state.parted.is_empty() {
+            state.parted.remove(&record.number);
+        }
         let frees = lane.is_some_and(|lane| state.free_lane(&lane));
         let is_last = state.unsettled == 0;
         drop(state);
@@ -374,7 +402,7 @@ impl Queue {
             match &entry.sink {
                 Sink::Local => {
                     self.hand(entry.number, settlement);
-                    self.house.news.answer(LocalAnswer { queue: self.id, number: entry.number, error });
+                    self.tell(entry.number, error);
                 }
                 Sink::Remote { outbox, mailbox, ask, .. } => {
                     let (mailbox, ask) = (*mailbox, *ask);

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::admission::{BEHIND_EVERYONE, Depth};
 use crate::clock::{NEVER, Nanos};
@@ -27,6 +27,8 @@ pub struct State {
     pub handed: FxHashMap<u64, Settlement>,
     /// The fates of local entries that are not settled.
     pub local_fates: FxHashMap<u64, Arc<Fate>>,
+    /// Entries of batches that were taken apart, which are neither cancelled nor settled.
+    pub parted: FxHashSet<u64>,
     pub numbers: u64,
     pub batches: u64,
     pub unsettled: usize,

@@ -2,12 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use headrace_core::admission::{Ahead, Estimate, Limits, Line, lateness};
-use headrace_core::batch::Returned;
+use headrace_core::batch::{Batch, Returned};
 use headrace_core::clock::Clock;
 use headrace_core::codec::{Input, Request};
 use headrace_core::datatype::Datatype;
@@ -231,4 +232,136 @@ fn an_answer_that_comes_after_its_cancel_is_settled() {
     assert!(queue.wait_settled(0), "everything is settled");
     let (requests, _) = house.ledger.take();
     assert_eq!(requests.len() / RECORD_BYTES.0, 3, "one record a request");
+}
+
+/// Settles what arrives, and counts answers and errors.
+#[derive(Default)]
+struct Tally {
+    answers: AtomicUsize,
+    errors: AtomicUsize,
+}
+
+impl Outbox for Tally {
+    fn post(&self, letters: Vec<Letter>) {
+        for letter in letters {
+            let settlement = letter.settlement.unwrap();
+            match letter.result {
+                Ok(answer) => {
+                    assert!(answer.ends_with(&(letter.ask as u32).to_le_bytes()), "somebody else's answer");
+                    self.answers.fetch_add(1, Ordering::Relaxed);
+                    settlement.answered(1, answer.len() as u64);
+                }
+                Err(error) => {
+                    assert!(error.message.contains("was left without an answer"), "{}", error.message);
+                    self.errors.fetch_add(1, Ordering::Relaxed);
+                    settlement.failed(&error, 1);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn parts_are_answered_dropped_and_cancelled_at_once() {
+    const EACH: u32 = 4000;
+    let house = house();
+    let queue = queue(&house, false);
+    let tally = Arc::new(Tally::default());
+    let (parts, taken) = std::sync::mpsc::channel::<Batch>();
+    let cancelled = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let parts = parts;
+            while let Some(turn) = queue.turn(None) {
+                let entries = turn.view.chunks_exact(VIEW_BYTES).take(8);
+                let numbers: Vec<u64> = entries.map(|entry| u64::from_le_bytes(entry[..8].try_into().unwrap())).collect();
+                let Some(mut batch) = queue.take(&numbers, &[], 0, 0) else { continue };
+                batch.part().into_iter().for_each(|part| parts.send(part).unwrap());
+            }
+        });
+        scope.spawn(|| {
+            for (count, mut part) in taken.into_iter().enumerate() {
+                if count % 5 > 0 {
+                    let gathered = part.gather(0..1).unwrap();
+                    part.stamp_executed(None);
+                    let echo =
+                        Returned { output: 0, shape: &gathered[0].shape, data: gathered[0].data.as_slice(), offsets: None };
+                    assert!(!part.send(0, &[echo], true).unwrap());
+                }
+            }
+        });
+        let pusher = scope.spawn(|| {
+            let mut cancelled = HashSet::new();
+            for value in 0..EACH {
+                let outbox = Arc::clone(&tally) as Arc<dyn Outbox>;
+                let sink = Sink::Remote { outbox, mailbox: 0, ask: u64::from(value), is_stream: false };
+                let Ok(ticket) = queue.push(request(value), sink) else { panic!("refused") };
+                queue.wake();
+                if value % 3 == 0 {
+                    ticket.cancel();
+                    cancelled.insert(ticket.number);
+                }
+            }
+            queue.close();
+            cancelled
+        });
+        pusher.join().unwrap()
+    });
+    assert!(queue.wait_settled(0), "everything is settled");
+    let (requests, batches) = house.ledger.take();
+    assert_eq!(requests.len() / RECORD_BYTES.0, EACH as usize, "one record a request");
+    assert!(batches.len() / RECORD_BYTES.1 <= EACH as usize, "and none for a part");
+    let mut outcomes = [0; 6];
+    requests.chunks_exact(RECORD_BYTES.0).for_each(|record| outcomes[record[128] as usize] += 1);
+    assert_eq!(outcomes.iter().sum::<usize>(), EACH as usize);
+    assert!(outcomes[5] <= cancelled.len());
+    assert!(tally.answers.load(Ordering::Relaxed) >= outcomes[0]);
+    let gone = house.news.wait(false).map_or_else(Vec::new, |items| items.gone);
+    let told: HashSet<u64> = gone.iter().map(|(_, number)| *number).collect();
+    assert_eq!(told.len(), gone.len(), "once each");
+    assert!(told.is_subset(&cancelled));
+}
+
+#[test]
+fn a_cancel_is_news_once_whether_it_comes_before_a_batch_is_taken_apart_or_after() {
+    let house = house();
+    let queue = queue(&house, false);
+    let tally = Arc::new(Tally::default());
+    let push = |value: u32| {
+        let sink = Sink::Remote { outbox: Arc::clone(&tally) as _, mailbox: 0, ask: u64::from(value), is_stream: false };
+        queue.push(request(value), sink).ok().unwrap()
+    };
+    let tickets: Vec<_> = (0..3).map(push).collect();
+    assert!(queue.push(request(3), Sink::Local).is_ok());
+    assert!(queue.turn(None).is_some());
+    let mut batch = queue.take(&[1, 2, 3, 4], &[], 0, 0).unwrap();
+    let gone = || house.news.wait(false).map_or_else(Vec::new, |items| items.gone);
+    tickets[0].cancel();
+    assert!(gone().is_empty());
+    let mut parts = batch.part();
+    assert_eq!(gone(), [(1, 1)]);
+    tickets[0].cancel();
+    tickets[1].cancel();
+    tickets[1].cancel();
+    queue.cancel_local(4);
+    assert_eq!(gone(), [(1, 2), (1, 4)]);
+    parts.clear();
+    tickets[2].cancel();
+    assert!(gone().is_empty(), "who was answered is not told of");
+    assert!(queue.wait_settled(0));
+    assert_eq!(tally.errors.load(Ordering::Relaxed), 1);
+    drop(batch);
+    assert_eq!(house.ledger.written(), (4, 1));
+}
+
+#[test]
+fn a_local_request_whose_part_is_dropped_is_told_of_in_the_news() {
+    let house = house();
+    let queue = queue(&house, false);
+    assert!(queue.push(request(0), Sink::Local).is_ok());
+    assert!(queue.turn(None).is_some());
+    drop(queue.take(&[1], &[], 0, 0).unwrap().part());
+    let answers = house.news.wait(false).unwrap().answers;
+    assert_eq!(answers.iter().map(|answer| (answer.queue, answer.number)).collect::<Vec<_>>(), [(1, 1)]);
+    queue.take_handed(1).unwrap().failed(&answers[0].error, 1);
+    assert!(queue.wait_settled(0));
 }

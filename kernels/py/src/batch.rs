@@ -15,7 +15,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::queue::park;
+use crate::queue::{park, take_parked};
 use crate::{outside, raised};
 
 /// Outputs of this many bytes are copied, and leave with the next turn; larger ones are scattered at once, from where they are.
@@ -139,7 +139,7 @@ impl Batch {
         let mut core = self.core.lock();
         core.stamp_executed(None);
         let is_small = outputs.iter().map(|(_, _, data, _)| data.len_bytes()).sum::<usize>() <= SMALL;
-        if is_small && !core.has_locals() {
+        if is_small && !core.has_locals() && !core.is_part {
             drop(core);
             let own = |(output, shape, data, offsets): &GivenOutput| {
                 let (data, offsets) = (slice_of(data)?.to_vec(), offsets.as_ref().map(slice_of).transpose()?);
@@ -171,6 +171,17 @@ impl Batch {
     fn fail(&self, py: Python<'_>, code: u8, message: String, outcome: u8, index: Option<usize>) -> Vec<usize> {
         let error = Error::foreign(code, message, outcome);
         outside(py, || self.core.lock().fail(&error, index))
+    }
+
+    /// Each request as a batch of its own, with its number in the queue; this one is over with that.
+    fn part(&self, py: Python<'_>) -> Vec<(u64, Batch)> {
+        if self.is_parked.load(Ordering::Relaxed) {
+            let parked = take_parked();
+            outside(py, || drop(parked));
+        }
+        let parts = self.core.lock().part();
+        let numbered = parts.into_iter().map(|part| (part.entry(0).map_or(0, |entry| entry.number), Batch::new(part)));
+        numbered.collect()
     }
 
     /// Whether a request still waits for an answer.

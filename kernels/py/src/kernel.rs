@@ -25,8 +25,9 @@ use crate::arguments::{GivenLimits, GivenSpec};
 use crate::queue::Queue;
 use crate::server::Server;
 
-/// (answers to local entries: queue, number, kind, message), (log lines: level, text), lines not said, whether the ledger fills.
-type GivenNews = (Vec<(u64, u64, &'static str, String)>, Vec<(&'static str, String)>, usize, bool);
+/// (answers to local entries: queue, number, kind, message), (parts whose clients have gone: queue, number), (log lines: level,
+/// text), lines not said, whether the ledger fills.
+type GivenNews = (Vec<(u64, u64, &'static str, String)>, Vec<(u64, u64)>, Vec<(&'static str, String)>, usize, bool);
 
 #[pyclass(frozen, module = "headrace_kernels")]
 pub struct Kernel {
@@ -113,7 +114,7 @@ impl Kernel {
             };
             (level, line)
         });
-        Some((answers.collect(), lines.collect(), items.unsaid, items.is_filling))
+        Some((answers.collect(), items.gone, lines.collect(), items.unsaid, items.is_filling))
     }
 
     fn take_records<'py>(&self, py: Python<'py>) -> (Bound<'py, PyBytes>, Bound<'py, PyBytes>) {

@@ -26,6 +26,11 @@ pub fn park(parked: Parked) {
     PARKED.with_borrow_mut(|all| all.push(parked));
 }
 
+/// What this thread has parked. Dropping it writes the letters, for which the interpreter is not needed.
+pub fn take_parked() -> Vec<Parked> {
+    PARKED.take()
+}
+
 /// Name, datatype, shape, bytes.
 type GivenInput = (String, String, Vec<i64>, PyBuffer<u8>);
 
@@ -82,7 +87,7 @@ impl Queue {
     /// Wait for something to plan: the view, whether nobody else will come, when the first instance that runs is idle, and when
     /// what this thread had parked was sent (0: there was nothing). None: the queue is closed and empty.
     fn turn<'py>(&self, py: Python<'py>, until: Option<i64>) -> Option<(Bound<'py, PyBytes>, bool, i64, i64)> {
-        let parked = PARKED.take();
+        let parked = take_parked();
         let (turn, sent) = outside(py, || {
             let had_answers = !parked.is_empty();
             drop(parked);

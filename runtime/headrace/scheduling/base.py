@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol
 
@@ -55,6 +55,18 @@ class Batch(Protocol):
 
     def only(self, index: int) -> Batch:
         """One request as a batch of its own, still answered by this one."""
+        ...
+
+    def part(self, gone: Callable[[int], None]) -> list[Batch]:
+        """Each request as a batch of its own, to be answered later, from any thread; this batch is over with that.
+
+        What was answered before comes as a part that takes no more answers. Whoever drops a part unanswered fails its request.
+
+        Args:
+            gone: called with the place of a request whose client has cancelled, before this call or after it; at most once each,
+                and not for those that were answered. It is called from any thread, perhaps before this call returns, and must
+                not block or raise. If it refers to the parts, only the garbage collector finds out that they were dropped.
+        """
         ...
 
     def reply(self, outputs: Mapping[str, Tensor]) -> None:

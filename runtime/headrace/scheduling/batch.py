@@ -1,11 +1,15 @@
 """A batch: entries that run together, their tensors gathered, their answers scattered.
 
 Belongs to one instance thread from `take` to the end of its `with` block; leaving the block fails whatever was not answered.
+Taken apart, each of its parts belongs to whoever holds it, and dropping that fails what was not answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import _thread
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Protocol
 
@@ -15,6 +19,7 @@ from headrace.ledger.ledger import BatchRecord
 from headrace.model import ModelSpec
 from headrace.request import Request, Response
 from headrace.scheduling.answers import checked_outputs, deliver, log_failure, response_of
+from headrace.scheduling.base import Batch
 from headrace.scheduling.entry import Answer, EntryState, PortableEntry
 from headrace.scheduling.padding import cut, padded_inputs, padding_of
 from headrace.scheduling.plan import Reason
@@ -32,8 +37,12 @@ class Owner(Protocol):
         """Mark an entry answered; False when it was cancelled, and nobody wants the answer."""
         ...
 
+    def parted(self, entry: PortableEntry, gone: Callable[[], None]) -> None:
+        """Call `gone` when an entry is cancelled before it is answered, or now if it was."""
+        ...
+
     def finished(self, record: BatchRecord) -> None:
-        """The batch is answered in full."""
+        """The batch is answered in full, or taken apart."""
         ...
 
 
@@ -96,6 +105,16 @@ class PortableBatch:
         """The request at `index` as a batch of its own, to be run again alone. It is still answered by this one."""
         return PortableBatch(self._owner, self.number, [self._entries[index]], self._instance, self._reason, self._taken)
 
+    def part(self, gone: Callable[[int], None]) -> list[Batch]:
+        """Each request as a batch of its own, to be answered later, from any thread. See `scheduling.base.Batch.part`."""
+        self._executed = self._scattered = self._owner.clock.now()
+        parts: list[Batch] = [PortablePart(self, index) for index in range(len(self))]
+        left = list(self._open)
+        self._open.clear()
+        for index in left:
+            self._owner.parted(self._entries[index], partial(gone, index))
+        return parts
+
     def reply(self, outputs: Mapping[str, Tensor]) -> None:
         """Answer every request with its rows of `outputs`, for good.
 
@@ -138,7 +157,7 @@ class PortableBatch:
 
     def fail(self, error: HeadraceError, index: int | None = None) -> None:
         """Answer with an error: the request at `index`, or all that are still open."""
-        indices = list(self._open) if index is None else [index]
+        indices = [i for i in list(self._open) if index in (None, i)]
         self._failed += len(indices)
         self._stamp_executed(self._open[i] for i in indices)
         self._deliver(dict.fromkeys(indices, error))
@@ -156,23 +175,26 @@ class PortableBatch:
             if error is not None:
                 log_failure(self._owner.spec, error)
         finally:
-            self._owner.finished(
-                BatchRecord(
-                    self.number,
-                    self._taken,
-                    self._gathered,
-                    self._executed,
-                    self._scattered,
-                    self._owner.model_number,
-                    max(1, self.rows),
-                    len(self),
-                    padding=padding_of([entry.admitted for entry in self._entries]) if self._padded else 0,
-                    failed=self._failed,
-                    instance=self._instance,
-                    reason=self._reason,
-                )
-            )
+            self._finish()
         return True
+
+    def _finish(self) -> None:
+        self._owner.finished(
+            BatchRecord(
+                self.number,
+                self._taken,
+                self._gathered,
+                self._executed,
+                self._scattered,
+                self._owner.model_number,
+                max(1, self.rows),
+                len(self),
+                padding=padding_of([entry.admitted for entry in self._entries]) if self._padded else 0,
+                failed=self._failed,
+                instance=self._instance,
+                reason=self._reason,
+            )
+        )
 
     def _stamp_executed(self, entries: Iterable[PortableEntry]) -> None:
         """The model is done with these now; what never got that far keeps its zeros."""
@@ -200,8 +222,35 @@ class PortableBatch:
             if entry.stamps.executed:
                 entry.stamps.first = entry.stamps.first or scattered
                 entry.stamps.scattered = scattered
-            if answer.is_final:
-                del self._open[index]
+            if answer.is_final and self._open.pop(index, None) is None:
+                continue
             if self._owner.answering(entry) if answer.is_final else entry.state is EntryState.TAKEN:
                 answers.append(answer)
         deliver(answers, scattered)
+
+
+class PortablePart(PortableBatch):
+    """The request at `index` of a batch that was taken apart. What it went through before, and the record, are the batch's."""
+
+    def __init__(self, whole: PortableBatch, index: int) -> None:
+        super().__init__(whole._owner, whole.number, [whole._entries[index]], whole._instance, whole._reason, whole._taken)
+        if index not in whole._open:
+            self._open.clear()
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The inputs of this request by name."""
+        stamps = self._entries[0].stamps
+        gathered = stamps.gathered
+        tensors = super().tensors()
+        stamps.gathered = gathered or stamps.gathered
+        return tensors
+
+    def _finish(self) -> None:
+        """Nothing is left to tell: the batch is in the ledger."""
+
+    def __del__(self) -> None:
+        if self._open:
+            # In a thread of its own: the garbage collector drops things anywhere, even where the lock of the queue is held. At
+            # the end of the interpreter there are no new threads, and nobody who waits.
+            with contextlib.suppress(RuntimeError):
+                _thread.start_new_thread(self.__exit__, (None, None, None))

@@ -6,7 +6,7 @@ settles it, which writes the ledger record and frees its place.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -106,8 +106,8 @@ class PortableEntry:
     """One admitted request of a portable queue."""
 
     __slots__ = (
-        "admitted", "batch", "bucket", "bytes_out", "cancelled", "due", "index", "key", "lane", "number", "owner", "request",
-        "sink", "size", "stamps", "state",
+        "admitted", "batch", "bucket", "bytes_out", "cancelled", "due", "gone", "index", "key", "lane", "number", "owner",
+        "request", "sink", "size", "stamps", "state",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +119,8 @@ class PortableEntry:
         self.state = EntryState.PARKED
         self.stamps = Stamps()
         self.cancelled = False
+        # Who is told, once, that it was cancelled: whoever has it as a part of its batch.
+        self.gone: Callable[[], None] | None = None
         self.batch = self.index = self.bytes_out = 0
         # What it adds to the depth of its queue. Zero rows still count as one: they take a turn.
         self.size = Depth(1, max(1, admitted.rows), admitted.nbytes)

@@ -3,8 +3,8 @@
 Here is what is done once a batch – the view for the plan, the arrays for the model, the outputs for the clients – and what
 requests of this process need, whose answers go to Python sinks. Importing this refuses kernels that are not ours.
 
-Owner: an engine. One thread waits for what native code has to tell: answers to local entries that no batch gave, lines for the
-log, and that the ledger fills.
+Owner: an engine. One thread waits for what native code has to tell: answers to local entries that no batch gave, parts of batches
+that nobody wants any more, lines for the log, and that the ledger fills.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -30,6 +31,7 @@ from headrace.request import Request
 from headrace.request import Sequence as SequencePlace
 from headrace.scheduling.admission import Depth, Limits
 from headrace.scheduling.answers import checked_outputs, deliver, log_failure, response_of
+from headrace.scheduling.base import Batch
 from headrace.scheduling.entry import Answer, Sink, outcome_of
 from headrace.scheduling.padding import cut
 from headrace.scheduling.plan import VIEW, Plan
@@ -87,7 +89,14 @@ class NativeQueues:
                 log.exception("news from the kernel were not heard; this is a bug in Headrace")
             del news
 
-    def hear(self, answers: list[tuple[int, int, str, str]], lines: list[tuple[str, str]], unsaid: int, fills: bool) -> None:
+    def hear(
+        self,
+        answers: list[tuple[int, int, str, str]],
+        gone: list[tuple[int, int]],
+        lines: list[tuple[str, str]],
+        unsaid: int,
+        fills: bool,
+    ) -> None:
         """Do what the kernel has for Python: see `headrace_kernels.Kernel.next_news`."""
         if fills:
             self._ledger.drain()
@@ -102,6 +111,10 @@ class NativeQueues:
             if entry is not None:
                 told.append(Answer(entry, _error(kind, message)))
         deliver(told, self._clock.now())
+        for queue, number in gone:
+            found = self._queues.get(queue)
+            if found is not None:
+                found.gone(number)
 
 
 class NativeEntry:
@@ -157,6 +170,8 @@ class NativeQueue:
         self.core, self.spec, self.model_number, self.clock = core, spec, model_number, clock
         self.layout = _Layout.of(spec)
         self._entries: dict[int, NativeEntry] = {}
+        self._parts: WeakValueDictionary[int, NativePart] = WeakValueDictionary()
+        self._parting = threading.Lock()
 
     def push(self, request: Request, sink: Sink) -> NativeEntry:
         """Admit a request of this process; its tensors are copied. See `scheduling.base.Queue.push`."""
@@ -203,6 +218,22 @@ class NativeQueue:
         if entry is not None:
             entry.number = number
         return entry
+
+    def part(self, core: native.Batch, gone: Callable[[int], None]) -> list[Batch]:
+        """Take a batch apart. See `scheduling.base.Batch.part`."""
+        parts: list[Batch] = []
+        with self._parting:  # the kernel may tell of them at once, and is heard when they are known here
+            for place, (number, part) in enumerate(core.part()):
+                made = self._parts[number] = NativePart(self, part, partial(gone, place))
+                parts.append(made)
+        return parts
+
+    def gone(self, number: int) -> None:
+        """The client of the entry of this number, which is in a part of its batch, has gone."""
+        with self._parting:
+            part = self._parts.pop(number, None)
+        if part is not None:
+            part.cancelled()
 
     def forget(self, entry: NativeEntry) -> None:
         """Nobody waits for it any more."""
@@ -299,6 +330,10 @@ class NativeBatch:
         """The request at `index` as a batch of its own, to be run again alone. It is still answered by this one."""
         return NativeBatch(self._queue, self._core, index)
 
+    def part(self, gone: Callable[[int], None]) -> list[Batch]:
+        """Each request as a batch of its own, to be answered later, from any thread. See `scheduling.base.Batch.part`."""
+        return self._queue.part(self._core, gone)
+
     def reply(self, outputs: Mapping[str, Tensor]) -> None:
         """Answer every request with its rows of `outputs`, for good.
 
@@ -389,6 +424,19 @@ class NativeBatch:
             sequence=SequencePlace(*sequence) if sequence is not None else None,
             **told,
         )
+
+
+class NativePart(NativeBatch):
+    """One request of a batch that was taken apart. Who drops it unanswered drops its core, which then fails the request."""
+
+    def __init__(self, queue: NativeQueue, core: native.Batch, gone: Callable[[], None]) -> None:
+        super().__init__(queue, core)
+        self._gone = gone
+
+    def cancelled(self) -> None:
+        """Say that nobody wants it any more, unless it is answered."""
+        if self._core.is_open:
+            self._gone()
 
 
 def _on_the_wire(tensor: Tensor | RawTensor) -> tuple[str, Sequence[int], Any]:

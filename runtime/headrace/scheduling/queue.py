@@ -109,12 +109,15 @@ class PortableQueue:
         """Nobody wants the answer any more. What waits leaves at once; what runs is not answered."""
         with self._lock:
             entry.cancelled = True
+            gone, entry.gone = entry.gone, None
             waits = entry.number in self._waiting
             if waits:
                 self._leave(entry, EntryState.ANSWERED)
             done = waits or entry.state is EntryState.ANSWERED
         if done:
             entry.settle(Outcome.CANCELLED, Code.CANCELLED, self.clock.now())
+        if gone is not None:
+            gone()
 
     def settle(self, entry: PortableEntry, outcome: Outcome, code: Code, sent: int) -> bool:
         """Write the record and free the place, the first time it is called for an entry; says whether it was."""
@@ -238,6 +241,7 @@ class PortableQueue:
     def answering(self, entry: PortableEntry) -> bool:
         """Mark an entry answered; False when it was cancelled or its sink is lost, and nobody wants the answer."""
         with self._lock:
+            entry.gone = None
             if entry.state is EntryState.SETTLED:
                 return False
             entry.state = EntryState.ANSWERED
@@ -245,6 +249,14 @@ class PortableQueue:
         if not wanted:
             entry.settle(Outcome.CANCELLED, Code.CANCELLED, self.clock.now())
         return wanted
+
+    def parted(self, entry: PortableEntry, gone: Callable[[], None]) -> None:
+        """Tell whoever has this entry as a part of its batch when it is cancelled, or that it was."""
+        with self._lock:
+            is_gone = entry.cancelled
+            entry.gone = None if is_gone else gone
+        if is_gone:
+            gone()
 
     def finished(self, record: BatchRecord) -> None:
         """The batch is answered in full."""

@@ -19,9 +19,10 @@ _Output: TypeAlias = tuple[int, Sequence[int], BufferLike, BufferLike | None]
 """Of a model: place in the spec, shape as clients see it, contiguous bytes; for BYTES also int64 offsets into them."""
 _Gathered: TypeAlias = tuple[int, list[int], Buffer, Buffer | None]
 """Of a batch: place in the spec, shape, bytes; for BYTES also int64 offsets into them."""
-_News: TypeAlias = tuple[list[tuple[int, int, str, str]], list[tuple[str, str]], int, bool]
-"""Errors for local entries (queue id, number, class of the error, message), log lines (level, text), how many lines were not
-kept, whether the ledger fills and should be drained."""
+_News: TypeAlias = tuple[list[tuple[int, int, str, str]], list[tuple[int, int]], list[tuple[str, str]], int, bool]
+"""Errors for local entries (queue id, number, class of the error, message), entries whose clients have gone while their batch was
+in parts (queue id, number), log lines (level, text), how many lines were not kept, whether the ledger fills and should be
+drained."""
 
 class KernelError(Exception):
     """A request was not admitted, or something broke.
@@ -213,6 +214,12 @@ class Batch:
 
     def fail(self, code: int, message: str, outcome: int, index: int | None = None) -> list[int]:
         """An error to one request, or to all that are open. The places of local ones."""
+
+    def part(self) -> list[tuple[int, Batch]]:
+        """Each request as a batch of its own, with its number in the queue; this one is over with that.
+
+        What is sent for a part leaves at once. Whose client cancels, or has done so before, is in the news of the kernel.
+        """
 
     def finish(self) -> None:
         """Everything is answered; what is not, fails. Writes the record of the batch."""
