@@ -61,6 +61,12 @@ class Home:
         (place / "graph.yaml").write_text(text)
 
 
+def statistics(server: Server, name: str = "") -> Any:
+    """What the server says of a model, and of what is within it."""
+    told: Any = server.client.get_inference_statistics(name)
+    return told.model_stats
+
+
 @pytest.fixture(params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> str:
     """The way in, by name."""

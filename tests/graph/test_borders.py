@@ -14,7 +14,7 @@ from headrace.clock import SECOND
 from headrace.engine.engine import ModelControl
 from headrace.errors import BackendFailed, DeadlineExpired, HeadraceError, InvalidRequest
 from headrace.ledger.ledger import Outcome
-from tests.graph.conftest import Home, Serve
+from tests.graph.conftest import Home, Serve, statistics
 from tests.transport.serving import Asked, Server, tensor
 from tests.waiting import until
 
@@ -151,9 +151,9 @@ def test_rows_of_several_requests_share_batches(counting: Home, serve: Serve) ->
     assert sum(script.batches) == 4
     assert len(script.batches) <= 3
     server.wait_settled("count")
-    (stats,) = server.client.get_inference_statistics("work").model_stats
+    (stats,) = statistics(server, "work")
     assert (stats.inference_count, stats.execution_count) == (4, len(script.batches))
-    inner = {each.name: each for each in server.client.get_inference_statistics("count").model_stats}
+    inner = {each.name: each for each in statistics(server, "count")}
     assert list(inner) == ["count", "count#2", "count/split", "count/end"]
     assert (inner["count#2"].inference_count, inner["count#2"].execution_count) == (4, len(script.batches))
     assert (inner["count/split"].inference_count, inner["count/end"].inference_count) == (4, 4)
@@ -294,10 +294,7 @@ def test_closing_in_the_middle_answers_everybody(counting: Home, serve: Serve) -
 
 
 def test_wrong_rows_are_told(home: Home, serve: Serve) -> None:
-    wrong = NODES.replace(
-        'return Rows({"part": places.astype(np.float32), "place": places}, counts.tolist())',
-        "return Rows({'part': places, 'place': places}, counts.tolist())",
-    )
+    wrong = NODES.replace("places.astype(np.float32)", "places")
     home.model("work", double(), rows=4, dims="1")
     home.graph("count", COUNT, wrong)
     server = serve()

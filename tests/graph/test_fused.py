@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from headrace.engine.engine import ModelControl
 from headrace.errors import HeadraceError
 from headrace.model import State
 from headrace.models.graphs import Graph
-from tests.graph.conftest import Home, Serve
+from tests.graph.conftest import Home, Serve, statistics
 from tests.waiting import until
 
 ADD = """
@@ -60,9 +61,10 @@ def added(home: Home) -> Home:
 def test_a_graph_is_a_model_to_clients(added: Home, serve: Serve) -> None:
     server = serve()
     assert (server.engine.infer("g", {"IN": ROW})["OUT"] == 2 * ROW + 1).all()
-    metadata = server.client.get_model_metadata("g")
+    metadata: Any = server.client.get_model_metadata("g")
     assert (metadata.platform, metadata.inputs[0].shape, metadata.outputs[0].datatype) == ("headrace_graph", [-1, 3], "FP32")
-    assert server.client.get_model_config("g").config.max_batch_size == 8
+    config: Any = server.client.get_model_config("g")
+    assert config.config.max_batch_size == 8
 
 
 def test_requests_share_the_batches_of_a_graph(added: Home, serve: Serve) -> None:
@@ -76,7 +78,7 @@ def test_each_node_has_statistics_of_its_own(added: Home, serve: Serve) -> None:
     server = serve()
     server.engine.infer("g", {"IN": np.repeat(ROW, 4, axis=0)})
     server.wait_settled("g")
-    stats = {each.name: each for each in server.client.get_inference_statistics().model_stats}
+    stats = {each.name: each for each in statistics(server)}
     for name in ("g", "double"):
         assert (stats[name].inference_count, stats[name].execution_count) == (4, 1)
         assert stats[name].inference_stats.success.count == 1
@@ -105,7 +107,7 @@ def test_an_ensemble_of_triton_runs(home: Home, serve: Serve) -> None:
     server = serve()
     assert (server.engine.infer("e", {"IN": ROW})["OUT"] == 4 * ROW).all()
     server.wait_settled("e")
-    (stats,) = server.client.get_inference_statistics("double").model_stats
+    (stats,) = statistics(server, "double")
     assert (stats.inference_count, stats.execution_count) == (2, 2)
 
 

@@ -18,8 +18,8 @@ from headrace.node import MANY, RAGGED, tensor_of
 def signature(inputs: str, outputs: str, **more: Any) -> Signature:
     """`x=FP32[3] y=BYTES[1]`."""
     told = [dict(word.split("=") for word in text.split()) for text in (inputs, outputs)]
-    tensors = [{name: tensor_of(name, text) for name, text in each.items()} for each in told]
-    return Signature(*tensors, **more)
+    taken, given = [{name: tensor_of(name, text) for name, text in each.items()} for each in told]
+    return Signature(taken, given, **more)
 
 
 def node(inputs: str, outputs: str, **more: Any) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Engine:
         InvalidRepository: there is no such repository.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         repository: ModelSource | Path | str,
         *,

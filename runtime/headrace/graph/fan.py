@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headrace.errors import BackendFailed
 from headrace.model import ModelSpec
-from headrace.node import MANY, RAGGED, Rows
-from headrace.tensor import DTYPES, BytesTensor, Tensor, TensorSpec, as_tensor, concatenate, datatype_of, format_shape, rows_of
+from headrace.node import Rows
+from headrace.tensor import DTYPES, BytesTensor, Tensor, TensorSpec, concatenate, datatype_of, format_shape, rows_of
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Ragged = Sequence[Tensor]
 """Rows of any shape, each without the dimension of rows."""
@@ -29,7 +33,7 @@ class Fan:
 
     def alike(self, names: Sequence[str], begin: int, end: int) -> list[list[int]]:
         """The rows from `begin` to `end` in groups of one shape each, in the order in which the groups begin."""
-        ragged = [rows for name in names if not isinstance(rows := self._tensors[name], (np.ndarray, BytesTensor))]
+        ragged = [rows for name in names if not _is_stacked(rows := self._tensors[name])]
         if not ragged or end - begin < 2:
             return [list(range(begin, end))] if end > begin else []
         groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
@@ -44,7 +48,7 @@ class Fan:
     def take(self, name: str, rows: Sequence[int]) -> Tensor:
         """Some rows of a tensor, stacked; they are alike, and ascend."""
         tensor = self._tensors[name]
-        if isinstance(tensor, (np.ndarray, BytesTensor)):
+        if _is_stacked(tensor):
             return picked(tensor, rows)
         return stacked([tensor[row] for row in rows])
 
@@ -53,48 +57,39 @@ def fan_of(result: object, spec: ModelSpec, rows: int) -> Fan:
     """What a border node returned, checked.
 
     Args:
-        result: of its `run`.
+        result: of its runner, which has seen to it that there are as many rows as it says.
         spec: what it declares.
         rows: how many it got.
 
     Raises:
-        BackendFailed: it is not what was declared, or there are not as many rows as it says.
+        BackendFailed: it is not what was declared.
     """
-    who = f"node '{spec.name}'"
     if not isinstance(result, Rows):
-        raise BackendFailed(
-            f"{who}: it returned a {type(result).__name__}; a node whose `rows` is '{RAGGED}' or '{MANY}' returns Rows"
-        )
-    counts = [1] * rows if result.counts is None else [int(count) for count in result.counts]
-    if len(counts) != rows or min(counts, default=0) < 0:
-        raise BackendFailed(f"{who}: `counts` is {counts[:20]}, and there are {rows} input rows to count for")
-    starts = [0, *accumulate(counts)]
+        raise BackendFailed(f"node '{spec.name}' returned a {type(result).__name__}, not Rows")
+    starts = [0, *accumulate([1] * rows if result.counts is None else result.counts)]
     tensors: dict[str, Tensor | Ragged] = {}
     for declared in spec.outputs:
         if declared.name not in result.tensors:
-            raise BackendFailed(f"{who}: it did not return '{declared.name}'")
-        tensors[declared.name] = _checked(who, declared, result.tensors[declared.name], starts[-1])
+            raise BackendFailed(f"node '{spec.name}' did not return '{declared.name}'")
+        given: Any = result.tensors[declared.name]
+        _check_rows(spec.name, declared, given)
+        tensors[declared.name] = given
     return Fan(tensors, starts)
 
 
-def _checked(who: str, declared: TensorSpec, given: object, rows: int) -> Tensor | Ragged:
-    if isinstance(given, (np.ndarray, BytesTensor)):
-        tensor = as_tensor(given)
-        count, kinds = (tensor.shape[0] if tensor.shape else -1), {(datatype_of(tensor), tensor.shape[1:])}
-        found: Tensor | Ragged = tensor
-    else:
-        found = [as_tensor(row) for row in given]  # type: ignore[attr-defined]
-        count, kinds = len(found), {(datatype_of(row), row.shape) for row in found}
-    if count != rows:
-        raise BackendFailed(f"{who}: '{declared.name}' has {count} rows, and `counts` makes them {rows}")
+def _check_rows(node: str, declared: TensorSpec, given: Tensor | Ragged) -> None:
+    kinds = {(datatype_of(given), given.shape[1:])} if _is_stacked(given) else {(datatype_of(row), row.shape) for row in given}
     for datatype, shape in kinds:
         fits = len(shape) == len(declared.dims) and all(a in (-1, b) for a, b in zip(declared.dims, shape, strict=True))
-        if rows and (datatype != declared.datatype or not fits):
+        if datatype != declared.datatype or not fits:
             raise BackendFailed(
-                f"{who}: a row of '{declared.name}' is {datatype}{format_shape(shape)}, declared is "
+                f"node '{node}': a row of '{declared.name}' is {datatype}{format_shape(shape)}, declared is "
                 f"{declared.datatype}{format_shape(declared.dims)}"
             )
-    return found
+
+
+def _is_stacked(tensor: Tensor | Ragged) -> TypeIs[Tensor]:
+    return isinstance(tensor, (np.ndarray, BytesTensor))
 
 
 def picked(tensor: Tensor, rows: Sequence[int]) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from headrace.clock import Clock
-from headrace.errors import BackendFailed, HeadraceError, sentence
+from headrace.errors import BackendFailed, Cancelled, HeadraceError, sentence
 from headrace.graph.fan import Fan, in_order, nothing, picked
 from headrace.graph.segments import Border
 from headrace.node import MANY
@@ -152,6 +152,7 @@ class Join:
             way.begin(rows)
         if gone:
             self._close()
+            part.fail(Cancelled())
             return
         if not pieces:
             self._finish()
@@ -198,6 +199,7 @@ class Join:
         """The client has gone."""
         if self._end() and self._part is not None:
             self._close()
+            self._part.fail(Cancelled())
 
     def _end(self) -> bool:
         with self._lock:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from headrace.backends.base import Batch, Outputs, Session
+from headrace.backends.nodes import NodeRunner
 from headrace.backends.zeros import Zeros
 from headrace.clock import Clock
 from headrace.errors import BackendFailed, HeadraceError, InvalidRequest, sentence
@@ -23,20 +23,6 @@ from headrace.tensor import Tensor, TensorSpec, format_shape
 
 Values = dict[str, Tensor]
 """Tensors by the names of the graph."""
-
-
-class Runner(Protocol):
-    """A class that runs, here or in a process of its own."""
-
-    rows: str
-
-    def run(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor] | Rows:
-        """Outputs by name, for inputs by name; the first dimension is rows."""
-        ...
-
-    def close(self) -> None:
-        """Give everything back."""
-        ...
 
 
 class Visits:
@@ -78,7 +64,7 @@ class Step:
         node: GraphNode,
         signature: Signature,
         spec: ModelSpec,
-        runs: Session | Runner,
+        runs: Session | NodeRunner,
         number: int,
         given: Mapping[str, TensorSpec],
         *,
@@ -155,7 +141,7 @@ class Step:
             elif reshaped:
                 lead = 1 if self.spec.max_batch_size > 0 else 0
                 value = value.reshape(
-                    (*value.shape[:lead], *resolve_reshape(value.shape[lead:], reshaped.dims, reshaped.reshape))
+                    (*value.shape[:lead], *resolve_reshape(value.shape[lead:], reshaped.dims, reshaped.reshape or ()))
                 )
             inputs[own] = value
         return inputs
