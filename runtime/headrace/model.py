@@ -94,7 +94,7 @@ class Padding:
 
     `axis` is the dimension that varies, counted without the batch dimension; `values` has the pad value of each input that is
     padded. `mask` is one of those, or empty: where a request leaves it out, it is made, 1 for what is real. A batch holds at
-    most `max_elements` (rows times padded length); 0 is no limit.
+    most `max_elements` (rows times padded length); 0 is no limit. Outputs in `whole` are not cut back.
     """
 
     axis: int
@@ -102,6 +102,7 @@ class Padding:
     edges: tuple[int, ...]
     mask: str = ""
     max_elements: int = 0
+    whole: tuple[str, ...] = ()
 
     def edge(self, length: int) -> int:
         """What an input of this length, which is at most the last edge, is padded to."""

@@ -115,6 +115,19 @@ def test_inputs_that_are_not_padded_stay_as_they_are(transport: str) -> None:
     house.close()
 
 
+def test_an_output_that_is_said_to_be_whole_is_not_cut_back(transport: str) -> None:
+    found = TensorSpec("found", "FP32", (-1,))
+    house = House(model([X], [EVERY, found], padding=Padding(0, {"x": 0}, EDGES, whole=("found",))))
+    for name, length in (("a", 3), ("b", 2)):
+        push(house, name, {"x": ints(1, length)})
+    with house.take() as batch:
+        batch.reply({"every": outputs_for(2, 4)["every"], "found": np.arange(10, dtype=np.float32).reshape(2, 5)})
+    answers = [house.sink.responses[name].outputs for name in "ab"]
+    assert [np.asarray(answer["every"]).shape for answer in answers] == [(1, 3, 2), (1, 2, 2)]
+    assert [np.asarray(answer["found"]).tolist() for answer in answers] == [[[0, 1, 2, 3, 4]], [[5, 6, 7, 8, 9]]]
+    house.close()
+
+
 def test_run_alone_a_request_is_padded_to_the_same_length(house: House) -> None:
     push(house, "a", {"x": ints(1, 3)})
     push(house, "b", {"x": ints(2, 2)})

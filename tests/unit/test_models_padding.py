@@ -21,6 +21,8 @@ input { name: "frames" data_type: TYPE_FP16 dims: [ 3, -1 ] }
 input { name: "boxes" data_type: TYPE_UINT8 dims: [ -1, -1 ] }
 input { name: "text" data_type: TYPE_STRING dims: -1 }
 input { name: "flat" data_type: TYPE_FP32 dims: -1 reshape { shape: [ -1, 1 ] } }
+output { name: "found" data_type: TYPE_FP32 dims: -1 }
+output { name: "pooled" data_type: TYPE_FP32 dims: -1 }
 """
 
 
@@ -36,8 +38,9 @@ def test_what_is_said() -> None:
         padding_mask="mask",
         padding_buckets="16 32,64",
         padding_budget="4096",
+        padding_whole="found, pooled",
     )
-    assert said == Padding(0, {"ids": -1, "mask": 0, "boxes": 255}, (16, 32, 64), "mask", 4096)
+    assert said == Padding(0, {"ids": -1, "mask": 0, "boxes": 255}, (16, 32, 64), "mask", 4096, ("found", "pooled"))
     assert padding() is None
     assert warnings(parse(INPUTS + 'parameters { key: "padding" value { string_value: "ids=0" } }', "")) == []
 
@@ -73,6 +76,10 @@ ASCENDING = "expected lengths that ascend, as in 16 32 64, or the first and the 
 @pytest.mark.parametrize(
     ("parameters", "told"),
     [
+        (
+            {"padding": "ids=0", "padding_buckets": "8", "padding_whole": "gone"},
+            "padding_whole names output 'gone'; the outputs are found, pooled",
+        ),
         ({"padding": ""}, "parameter 'padding' is '', expected inputs and what each is padded with"),
         ({"padding": "ids"}, "parameter 'padding' is 'ids', expected inputs and what each is padded with"),
         ({"padding": "=0"}, "parameter 'padding' is '=0', expected inputs"),

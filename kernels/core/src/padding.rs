@@ -154,7 +154,9 @@ pub struct Cut {
 /// Rows of an output, or all of it, cut back to the request's own length; None where nothing has to be cut.
 pub fn cut(spec: &Spec, returned: &Returned<'_>, rows: Option<Range<usize>>, admitted: &Admitted) -> Result<Option<Cut>> {
     let (length, padded) = (admitted.length as usize, admitted.padded as usize);
-    let dimension = spec.outputs[returned.output].dims.iter().position(|dim| *dim == -1);
+    let is_whole = spec.padding.as_ref().is_some_and(|padding| padding.whole[returned.output]);
+    let varies = |dim: &i64| *dim == -1 && !is_whole;
+    let dimension = spec.outputs[returned.output].dims.iter().position(varies);
     let (Some(dimension), true) = (dimension.map(|place| place + 1), length < padded) else {
         return Ok(None);
     };

@@ -82,6 +82,8 @@ pub struct Padding {
     pub pads: Vec<Option<Pad>>,
     /// The input that is made where a request leaves it out.
     pub mask: Option<usize>,
+    /// One a declared output: whether it stays as it is, although a dimension of it varies.
+    pub whole: Vec<bool>,
 }
 
 /// One version of a model.

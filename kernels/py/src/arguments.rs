@@ -45,6 +45,7 @@ pub struct GivenPadding {
     axis: usize,
     edges: Vec<i64>,
     mask: String,
+    whole: Vec<String>,
 }
 
 /// `headrace.model.ModelSpec`.
@@ -137,13 +138,14 @@ impl From<GivenPolicy> for QueuePolicy {
 }
 
 impl GivenPadding {
-    fn read(self, given: Vec<(usize, Vec<u8>, Vec<u8>)>, inputs: &[TensorSpec]) -> Padding {
+    fn read(self, given: Vec<(usize, Vec<u8>, Vec<u8>)>, inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Padding {
         let mut pads: Vec<Option<Pad>> = vec![None; inputs.len()];
         for (place, element, one) in given {
             pads[place] = Some(Pad { element, one });
         }
         let mask = inputs.iter().position(|input| input.name == self.mask);
-        Padding { axis: self.axis, edges: self.edges, pads, mask }
+        let whole = outputs.iter().map(|output| self.whole.contains(&output.name)).collect();
+        Padding { axis: self.axis, edges: self.edges, pads, mask, whole }
     }
 }
 
@@ -151,13 +153,14 @@ impl GivenSpec {
     pub fn read(self) -> PyResult<Spec> {
         let (batching, pads) = (self.batching, self.pads);
         let inputs = self.inputs.into_iter().map(GivenTensor::read).collect::<PyResult<Vec<_>>>()?;
-        let padding = self.padding.map(|padding| padding.read(pads, &inputs));
+        let outputs = self.outputs.into_iter().map(GivenTensor::read).collect::<PyResult<Vec<_>>>()?;
+        let padding = self.padding.map(|padding| padding.read(pads, &inputs, &outputs));
         Ok(Spec {
             name: self.name,
             version: self.version,
             max_batch_size: self.max_batch_size,
             inputs,
-            outputs: self.outputs.into_iter().map(GivenTensor::read).collect::<PyResult<_>>()?,
+            outputs,
             batching: Batching {
                 preserve_ordering: batching.preserve_ordering,
                 priority_levels: batching.priority_levels,

@@ -181,7 +181,10 @@ def _padding(graph: Graph, segment: Segment, models: list[tuple[str, ModelSpec]]
         wired = graph.nodes[name].inputs
         values = {wired[own]: value for own, value in padding.values.items() if own in wired}
         if values and all(tensor in brought and brought[tensor].dims[padding.axis] == -1 for tensor in values):
-            return replace(padding, values=values, mask="")
+            # What comes right out of the model is as long as its inputs were; of the rest nobody knows.
+            padded = {graph.nodes[name].outputs.get(output.name) for output in model.outputs if output.name not in padding.whole}
+            whole = tuple(spec.name for spec in segment.outputs if spec.name not in padded)
+            return replace(padding, values=values, mask="", whole=whole)
     return None
 
 

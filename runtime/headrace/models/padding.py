@@ -5,6 +5,7 @@ padding_axis     which dimension, counted without the batch dimension; 0 unless 
 padding_mask     one of these inputs: where a request leaves it out, it is made, 1 for what is real
 padding_buckets  the lengths that inputs are padded to: `16 32 64`, or `16..512` for steps of about 1.3
 padding_budget   the most elements of a batch, rows times padded length; 0, no limit, unless it is said
+padding_whole    outputs that are not cut back to a request's own length, although a dimension of theirs varies
 
 The first switches it on, and needs the buckets.
 """
@@ -26,7 +27,7 @@ from headrace.tensor import DTYPES, TensorSpec, format_shape
 
 _STEP = 1.3
 _LONGEST = (1 << 31) - 1
-_KEYS = ("padding", "padding_axis", "padding_mask", "padding_buckets", "padding_budget")
+_KEYS = ("padding", "padding_axis", "padding_mask", "padding_buckets", "padding_budget", "padding_whole")
 
 
 def padding_of(config: ModelConfig, inputs: tuple[TensorSpec, ...]) -> Padding | None:
@@ -44,7 +45,7 @@ def padding_of(config: ModelConfig, inputs: tuple[TensorSpec, ...]) -> Padding |
         raise _wrong(config, "padding needs a batch dimension, and max_batch_size is 0: set it to the most rows of a batch")
     if "padding_buckets" not in given:
         raise _wrong(config, "padding needs 'padding_buckets', the lengths to pad to, as in 16..512")
-    axis = _whole(config, given, "padding_axis")
+    axis = _number_of(config, given, "padding_axis")
     known = {tensor.name: tensor for tensor in inputs}
     values: dict[str, float] = {}
     for name, text in _pairs(config, given["padding"]):
@@ -58,7 +59,7 @@ def padding_of(config: ModelConfig, inputs: tuple[TensorSpec, ...]) -> Padding |
     if mask:
         _check_mask(config, known, values, mask, axis)
     edges = _edges(config, given["padding_buckets"])
-    return Padding(axis, values, edges, mask, _whole(config, given, "padding_budget"))
+    return Padding(axis, values, edges, mask, _number_of(config, given, "padding_budget"), _whole_outputs(config, given))
 
 
 def made_input(config: ModelConfig) -> str:
@@ -139,11 +140,20 @@ def _steps(first: int, last: int) -> tuple[int, ...]:
     return tuple(sorted({round(first * (last / first) ** (step / count)) for step in range(count)} | {last}))
 
 
-def _whole(config: ModelConfig, given: Mapping[str, str], key: str) -> int:
+def _number_of(config: ModelConfig, given: Mapping[str, str], key: str) -> int:
     text = given.get(key, "0")
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise _unknown(config, key, text, "a whole number from 0 on")
     return int(text)
+
+
+def _whole_outputs(config: ModelConfig, given: Mapping[str, str]) -> tuple[str, ...]:
+    whole = tuple(_words(given.get("padding_whole", "")))
+    known = [output.name for output in config.output]
+    for name in whole:
+        if name not in known:
+            raise _wrong(config, f"padding_whole names output '{name}'; the outputs are {', '.join(known)}")
+    return whole
 
 
 def _words(text: str) -> list[str]:

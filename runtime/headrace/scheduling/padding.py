@@ -55,7 +55,9 @@ def _cut(tensor: Tensor, dimension: int | None, length: int) -> Tensor:
 
 
 def cut_dimension(model: ModelSpec, output: TensorSpec) -> int | None:
-    """Along which dimension an output is cut back, the batch dimension included; None: it has none that varies."""
+    """Along which dimension an output is cut back, the batch dimension included; None: it stays whole."""
+    if model.padding is not None and output.name in model.padding.whole:
+        return None
     return output.dims.index(-1) + (model.max_batch_size > 0) if -1 in output.dims else None
 
 
