@@ -19,7 +19,7 @@ install = @if [ -x $(BIN)/uv ]; \
 	else $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(1)]'; fi
 
 help:
-	@echo 'make run        serve a real model, ask it about real files, check the answers'
+	@echo 'make run        serve real models, ask about real files and sentences, check the answers'
 	@echo 'make test       every check and every test but the slow ones'
 	@echo 'make test-slow  the slow tests'
 	@echo 'make kernels    build the native transport for use and for measuring (make test builds one with checks)'
@@ -94,7 +94,7 @@ protocol: $(VENV)/.dev-installed
 
 constraints: $(VENV)/.dev-installed
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --no-annotate --custom-compile-command 'make constraints' \
-		--extra cpu --extra triton --extra dev pyproject.toml --output-file constraints.txt
+		--extra cpu --extra triton --extra nodes --extra dev pyproject.toml --output-file constraints.txt
 	@$(BIN)/uv pip compile --quiet --upgrade --no-annotate --no-header --extra gpu pyproject.toml \
 		| grep '^onnxruntime-gpu==' >> constraints.txt
 
@@ -132,12 +132,12 @@ $(VENV)/.made:
 
 $(VENV)/.run-installed: $(VENV)/.made pyproject.toml constraints.txt
 	$(call step,packages to run)
-	$(call install,cpu$(comma)triton)
+	$(call install,cpu$(comma)triton$(comma)nodes)
 	@touch $@
 
 $(VENV)/.dev-installed: $(VENV)/.run-installed pyproject.toml constraints.txt
 	$(call step,packages to test)
-	$(call install,cpu$(comma)triton$(comma)dev)
+	$(call install,cpu$(comma)triton$(comma)nodes$(comma)dev)
 	@touch $@
 
 # Tests let a real Prometheus scrape the server, and promtool judge what it scrapes.

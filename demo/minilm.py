@@ -5,16 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from demo.repository import ROOT, write_missing
+from demo.repository import add_model
 from tools.fetch_models import fetch
 
 
 def build_repository(repository: Path) -> None:
     """Put the model `minilm` into `repository`; what is there already stays as it is."""
-    home = repository / "minilm"
-    (home / "1").mkdir(parents=True, exist_ok=True)
-    write_missing(home / "config.pbtxt", (ROOT / "configs/models/minilm/config.pbtxt").read_bytes())
-    write_missing(home / "1/model.onnx", model_file().read_bytes())
+    add_model(repository, "minilm", model_file())
 
 
 def model_file() -> Path:

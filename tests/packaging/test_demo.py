@@ -1,4 +1,4 @@
-"""The demo, as people run it: it must succeed with the real model and must notice every other."""
+"""The demo, as people run it: it must succeed with the real models and must notice every other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,22 @@ import tritonclient.grpc as triton
 from onnx import numpy_helper
 from tritonclient.utils import InferenceServerException
 
+from demo import embed, filetype
 from demo.magika import Magika
-from demo.repository import ROOT, build_repository
+from demo.repository import ROOT
 
 pytestmark = [pytest.mark.part("demo"), pytest.mark.timeout(300)]
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    build_repository(tmp_path / "repository")
+    build(tmp_path / "repository")
     return tmp_path / "repository"
+
+
+def build(repository: Path) -> None:
+    for graph in (filetype, embed):
+        graph.build_repository(repository)
 
 
 def run_demo(repository: Path) -> subprocess.CompletedProcess[str]:
@@ -35,37 +42,43 @@ def run_demo(repository: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
 
 
-def test_the_real_model_passes(repository: Path) -> None:
+def test_the_real_models_pass(repository: Path) -> None:
     done = run_demo(repository)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "all 40 answers are those of ONNX Runtime alone" in done.stdout
-    assert re.search(r"\.toml\s+toml\s+[01]\.\d+\s+[\d.]+ ms", done.stdout)
-    found = re.search(r"(\d+) requests in (\d+) executions", done.stdout)
-    assert found is not None
-    assert int(found[1]) == 40
-    assert int(found[2]) < 40  # batches formed
+    assert "all 40 answers are those of ONNX Runtime alone and Magika's rules" in done.stdout
+    assert "all 40 vectors are those of ONNX Runtime alone" in done.stdout
+    assert re.search(r"\.toml\s+toml\s+application/toml\s+[01]\.\d+\s+[\d.]+ ms", done.stdout)
+    assert re.search(r"py\.typed\s+empty\s+inode/x-empty\s+1\.000", done.stdout)  # a rule, not the model
+    for graph in ("filetype", "embed"):
+        found = re.search(rf"{graph}: (\d+) requests in (\d+) executions", done.stdout)
+        assert found is not None
+        assert int(found[1]) == 40
+        assert int(found[2]) < 40  # batches formed
     assert "server stopped, exit status 0" in done.stdout
 
 
-def test_a_tampered_model_is_noticed(repository: Path) -> None:
-    file = repository / "magika/1/model.onnx"
-    model = onnx.load(file)
-    weights = max(model.graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
+@pytest.mark.parametrize(("model", "told"), [("magika", "answers"), ("minilm", "vectors")])
+def test_a_tampered_model_is_noticed(repository: Path, model: str, told: str) -> None:
+    file = repository / model / "1/model.onnx"
+    changed = onnx.load(file)
+    floats = (tensor for tensor in changed.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    weights = max(floats, key=lambda tensor: int(np.prod(tensor.dims)))
     perturbed = numpy_helper.to_array(weights) * np.float32(1.01)
     weights.CopyFrom(numpy_helper.from_array(perturbed, weights.name))
-    onnx.save(model, file)
+    onnx.save(changed, file)
 
     done = run_demo(repository)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "answers are not those of ONNX Runtime" in done.stdout
-    assert f"{file} is not the model of the package" in done.stdout
+    assert re.search(rf"\d+ of 40 {told} are not those of ONNX Runtime", done.stdout)
+    assert len(re.findall(r"all 40 \w+ are those of ONNX Runtime alone", done.stdout)) == 1  # the other graph's
+    assert f"what is in {repository} is not what this clone and the packages have" in done.stdout
 
 
 def test_a_broken_model_is_noticed(repository: Path) -> None:
     (repository / "magika/1/model.onnx").write_bytes(b"no model")
     done = run_demo(repository)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "the server did not come up with its model" in done.stdout
+    assert "the server did not come up with its models" in done.stdout
     assert "model.onnx cannot be loaded" in done.stderr  # the server's own words
 
 
@@ -99,16 +112,29 @@ def test_on_a_terminal_it_serves_until_ctrl_c(repository: Path, request: pytest.
 
 
 def test_a_row_is_the_first_and_the_last_bytes() -> None:
-    magika = Magika(head=4, tail=4, block=8, padding=256, least=1, labels=())
+    magika = replace(Magika.read(), head=4, tail=4, block=8, padding=256)
     assert magika.row(b"  abcdefghijkl \n").tolist() == [*b"abcd", *b"ijkl"]
     assert magika.row(b" ab ").tolist() == [*b"ab ", 256, 256, *b" ab"]
     assert magika.row(b"").tolist() == [256] * 8
 
 
+def test_what_the_rules_make_of_scores() -> None:
+    magika = replace(Magika.read(), labels=("toml", "png", "markdown", "randombytes"))
+
+    def decide(content: bytes, *scores: float) -> str:
+        return magika.decide(content, np.float32(scores))[0]
+
+    assert [decide(b"", 1, 0, 0, 0), decide(b" a", 1, 0, 0, 0), decide(b"\xff  ", 1, 0, 0, 0)] == ["empty", "txt", "unknown"]
+    text = b"[mill]\nwheels = 2\n"
+    assert [decide(text, 0.5, 0, 0, 0), decide(text, 0.49, 0, 0, 0), decide(text, 0, 0.49, 0, 0)] == ["toml", "txt", "unknown"]
+    assert [decide(text, 0, 0, 0.75, 0), decide(text, 0, 0, 0.74, 0)] == ["markdown", "txt"]  # its own threshold
+    assert decide(text, 0, 0, 0, 0.9) == "unknown"  # the overwrite map
+
+
 def test_the_repository_is_left_as_it_is(repository: Path) -> None:
     file = repository / "magika/1/model.onnx"
     file.write_bytes(b"mine")
-    build_repository(repository)
+    build(repository)
     assert file.read_bytes() == b"mine"
 
 
