@@ -16,8 +16,9 @@ from headrace.version import __version__
 
 if TYPE_CHECKING:
     from headrace.engine.engine import Engine, ModelControl
+    from headrace.models.graphs import Graph
 
-__all__ = ["Engine", "ModelControl", "__version__"]
+__all__ = ["Engine", "Graph", "ModelControl", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +27,8 @@ def __getattr__(name: str) -> Any:
         from headrace.engine import engine
 
         return getattr(engine, name)
+    if name == "Graph":
+        from headrace.models.graphs import Graph
+
+        return Graph
     raise AttributeError(f"module 'headrace' has no attribute '{name}'")

@@ -16,7 +16,6 @@ from typing import TypeAlias
 from headrace.backends.installed import usable_gpus
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock
-from headrace.engine.graphs import graph_of, open_graph
 from headrace.engine.lifecycle import Lent, Running, open_version, reason_of, warm_up
 from headrace.engine.probe import Probe
 from headrace.engine.routes import Routes
@@ -255,7 +254,7 @@ class Catalog:
 
     def _load_versions(self, name: str, model: _Model, files: ModelFiles, changed: list[str] | None) -> None:
         """Bring up what is new, publish it in one step, then let go of what it replaces."""
-        model.needs = graph_of(files).models if files.config.platform in GRAPHS else ()
+        model.needs = _needs(files)
         old = dict(model.versions)
         new: _Versions = {
             number: (ModelStatus(name, number, State.UNAVAILABLE, reason), None) for number, reason in files.missing.items()
@@ -298,6 +297,8 @@ class Catalog:
     def _bring_up(self, files: ModelFiles, version: VersionFiles, changed: list[str] | None) -> tuple[ModelStatus, Running]:
         begun = self._clock.now()
         if files.config.platform in GRAPHS:
+            from headrace.engine.graphs import open_graph  # for whoever has graphs
+
             opened = open_graph(
                 files,
                 version,
@@ -379,6 +380,13 @@ class Catalog:
         with self._lock:
             self._models.pop(name, None)
         self._routes.publish(name, None)
+
+
+def _needs(files: ModelFiles) -> tuple[str, ...]:
+    """The models that a model runs, if it is a graph."""
+    if files.graph is not None:
+        return files.graph.models
+    return tuple(dict.fromkeys(step.model_name for step in files.config.ensemble_scheduling.step))
 
 
 def _only_in(these: _Versions, those: _Versions) -> list[Running]:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,6 @@ from headrace.ledger.ledger import Ledger, Records, in_turn
 from headrace.ledger.traces import TraceStore
 from headrace.ledger.views import Statistics
 from headrace.model import State
-from headrace.models.graphs import Graph
 from headrace.models.repository import ModelFile, Repository, WithGraphs
 from headrace.models.uploads import Upload
 from headrace.protocol.headrace_pb2 import ModelConfig
@@ -42,6 +41,9 @@ from headrace.scheduling.entry import Answer
 from headrace.scheduling.expiry import PortableQueues
 from headrace.scheduling.sinks import LoopSink, ThreadSink
 from headrace.tensor import BytesTensor, Tensor, as_tensor
+
+if TYPE_CHECKING:
+    from headrace.models.graphs import Graph
 
 _LOAD_THREADS = 4
 _CLOSE_NS = 30 * SECOND

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from headrace.errors import InvalidRepository
-from headrace.models.graphs import Graph
 from headrace.node import MANY, SAME
 from headrace.tensor import TensorSpec, format_shape
+
+if TYPE_CHECKING:
+    from headrace.models.graphs import Graph
 
 MOST_ROWS = 64
 """Of a batch of a segment, where no model in it says how many it can take."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from headrace.backends.base import Batch, Outputs, Session
 from headrace.backends.nodes import NodeRunner
@@ -13,13 +14,15 @@ from headrace.graph.fan import Fan, fan_of
 from headrace.graph.segments import Signature, text_of, varies
 from headrace.ledger.ledger import BatchRecord
 from headrace.model import ModelSpec
-from headrace.models.graphs import GraphNode
 from headrace.node import SAME, Rows
 from headrace.protocol.validate import resolve_reshape
 from headrace.request import Request
 from headrace.scheduling.answers import checked_outputs
 from headrace.scheduling.plan import Reason
 from headrace.tensor import Tensor, TensorSpec, format_shape
+
+if TYPE_CHECKING:
+    from headrace.models.graphs import GraphNode
 
 Values = dict[str, Tensor]
 """Tensors by the names of the graph."""

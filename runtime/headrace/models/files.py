@@ -14,11 +14,13 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.errors import InvalidRepository
-from headrace.models.graphs import Graph
 from headrace.protocol.headrace_pb2 import ModelConfig
+
+if TYPE_CHECKING:
+    from headrace.models.graphs import Graph
 
 _VERSION = re.compile(r"[1-9][0-9]{0,18}")
 _MAX_VERSION = (1 << 63) - 1

@@ -35,8 +35,6 @@ from headrace.node import tensor_of
 from headrace.protocol.headrace_pb2 import DataType, ModelConfig
 from headrace.tensor import TensorSpec
 
-GRAPH_FILE = "graph.yaml"
-
 Name = Annotated[str, StringConstraints(pattern=r"^[^/#\s]+$")]
 
 

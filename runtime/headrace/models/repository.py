@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from google.protobuf import text_format
 
@@ -25,11 +25,14 @@ from headrace.models.files import (
     walk,
 )
 from headrace.models.fill import ONNX, fill
-from headrace.models.graphs import GRAPH_FILE, Graph, config_of, parse_graph
 from headrace.models.pbtxt import parse
 from headrace.protocol.headrace_pb2 import ModelConfig
 
+if TYPE_CHECKING:
+    from headrace.models.graphs import Graph
+
 CONFIG = "config.pbtxt"
+GRAPH_FILE = "graph.yaml"
 
 
 class Repository:
@@ -188,6 +191,8 @@ class WithGraphs:
             return self._models.read(name, override, gpus)
         if override is not None:
             raise InvalidRepository(f"graph '{name}' is written in Python, and takes no configuration")
+        from headrace.models.graphs import config_of
+
         path = graph.directory.resolve()
         config = _filled(config_of(graph), name, {1: path}, gpus)
         # The files of its nodes are its own only where it says where they are.
@@ -253,6 +258,9 @@ def _read_graph(place: Path, path: Path, name: str, override: ModelConfig | None
     """A graph is one version, 1, and its files are those beside its `graph.yaml`."""
     if override is not None or (path / CONFIG).exists():
         raise InvalidRepository(f"{place} holds a graph: what it is stands in {GRAPH_FILE}, and it takes no {CONFIG}")
+    # Imported for whoever has graphs: it brings pydantic and a parser of YAML.
+    from headrace.models.graphs import config_of, parse_graph
+
     text = _read_config(path / GRAPH_FILE)
     graph = parse_graph(text, name, path, str(place / GRAPH_FILE))
     config = _filled(config_of(graph), name, {1: path}, gpus)
