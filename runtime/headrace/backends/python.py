@@ -29,9 +29,8 @@ class PythonBackend:
         given = {key: value.string_value for key, value in config.parameters.items()}
         where = given.pop("class", f"{config.default_model_filename or _FILE}:{_CLASS}")
         isolation = given.pop("isolation", "thread")
-        timeouts = Timeouts(
-            load=_seconds(given, "load_timeout_s", Timeouts.load), run=_seconds(given, "run_timeout_s", Timeouts.run)
-        )
+        usual = Timeouts()
+        timeouts = Timeouts(_seconds(given, "load_timeout_s", usual.load), _seconds(given, "run_timeout_s", usual.run))
         runner = open_node(where, Context(config.name, path, given), isolation, timeouts)
         try:
             return PythonSession(runner, config)

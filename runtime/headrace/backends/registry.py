@@ -22,7 +22,11 @@ def _fake() -> Backend:
     return import_module("headrace.backends.fake").FakeBackend()
 
 
-BUILT_IN: Mapping[str, Callable[[], Backend]] = {"onnxruntime": _onnxruntime, "fake": _fake}
+def _python() -> Backend:
+    return import_module("headrace.backends.python").PythonBackend()
+
+
+BUILT_IN: Mapping[str, Callable[[], Backend]] = {"onnxruntime": _onnxruntime, "python": _python, "fake": _fake}
 
 
 class Backends:
