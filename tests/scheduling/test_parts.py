@@ -402,3 +402,22 @@ def test_answers_and_cancels_at_once(house: House) -> None:
     ends = {int(r["number"]): Outcome(r["outcome"]) for records in house.records for r in records}
     assert all(ends[entry.number] in (Outcome.ANSWERED, Outcome.CANCELLED) for entry in entries)
     assert all(number in answered for number, outcome in ends.items() if outcome is Outcome.ANSWERED)
+
+
+def test_what_goes_along_with_what_is_sent_on(house: House) -> None:
+    request = house.request("a", 1, 2, deadline=900, priority=3, timeout_ns=800)
+    request.parameters = {"traceparent": "00-1", "n": 3}
+    house.queue.push(request, house.sink).wake()
+    house.push("b")
+    with house.take() as batch:
+        heads = batch.heads
+        assert [head.id for head in heads] == ["a", "b"]
+        first = heads[0]
+        assert (first.deadline, first.priority, first.timeout_ns, first.received) == (
+            request.deadline,
+            3,
+            800,
+            request.received,
+        )
+        assert dict(first.parameters) == {"traceparent": "00-1", "n": 3}
+        assert batch.only(1).heads[0].id == "b"

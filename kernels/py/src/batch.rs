@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use headrace_core::batch::{self, Returned};
-use headrace_core::codec::Parameter;
+use headrace_core::codec::{Parameter, Request};
 use headrace_core::entry::Sink;
 use headrace_core::error::Error;
 use parking_lot::Mutex;
@@ -23,6 +23,8 @@ const SMALL: usize = 256 << 10;
 
 /// An output: which one, its shape, its bytes, and the offsets of BYTES.
 type GivenOutput = (usize, Vec<i64>, PyBuffer<u8>, Option<PyBuffer<i64>>);
+/// See `Batch::heads`.
+type Head<'py> = (String, Bound<'py, PyDict>, Option<i64>, i64, u64, i64);
 /// An input: which one, its shape, its bytes, and the offsets of BYTES.
 type GatheredInput = (usize, Vec<i64>, Buffer, Option<Buffer>);
 
@@ -203,23 +205,22 @@ impl Batch {
         }
     }
 
+    /// Of each request what has to go along when it is sent on: id, parameters, deadline, timeout, priority, received.
+    fn heads<'py>(&self, py: Python<'py>) -> PyResult<Vec<Head<'py>>> {
+        let core = self.core.lock();
+        let entries = (0..core.len()).filter_map(|index| core.entry(index));
+        let head = |request: &Request| {
+            let parameters = parameters(py, request)?;
+            Ok((request.id.to_string(), parameters, request.deadline, request.timeout, request.priority, request.received))
+        };
+        entries.map(|entry| head(&entry.request)).collect()
+    }
+
     /// The request at `index`, field by field; its inputs as (name, datatype, shape, bytes).
     fn request<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyDict>> {
         let core = self.core.lock();
         let entry = core.entry(index).ok_or_else(|| PyIndexError::new_err("there is no such request"))?;
         let (request, told) = (&entry.request, PyDict::new(py));
-        let value = |parameter: &Parameter| -> PyResult<Py<PyAny>> {
-            Ok(match parameter {
-                Parameter::Bool(flag) => flag.into_pyobject(py)?.to_owned().into_any().unbind(),
-                Parameter::Int(number) => number.into_pyobject(py)?.into_any().unbind(),
-                Parameter::Double(number) => number.into_pyobject(py)?.into_any().unbind(),
-                Parameter::String(text) => (&**text).into_pyobject(py)?.into_any().unbind(),
-            })
-        };
-        let parameters = PyDict::new(py);
-        for (name, parameter) in &request.parameters {
-            parameters.set_item(&**name, value(parameter)?)?;
-        }
         let declared = &core.queue.spec.inputs;
         let inputs = request.inputs.iter().map(|input| {
             let place = declared.iter().position(|known| *known.name == *input.name);
@@ -230,7 +231,7 @@ impl Batch {
         told.set_item("model", &*request.model)?;
         told.set_item("version", request.version)?;
         told.set_item("id", &*request.id)?;
-        told.set_item("parameters", parameters)?;
+        told.set_item("parameters", parameters(py, request)?)?;
         told.set_item("inputs", inputs.collect::<Vec<_>>())?;
         told.set_item("outputs", request.outputs.iter().map(|output| &*output.name).collect::<Vec<_>>())?;
         let classes = request.outputs.iter().filter(|output| output.classes > 0);
@@ -240,13 +241,30 @@ impl Batch {
         told.set_item("timeout_ns", request.timeout)?;
         told.set_item("priority", request.priority)?;
         let sequence = request.sequence.as_ref();
-        let sequence = sequence.map(|s| value(&s.id).map(|id| (id, s.start, s.end))).transpose()?;
+        let sequence = sequence.map(|s| value(py, &s.id).map(|id| (id, s.start, s.end))).transpose()?;
         told.set_item("sequence", sequence)?;
         told.set_item("received", request.received)?;
         told.set_item("decoded", request.decoded)?;
         told.set_item("wants_empty_final", request.wants_empty_final)?;
         Ok(told)
     }
+}
+
+fn parameters<'py>(py: Python<'py>, request: &Request) -> PyResult<Bound<'py, PyDict>> {
+    let told = PyDict::new(py);
+    for (name, parameter) in &request.parameters {
+        told.set_item(&**name, value(py, parameter)?)?;
+    }
+    Ok(told)
+}
+
+fn value(py: Python<'_>, parameter: &Parameter) -> PyResult<Py<PyAny>> {
+    Ok(match parameter {
+        Parameter::Bool(flag) => flag.into_pyobject(py)?.to_owned().into_any().unbind(),
+        Parameter::Int(number) => number.into_pyobject(py)?.into_any().unbind(),
+        Parameter::Double(number) => number.into_pyobject(py)?.into_any().unbind(),
+        Parameter::String(text) => (&**text).into_pyobject(py)?.into_any().unbind(),
+    })
 }
 
 fn returned(output: &GivenOutput) -> PyResult<Returned<'_>> {

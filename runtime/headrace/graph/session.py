@@ -92,7 +92,7 @@ class SegmentSession:
                 raise
             log.info("a batch of %d requests failed, each runs alone now: %s", len(batch), sentence(error))
             done = [alone for place in range(len(batch)) if (alone := self._alone(batch, place)) is not None]
-        requests = batch.requests
+        owners = batch.heads
         joins = {
             place: Join(
                 last - first,
@@ -122,7 +122,7 @@ class SegmentSession:
             except Exception as error:
                 part.fail(BackendFailed.of(error))
                 continue
-            join.begin(part, requests[place], own, pieces)
+            join.begin(part, owners[place], own, pieces)
             join.wake()
 
     def _check_rows(self, fans: Mapping[str, Fan], first: int, last: int) -> None:

@@ -39,6 +39,11 @@ class Batch(Protocol):
         ...
 
     @property
+    def heads(self) -> list[Request]:
+        """The requests as far as they go along with what is sent on for them: without inputs, outputs and sequence."""
+        ...
+
+    @property
     def is_wanted(self) -> bool:
         """Whether anybody still waits: a request that is open, was not cancelled, and is not past its deadline."""
         ...

@@ -75,6 +75,11 @@ class PortableBatch:
         return [entry.request for entry in self._entries]
 
     @property
+    def heads(self) -> list[Request]:
+        """The requests, as far as they go along with what is sent on for them."""
+        return self.requests
+
+    @property
     def is_wanted(self) -> bool:
         """Whether anybody still waits: a request that is open, was not cancelled, and is not past its deadline."""
         now = self._owner.clock.now()

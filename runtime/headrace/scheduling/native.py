@@ -302,6 +302,18 @@ class NativeBatch:
             self._requests = [self._request(place, mine.get(place)) for place in places]
         return self._requests
 
+    @property
+    def heads(self) -> list[Request]:
+        """The requests, as far as they go along with what is sent on for them: much less to make than all of them."""
+        name = self._queue.spec.name
+        heads = self._core.heads()
+        return [
+            Request(
+                name, {}, id=id, parameters=parameters, deadline=due, timeout_ns=timeout, priority=priority, received=received
+            )
+            for id, parameters, due, timeout, priority, received in (heads if self._only is None else [heads[self._only]])
+        ]
+
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for, in the order the model declares them."""
         if self._wanted is None:

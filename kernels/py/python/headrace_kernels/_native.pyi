@@ -224,6 +224,9 @@ class Batch:
     def finish(self) -> None:
         """Everything is answered; what is not, fails. Writes the record of the batch."""
 
+    def heads(self) -> list[tuple[str, dict[str, Any], int | None, int, int, int]]:
+        """Of each request: id, parameters, deadline, timeout in ns, priority, when it was received."""
+
     def request(self, index: int) -> dict[str, Any]:
         """A request field by field, as `headrace.request.Request` has them.
 
