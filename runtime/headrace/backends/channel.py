@@ -7,6 +7,7 @@ reuses one when nobody looks at it any more.
 
 from __future__ import annotations
 
+import array
 import fcntl
 import json
 import math
@@ -28,7 +29,9 @@ from headrace.tensor import DTYPES, BytesTensor, Tensor, datatype_of
 
 _LENGTH = struct.Struct("<I")
 _CHUNK = 1 << 16
-_MOST_DESCRIPTORS = 16
+_ROOM = socket.CMSG_SPACE(16 * array.array("i").itemsize)
+"""For more descriptors than ever come with a message."""
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: `json.dumps` makes one a call
 
 _ALIGNMENT = 64
 _LEAST_REGION = 1 << 16
@@ -47,7 +50,7 @@ def send(sock: socket.socket, message: Mapping[str, Any], descriptors: Sequence[
     Raises:
         OSError: the other side is gone.
     """
-    text = json.dumps(message, separators=(",", ":")).encode()
+    text = _encode(message).encode()
     data = _LENGTH.pack(len(text)) + text
     sent = socket.send_fds(sock, [data], descriptors) if descriptors else sock.send(data)
     if sent < len(data):
@@ -64,16 +67,17 @@ def receive(sock: socket.socket, wait: Callable[[], object] = lambda: None) -> t
     while len(data) < _LENGTH.size or len(data) < _LENGTH.size + _LENGTH.unpack_from(data)[0]:
         wait()
         try:
-            chunk, came, _, _ = socket.recv_fds(sock, _CHUNK, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+            chunk, beside, _, _ = sock.recvmsg(_CHUNK, _ROOM, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:  # it left something unread
-            chunk, came = b"", []
-        descriptors += came
+            chunk, beside = b"", []
+        for _, _, numbers in beside:
+            descriptors += array.array("i", numbers)
         if not chunk:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise EOFError("the other side is gone")
         data += chunk
-    return json.loads(data[_LENGTH.size :]), descriptors
+    return json.loads(data[_LENGTH.size :].decode()), descriptors
 
 
 class Region:
@@ -143,6 +147,9 @@ class Regions:
         Raises:
             OSError: the other side is gone.
         """
+        if not (self._new or self._dropped):  # as nearly always
+            send(sock, message)
+            return
         new, self._new = self._new, []
         dropped, self._dropped = self._dropped, []
         regions = {"new": [(region.number, region.size) for region in new], "dropped": dropped}
@@ -161,9 +168,9 @@ class Mapped:
 
     def learn(self, message: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         """Map and forget what a message says."""
-        for number in message["dropped"]:
+        for number in message.get("dropped", ()):
             del self._maps[number]
-        for (number, size), descriptor in zip(message["new"], descriptors, strict=True):
+        for (number, size), descriptor in zip(message.get("new", ()), descriptors, strict=True):
             self._maps[number] = mmap.mmap(descriptor, size)
             os.close(descriptor)
 

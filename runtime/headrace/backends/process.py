@@ -71,7 +71,8 @@ class Worker:
                 raise
         # Its end is seen by this even where a process that it has started holds its socket open.
         self._pidfd = os.pidfd_open(self._process.pid)
-        self._look = select.poll()
+        self._life, self._look = select.poll(), select.poll()
+        self._life.register(self._pidfd, select.POLLIN)
         self._look.register(self._socket, select.POLLIN)
         self._look.register(self._pidfd, select.POLLIN)
         self._lines = threading.Thread(target=_log_lines, args=(self._process.stdout, name), name=f"{name} log", daemon=True)
@@ -138,7 +139,7 @@ class Worker:
 
     def has_ended(self) -> bool:
         """Whether the process is there no more."""
-        return _is_readable(self._pidfd, 0)
+        return bool(self._life.poll(0))
 
     def wait_ended(self) -> None:
         """Return when it is."""
