@@ -405,7 +405,7 @@ def test_answers_and_cancels_at_once(house: House) -> None:
 
 
 def test_what_goes_along_with_what_is_sent_on(house: House) -> None:
-    request = house.request("a", 1, 2, deadline=900, priority=3, timeout_ns=800)
+    request = house.request("a", deadline=900, priority=3, timeout=800)
     request.parameters = {"traceparent": "00-1", "n": 3}
     house.queue.push(request, house.sink).wake()
     house.push("b")
