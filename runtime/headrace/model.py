@@ -90,7 +90,9 @@ class Batching:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """How requests of different lengths share a batch: their inputs are padded to the next of `edges`, their outputs cut back.
+    """How requests of different lengths share a batch: those up to the same of `edges` are padded to the longest of them.
+
+    Their outputs are cut back.
 
     `axis` is the dimension that varies, counted without the batch dimension; `values` has the pad value of each input that is
     padded. `mask` is one of those, or empty: where a request leaves it out, it is made, 1 for what is real. A batch holds at
@@ -105,7 +107,7 @@ class Padding:
     whole: tuple[str, ...] = ()
 
     def edge(self, length: int) -> int:
-        """What an input of this length, which is at most the last edge, is padded to."""
+        """Where the bucket of an input of this length, which is at most the last edge, ends."""
         return self.edges[bisect_left(self.edges, length)]
 
 

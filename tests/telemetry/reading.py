@@ -55,16 +55,16 @@ class Observed:
                 found[key] = value
         return found
 
-    def ask(self, model: str = "echo", rows: int = 1, **options: Any) -> Mapping[str, Any]:
-        return self.engine.infer(model, {"x": np.zeros((rows, 3), np.int32)}, **options)
+    def ask(self, model: str = "echo", rows: int = 1, width: int = 3, **options: Any) -> Mapping[str, Any]:
+        return self.engine.infer(model, {"x": np.zeros((rows, width), np.int32)}, **options)
 
-    def ask_later(self, model: str = "echo", rows: int = 1) -> Future[Mapping[str, Any]]:
+    def ask_later(self, model: str = "echo", rows: int = 1, width: int = 3) -> Future[Mapping[str, Any]]:
         """Ask in a thread of its own."""
         future: Future[Mapping[str, Any]] = Future()
 
         def run() -> None:
             try:
-                future.set_result(self.ask(model, rows))
+                future.set_result(self.ask(model, rows, width))
             except BaseException as error:
                 future.set_exception(error)
 

@@ -149,13 +149,22 @@ def test_tritons_names_say_what_model_statistics_says(observe: Observe) -> None:
 
 
 def test_what_was_padded(observe: Observe) -> None:
-    """Rows of `ask` have three elements each."""
+    """Rows of `ask` have three elements each, and wait for a longer one that is there first."""
     parameters = {"padding": "x=0", "padding_buckets": "2 8"}
     said = "".join(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items())
-    seen = observe({"echo": (ECHO + said, Script())})
-    for rows in (1, 2):
-        seen.ask(rows=rows)
-    assert seen.value("headrace_batch_padding_total", **VERSION) == 3 * (8 - 3)
+    script = Script()
+    seen = observe({"echo": (ECHO + said, script)})
+    script.gate = gate = Gate()
+    asked = [seen.ask_later()]
+    gate.wait_for(1)
+    asked += [seen.ask_later(rows=rows) for rows in (1, 2)]
+    asked.append(seen.ask_later(width=5))
+    queue = seen.engine.routes.resolve("echo").queue
+    wait_until(lambda: queue.depth().requests == 3)
+    gate.open()
+    for each in asked:
+        each.result(PATIENCE)
+    assert seen.value("headrace_batch_padding_total", **VERSION) == 3 * (5 - 3)
 
 
 def test_what_waits_and_what_is_refused(gated: tuple[Observed, Gate]) -> None:

@@ -145,6 +145,17 @@ fn fill(to: &mut [u8], element: &[u8]) {
     }
 }
 
+/// Mates are padded to the longest of them: their bucket said no more than that they are about as long.
+pub fn settle<'a>(mates: impl Iterator<Item = &'a mut Admitted>) {
+    let mates: Vec<&mut Admitted> = mates.collect();
+    let longest = mates.iter().map(|mate| mate.length).max().unwrap_or(0);
+    if longest > 0 {
+        for mate in mates {
+            mate.padded = longest;
+        }
+    }
+}
+
 /// An output of one request, cut back: what is on the wire, and its shape.
 pub struct Cut {
     pub wire: Vec<u8>,

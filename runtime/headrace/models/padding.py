@@ -3,7 +3,7 @@
 padding          inputs and what each is padded with: `input_ids=0 attention_mask=0`
 padding_axis     which dimension, counted without the batch dimension; 0 unless it is said
 padding_mask     one of these inputs: where a request leaves it out, it is made, 1 for what is real
-padding_buckets  the lengths that inputs are padded to: `16 32 64`, or `16..512` for steps of about 1.3
+padding_buckets  where each bucket of lengths ends: `16 32 64`, or `16..512` for steps of about 1.3
 padding_budget   the most elements of a batch, rows times padded length; 0, no limit, unless it is said
 padding_whole    outputs that are not cut back to a request's own length, although a dimension of theirs varies
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,20 @@ def padded_inputs(spec: ModelSpec, members: Sequence[Admitted]) -> dict[str, Ten
         elif given:
             stacked[declared.name] = concatenate(given)
     return stacked
+
+
+class Padded(Protocol):
+    """What is known of an entry."""
+
+    admitted: Admitted
+
+
+def settle_padding(mates: Sequence[Padded]) -> None:
+    """Mates are padded to the longest of them: their bucket said no more than that they are about as long."""
+    longest = max((mate.admitted.length for mate in mates), default=0)
+    if longest:
+        for mate in mates:
+            mate.admitted = mate.admitted._replace(padded=longest)
 
 
 def padding_of(members: Sequence[Admitted]) -> int:

@@ -38,6 +38,7 @@ from headrace.scheduling.admission import BEHIND_EVERYONE, Ahead, Depth, Limits,
 from headrace.scheduling.answers import deliver
 from headrace.scheduling.batch import PortableBatch
 from headrace.scheduling.entry import Answer, EntryState, PortableEntry, Sink
+from headrace.scheduling.padding import settle_padding
 from headrace.scheduling.plan import NEVER, VIEW, VIEW_FORMAT, Plan
 
 _VIEW = struct.Struct(VIEW_FORMAT)
@@ -230,6 +231,7 @@ class PortableQueue:
             self._turn_open = False
             self._changed.notify_all()
         self._answer_dropped(expired, CannotMeetDeadline(), now)
+        settle_padding(entries)
         return PortableBatch(self, number, entries, instance, plan.reason, now) if entries else None
 
     def abandon_turn(self) -> None:
