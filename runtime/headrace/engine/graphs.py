@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from headrace.backends.base import Session
-from headrace.backends.nodes import NodeRunner, open_node
+from headrace.backends.nodes import NodeRunner, Timeouts, open_node
 from headrace.clock import Clock
 from headrace.engine.lifecycle import Behind, Lent, Opened, goes_back
 from headrace.engine.profiles import key_of
@@ -130,7 +130,8 @@ def _bound_model(graph: Graph, name: str, lent: Lent) -> _Bound:
 
 def _bound_class(graph: Graph, name: str, node: GraphNode, version: VersionFiles, ledger: Ledger) -> _Bound:
     where = BUILT_IN.get(node.run, node.run)
-    runner = open_node(where, Context(f"{graph.name}/{name}", version.path, node.parameters), node.isolation)
+    context = Context(f"{graph.name}/{name}", version.path, node.parameters)
+    runner = open_node(where, context, node.isolation, Timeouts(node.load_timeout_s, node.run_timeout_s))
     # What stands for a model of its own: for checks, messages and accounts.
     inputs, outputs = tuple(runner.inputs.values()), tuple(runner.outputs.values())
     spec = ModelSpec(f"{graph.name}/{name}", version.number, version.digest(), "python", "", 1, inputs, outputs)

@@ -35,6 +35,7 @@ from headrace.node import tensor_of
 from headrace.protocol.headrace_pb2 import DataType, ModelConfig
 from headrace.tensor import TensorSpec
 
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, StringConstraints(pattern=r"^[^/#\s]+$")]
 
 
@@ -42,7 +43,8 @@ class GraphNode(BaseModel):
     """One node: a model of the repository, or a class. `inputs` and `outputs` name, by the node's own tensor, one of the graph.
 
     `run` is a built-in node, `file.py:Class` beside the graph, or `package.module:Class`; its parameters are `with`. With
-    `isolation: process` it runs in a process of its own. `version` 0 is the highest that is ready.
+    `isolation: process` it runs in a process of its own, which is ended when it takes longer than the timeouts, and started
+    again. `version` 0 is the highest that is ready.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -52,6 +54,8 @@ class GraphNode(BaseModel):
     run: str = ""
     parameters: Annotated[Mapping[str, Any], Field(alias="with")] = {}
     isolation: Annotated[str, Field(pattern="^(thread|process)$")] = "thread"
+    load_timeout_s: Seconds = 60.0
+    run_timeout_s: Seconds = 300.0
     inputs: Annotated[Mapping[str, str], Field(min_length=1)]
     outputs: Annotated[Mapping[str, str], Field(min_length=1)]
 
