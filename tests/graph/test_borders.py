@@ -202,7 +202,7 @@ def test_rows_expire_with_their_request(counting: Home, serve: Serve) -> None:
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(ask, server, 1)
         script.gate.wait_for(1)
-        with pytest.raises(DeadlineExpired):
+        with pytest.raises(DeadlineExpired, match="before model 'count' could answer"):
             ask(server, 40, timeout=0.2)
         assert behind(server) == 0
         script.gate.open()
@@ -300,6 +300,21 @@ def test_wrong_rows_are_told(home: Home, serve: Serve) -> None:
     server = serve()
     with pytest.raises(BackendFailed, match=r"a row of 'part' is INT64\[1\], declared is FP32\[1\]"):
         ask(server, 2)
+
+
+def test_rows_that_go_on_cannot_be_split(home: Home, serve: Serve) -> None:
+    home.model("work", double(), rows=4, dims="1")
+    home.graph("count", f"parameters: {{split_oversize: true}}\n{COUNT}", NODES)
+    (reason,) = [status.reason for status in serve().engine.statuses() if status.model == "count"]
+    assert "'split_oversize' is 'true', but the rows of node 'split' go" in reason
+
+
+def test_what_did_not_change_is_not_brought_up_again(counting: Home, serve: Serve) -> None:
+    server = serve(control=ModelControl("explicit", ("count", "texts")))
+    before = [server.engine.routes.resolve(name) for name in ("count", "texts")]
+    for name in ("count", "texts", "work"):
+        server.client.load_model(name)
+    assert [server.engine.routes.resolve(name) for name in ("count", "texts")] == before
 
 
 def test_a_graph_that_is_asked_wrongly_says_so(counting: Home, serve: Serve) -> None:

@@ -76,6 +76,11 @@ def open_graph(files: ModelFiles, version: VersionFiles, lend: Lend, ledger: Led
             for segment in first.walk()
         }
         spec = spec_of(config, version.number, digest, files.path)
+        if spec.batching.splits_oversize and first.borders:
+            raise InvalidRepository(
+                f"graph '{graph.name}': parameter 'split_oversize' is 'true', but the rows of node '{first.borders[0].node}' go "
+                "on from one queue to the next: leave the parameter out"
+            )
         batching = replace(spec.batching, enabled=_batches(first, bound))
         specs = {segment.name: _spec(graph, segment, bound, spec, batching) for segment in first.walk()}
         # The first is what clients see: its inputs and outputs are those of the configuration.
@@ -166,7 +171,7 @@ def _spec(graph: Graph, segment: Segment, bound: Mapping[str, _Bound], whole: Mo
         max_batch_size=segment.max_batch_size,
         inputs=segment.inputs,
         outputs=segment.outputs,
-        batching=replace(batching, enabled=True),
+        batching=replace(batching, enabled=True, splits_oversize=False),
         instances=graph.instances or max((model.instances for _, model in models), default=1),
         padding=_padding(graph, segment, models),
     )

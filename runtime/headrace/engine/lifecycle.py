@@ -28,6 +28,7 @@ from headrace.model import ModelSpec
 from headrace.models.autocomplete import complete
 from headrace.models.check import check_graph, check_tensors
 from headrace.models.files import ModelFiles, VersionFiles
+from headrace.models.fill import GRAPHS
 from headrace.models.spec import spec_of, warnings
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup
 from headrace.scheduling.admission import Depth, Limits
@@ -98,7 +99,8 @@ class Opened:
         """
         if self.config_text != files.config_text or self.own_digest != version.digest():
             return False
-        return bool(self.lent) or spec_of(self.config, version.number, self.spec.digest, files.path) == self.spec
+        is_graph = self.config.platform in GRAPHS  # of which labels are no part
+        return is_graph or spec_of(self.config, version.number, self.spec.digest, files.path) == self.spec
 
 
 def _close(sessions: Sequence[Session]) -> None:

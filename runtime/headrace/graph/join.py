@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from headrace.clock import Clock
-from headrace.errors import BackendFailed, Cancelled, HeadraceError, sentence
+from headrace.errors import BackendFailed, Cancelled, DeadlineExpired, HeadraceError, sentence
 from headrace.graph.fan import Fan, in_order, nothing, picked
 from headrace.graph.segments import Border
 from headrace.node import MANY
@@ -125,7 +125,7 @@ class Join:
         self._lock = threading.Lock()
         self._part: Batch | None = None
         self._is_over = False
-        self._left = 0
+        self._left, self._model = 0, ""
         self._began = 0
         self._entries: list[Entry] = []
         self._come: dict[str, list[tuple[Piece, Tensor]]] = {}
@@ -143,7 +143,7 @@ class Join:
         """
         self._began = self._clock.now()
         with self._lock:
-            self._part, self._left = part, len(pieces)
+            self._part, self._left, self._model = part, len(pieces), owner.model
             self._own.update(own)
             for piece in pieces:
                 self._under_way[piece.way] = self._under_way.get(piece.way, 0) + len(piece.rows)
@@ -176,7 +176,8 @@ class Join:
     def take(self, piece: Piece, result: Response | HeadraceError) -> None:
         """A piece has come back."""
         if isinstance(result, HeadraceError):
-            self.fail(result)
+            # Its words are of the segment, of which clients know nothing.
+            self.fail(DeadlineExpired(self._model) if isinstance(result, DeadlineExpired) else result)
             return
         with self._lock:
             if self._is_over:
