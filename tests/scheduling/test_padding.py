@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from headrace.errors import BackendFailed, InvalidRequest
 from headrace.model import Batching, ModelSpec, Padding
 from headrace.request import Request
+from headrace.scheduling.admission import Limits
+from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import Reason, SetPoints, Unlearned, plan
 from headrace.tensor import DTYPES, BytesTensor, TensorSpec
 from tests.scheduling.support import House
@@ -285,3 +287,19 @@ def test_whatever_is_sent_is_padded_as_numpy_does(transport: str, data: st.DataO
             np.testing.assert_array_equal(house.sink.responses[name].outputs["y"], asked[name])
         answered |= set(names)
     house.close()
+
+
+def test_the_door_counts_on_no_larger_batches_than_the_budget_allows(house: House) -> None:
+    told: list[Limits] = []
+    house.queue.set_limits = told.append
+    points = SetPoints(8, max_elements=8)
+    forecast = Forecast(house.queue, points, 1)
+    push(house, "a", {"x": ints(1, 3)})
+    with house.queue.turn(house.clock.now()) as turn:
+        decided = plan(turn.view, Unlearned(), points, house.clock.now())
+        forecast.saw(turn.view, decided, house.clock.now())
+    for rows in (1, 2, 1, 2, 1, 2):
+        forecast.ran(decided.bucket, rows, 1000 * rows)
+    assert told[-1].estimate is not None
+    # Lengths of this bucket are up to 4.
+    assert told[-1].estimate.lines[decided.bucket].max_rows == 2

@@ -154,6 +154,15 @@ pub fn due(request: &Request, batching: &Batching, now: Nanos) -> Due {
     Due { deadline, target, latest, queue_until, key: key.min(LAST_KEY), level }
 }
 
+/// A request at the door: when it is due, what it adds to what waits, and whom it may share a batch with.
+#[derive(Clone, Copy)]
+pub struct Newcomer<'a> {
+    pub id: &'a str,
+    pub due: &'a Due,
+    pub size: Depth,
+    pub bucket: u64,
+}
+
 /// What stands before a request, and when an instance is idle. Both lists have the bucket and the rows of each.
 pub struct Ahead<W, F> {
     /// Everything that is queued, known without looking.
@@ -164,30 +173,27 @@ pub struct Ahead<W, F> {
 }
 
 /// Whether the queue may take a request.
-#[allow(clippy::too_many_arguments)]
 pub fn check(
-    id: &str,
-    due: &Due,
-    size: Depth,
-    bucket: u64,
+    new: Newcomer<'_>,
     waiting: Depth,
     ahead: Ahead<impl Iterator<Item = (u64, u64)>, impl Iterator<Item = (u64, u64)>>,
     limits: &Limits,
     now: Nanos,
 ) -> Result<()> {
+    let (due, size) = (new.due, new.size);
     let overflows = waiting.requests + size.requests > limits.requests
         || waiting.rows + size.rows > limits.rows
         || waiting.nbytes + size.nbytes > limits.nbytes
         || (due.deadline == NEVER && waiting.requests + size.requests > limits.undated);
     if waiting.requests > 0 && overflows {
-        return Err(Error::queue_full(id));
+        return Err(Error::queue_full(new.id));
     }
     // Where nobody waits and an instance is idle there is nothing to save, and something to learn.
     if let Some(estimate) = &limits.estimate
         && due.latest != NEVER
         && (waiting.requests > 0 || now < ahead.free_at)
     {
-        let late = lateness(estimate, due.latest, size.rows, bucket, ahead, now);
+        let late = lateness(estimate, new, ahead, now);
         if late > 0 {
             return Err(Error::cannot_meet_deadline(Some(late)));
         }
@@ -195,19 +201,18 @@ pub fn check(
     Ok(())
 }
 
-/// By how much a request will be late that has to be done at `latest`; at most 0 if it will be in time.
+/// By how much a request will be done after `latest`; at most 0 if it will be in time.
 pub fn lateness(
     estimate: &Estimate,
-    latest: Nanos,
-    rows: u64,
-    bucket: u64,
+    new: Newcomer<'_>,
     ahead: Ahead<impl Iterator<Item = (u64, u64)>, impl Iterator<Item = (u64, u64)>>,
     now: Nanos,
 ) -> Nanos {
+    let (bucket, rows) = (new.bucket, new.size.rows);
     if !estimate.lines.contains_key(&bucket) {
         return 0;
     }
-    let latest = latest.saturating_sub(estimate.margin);
+    let latest = new.due.latest.saturating_sub(estimate.margin);
     let lasts = estimate.lasts(bucket, rows);
     let late = |before: &mut dyn Iterator<Item = (u64, u64)>| {
         let mut work = Work::new(estimate, now.max(ahead.free_at));

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::admission::{Ahead, Depth, Due, Limits, check, due};
+use crate::admission::{Ahead, Depth, Limits, Newcomer, check, due};
 use crate::batch::Batch;
 use crate::buffer::Pool;
 use crate::clock::{Clock, NEVER, Nanos};
@@ -98,7 +98,7 @@ impl Queue {
         let overdue = times.deadline.min(times.queue_until);
 
         let mut state = self.state.lock();
-        if let Err(error) = self.check(&state, &request.id, &times, size, admitted.bucket, now) {
+        if let Err(error) = self.check(&state, Newcomer { id: &request.id, due: &times, size, bucket: admitted.bucket }, now) {
             drop(state);
             if error.kind == Some(Kind::QueueClosed) {
                 restore(&self.spec, &mut request, &mut admitted);
@@ -428,26 +428,26 @@ impl Queue {
         self.answer(dropped.collect());
     }
 
-    fn check(&self, state: &State, id: &str, times: &Due, size: Depth, bucket: u64, now: Nanos) -> Result<(), Error> {
+    fn check(&self, state: &State, new: Newcomer<'_>, now: Nanos) -> Result<(), Error> {
         if state.is_closed {
-            return Err(Error::queue_closed(id));
+            return Err(Error::queue_closed(new.id));
         }
-        let most = self.spec.batching.policy_of(times.level).max_requests;
-        if most > 0 && state.in_level.get(&times.level).is_some_and(|count| *count >= most) {
-            return Err(Error::queue_full(id));
+        let most = self.spec.batching.policy_of(new.due.level).max_requests;
+        if most > 0 && state.in_level.get(&new.due.level).is_some_and(|count| *count >= most) {
+            return Err(Error::queue_full(new.id));
         }
         let limits = self.limits.lock();
         let instances = limits.estimate.as_ref().map_or(usize::MAX, |estimate| estimate.instances);
         let ahead = Ahead {
             waiting: state.in_bucket.iter().map(|(bucket, rows)| (*bucket, *rows)),
-            first: state.order.range(..=(times.key, u64::MAX)).map(|(_, entry)| *entry),
+            first: state.order.range(..=(new.due.key, u64::MAX)).map(|(_, entry)| *entry),
             // An instance that has not taken anything yet is idle.
             free_at: match state.free_at.len() < instances {
                 true => 0,
                 false => state.free_at.values().copied().min().unwrap_or(0),
             },
         };
-        check(id, times, size, bucket, state.depth, ahead, &limits, now)
+        check(new, state.depth, ahead, &limits, now)
     }
 
     fn view(&self, state: &State) -> Vec<u8> {

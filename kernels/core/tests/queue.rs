@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use headrace_core::admission::{Ahead, Estimate, Limits, Line, lateness};
+use headrace_core::admission::{Ahead, Depth, Due, Estimate, Limits, Line, Newcomer, lateness};
 use headrace_core::batch::{Batch, Returned};
-use headrace_core::clock::Clock;
+use headrace_core::clock::{Clock, NEVER};
 use headrace_core::codec::{Input, Request};
 use headrace_core::datatype::Datatype;
 use headrace_core::entry::{Letter, Outbox, Sink};
@@ -36,8 +36,10 @@ fn the_golden_vectors_of_the_estimate() {
             |key: &str| -> Vec<(u64, u64)> { triples(key).iter().map(|given| (given[0] as u64, given[1] as u64)).collect() };
         let ahead =
             Ahead { waiting: pairs("waiting").into_iter(), first: pairs("first").into_iter(), free_at: number("free_at") };
-        let (rows, bucket) = (number("rows") as u64, number("bucket") as u64);
-        let late = lateness(&estimate, number("latest"), rows, bucket, ahead, number("now"));
+        let due = Due { deadline: NEVER, target: NEVER, latest: number("latest"), queue_until: NEVER, key: 0, level: 0 };
+        let size = Depth { requests: 1, rows: number("rows") as u64, nbytes: 0 };
+        let new = Newcomer { id: "", due: &due, size, bucket: number("bucket") as u64 };
+        let late = lateness(&estimate, new, ahead, number("now"));
         assert_eq!(late, number("late"), "{}", vector["why"]);
     }
 }

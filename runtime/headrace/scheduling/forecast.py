@@ -45,6 +45,8 @@ class Forecast:
         self._sojourn = Sojourn(_STANDS_NS, most)
         self._undated, self._look_at, self._taken = most, 0, 0
         self._told: dict[int, Line] = {}
+        self._ends: dict[int, int] = {}
+        """Where buckets of lengths end: what their batches are padded to at most."""
 
     @property
     def predictor(self) -> Predictor:
@@ -84,6 +86,10 @@ class Forecast:
     def saw(self, view: NDArray[np.void], decided: Plan, now: int) -> None:
         """An instance has come for what waits, and takes this."""
         self._taken += len(decided.take)
+        if self._points.max_elements and decided.take and decided.bucket not in self._ends:
+            if len(self._ends) >= MOST_BUCKETS:
+                self._ends.clear()
+            self._ends[decided.bucket] = int(view["padded"][view["bucket"] == decided.bucket][0])
         if now >= self._look_at and len(view):
             self._look_at = now + _LOOK_NS
             taken, self._taken = self._taken, 0
@@ -95,6 +101,8 @@ class Forecast:
     def _max_rows(self, bucket: int) -> int:
         most = self._points.max_rows
         best = self._learned.best_rows(bucket) if self._learned is not None else None
+        if end := self._ends.get(bucket):
+            most = min(most, max(1, self._points.max_elements // end))
         return min(most, best or most)
 
     def _tell(self) -> None:
