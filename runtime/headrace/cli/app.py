@@ -1,7 +1,7 @@
 """The command line. What a command needs is imported when it runs: `--help` costs no more than its parser.
 
-Exit status: 0 done, 1 something that was looked at is not well (`models`, `doctor`), 2 Headrace could not do what was asked;
-then stderr has one line that says why.
+Exit status: 0 done, 1 something that was looked at is not well (`models`, `graph`, `doctor`), 2 Headrace could not do what was
+asked; then stderr has one line that says why.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def options(
       headrace serve --repository models --model-control poll
       headrace models --repository models
       headrace models --repository models --profile
+      headrace graph --repository models embed
       headrace bench load --target 127.0.0.1:8001 --model magika --concurrency 16
       headrace doctor
     """
@@ -188,6 +189,34 @@ def models(
     from headrace.cli.models import show_models
 
     raise typer.Exit(show_models(repository, names or (), json=json))
+
+
+@app.command()
+def graph(
+    repository: RepositoryOption,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="The graph; left out, they are listed.", show_default=False)
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it, too.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what a graph runs: nodes, the tensors between them, and the queues at which its rows wait.
+
+    Loads it just as `serve` would, with the models it runs, and serves nothing. Exit status 1 when it is broken.
+
+    \b
+    Examples:
+      headrace graph --repository models
+      headrace graph --repository models embed
+      headrace graph --repository models embed --svg embed.svg
+    """
+    from headrace.cli.graph import show_graph, show_graphs
+
+    if name is not None:
+        raise typer.Exit(show_graph(repository, name, json=json, file=svg))
+    if svg is not None:
+        raise InvalidRepository("--svg draws one graph: give its name")
+    raise typer.Exit(show_graphs(repository, json=json))
 
 
 @app.command()

@@ -38,6 +38,10 @@ class Signature:
     rows: str = SAME
     max_batch_size: int | None = None
 
+    def seen(self, spec: TensorSpec, *, has_rows: bool) -> TensorSpec:
+        """One of its tensors as its segment has it: where that has no rows, those of a model are one more dimension."""
+        return replace(spec, dims=(-1, *spec.dims)) if self.max_batch_size and not has_rows else spec
+
 
 @dataclass(frozen=True, slots=True)
 class Border:
@@ -186,10 +190,8 @@ class _Cut:
         return bool(place) or self._graph.max_batch_size > 0
 
     def _seen(self, name: str, spec: TensorSpec, home: Path) -> TensorSpec:
-        """A tensor of a node as its segment has it: where that has no rows, those of a model are one more dimension."""
-        if not self._has_rows(home) and self._signatures[name].max_batch_size:
-            return replace(spec, dims=(-1, *spec.dims))
-        return spec
+        """A tensor of a node as its segment has it."""
+        return self._signatures[name].seen(spec, has_rows=self._has_rows(home))
 
     def _check_type(self, name: str, own: str, tensor: str, wanted: TensorSpec) -> None:
         given = self._specs[tensor]

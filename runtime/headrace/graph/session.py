@@ -35,7 +35,7 @@ class SegmentSession:
     io = GraphIO((), ())
 
     def __init__(self, segment: Segment, steps: Sequence[Step], visits: Visits, clock: Clock, most_rows: int) -> None:
-        self.segment, self._steps, self._visits, self._clock, self._most_rows = segment, steps, visits, clock, most_rows
+        self.segment, self.steps, self._visits, self._clock, self._most_rows = segment, steps, visits, clock, most_rows
         self._close: Callable[[], None] = lambda: None
         self.replayable = not segment.borders
         self._has_rows = segment.max_batch_size > 0
@@ -73,7 +73,7 @@ class SegmentSession:
     def _compute(self, batch: Readable) -> tuple[Values, dict[str, Fan]]:
         values: Values = dict(batch.tensors())
         fans: dict[str, Fan] = {}
-        for step in self._steps:
+        for step in self.steps:
             fan = step.run(values, batch, self._visits)
             if fan is not None:
                 fans[step.name] = fan
