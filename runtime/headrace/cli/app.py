@@ -6,7 +6,10 @@ asked; then stderr has one line that says why.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -41,7 +44,22 @@ def main() -> NoReturn:
         _fail(error.message, 2)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    sys.exit(status or 0)
+    _leave(status or 0)
+
+
+def _leave(status: int) -> NoReturn:
+    """End this process.
+
+    A thread that is still in native code – the last run of a probe, a model that hangs – would be torn out of it when the
+    interpreter is taken down, and the process would abort. Nothing of ours is left to do then: where there is such a thread, the
+    process just ends.
+    """
+    if any(thread.daemon for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _fail(message: str, status: int) -> NoReturn:
