@@ -145,7 +145,7 @@ def _empty(queue: NativeQueue) -> None:
             batch = turn.take(Plan(taken, (), None, Reason.FULL), 0)
         if batch is not None:
             with batch:
-                batch.reply({"y": np.zeros((batch.rows, 1), np.float32)})
+                batch.reply({"y": np.zeros((batch.rows, 1), np.uint8)})
 
 
 def _turn(queue: NativeQueue) -> NativeTurn:
