@@ -77,6 +77,17 @@ nodes:
   letters: {run: "nodes.py:Letters", inputs: {text: TEXT}, outputs: {letters: letters, text: text}}
   sum: {run: "nodes.py:Sum", inputs: {letters: letters, text: text}, outputs: {sum: SUM, text: SAID}}
 """
+BOTH = """
+max_batch_size: 8
+inputs: {TEXT: "BYTES[1]", NUMBER: "INT64[1]"}
+outputs: {SUM: "INT64[1]", SAID: "BYTES[1]", OUT: "FP32[-1,1]", PLACE: "INT64[-1,1]"}
+nodes:
+  letters: {run: "nodes.py:Letters", inputs: {text: TEXT}, outputs: {letters: letters, text: text}}
+  split: {run: "nodes.py:Split", inputs: {number: NUMBER}, outputs: {part: part, place: PLACE}}
+  sum: {run: "nodes.py:Sum", inputs: {letters: letters, text: text}, outputs: {sum: SUM, text: SAID}}
+  end: {run: "nodes.py:End", inputs: {x: part, number: NUMBER}, outputs: {y: OUT}}
+"""
+"""Two borders in one segment, of which each leads to a queue of its own."""
 
 
 def double(**more: Any) -> Script:
@@ -135,6 +146,17 @@ def test_texts_of_all_lengths_come_back_in_order(counting: Home, serve: Serve) -
     answer = server.engine.infer("texts", {"TEXT": [[text] for text in texts]})
     assert answer["SAID"].tolist() == [[text.encode()] for text in texts]
     assert answer["SUM"].tolist() == [[sum(text.encode())] for text in texts]
+
+
+def test_rows_go_over_two_borders_of_one_segment(home: Home, serve: Serve) -> None:
+    home.graph("both", BOTH, NODES)
+    server = serve()
+    for number in (2, 0, 9):
+        inputs = {"TEXT": [["abc"]], "NUMBER": np.array([[number]], np.int64)}
+        answer = server.engine.infer("both", inputs, timeout=20)
+        assert (answer["SUM"].tolist(), answer["SAID"].tolist()) == ([[sum(b"abc")]], [[b"abc"]])
+        assert answer["OUT"].reshape(-1).tolist() == [place + number for place in range(number)]
+        assert answer["PLACE"].reshape(-1).tolist() == [*range(number)]
 
 
 def test_rows_of_several_requests_share_batches(counting: Home, serve: Serve) -> None:

@@ -169,8 +169,8 @@ class Join:
             self.fail(BackendFailed.of(error))
 
     def wake(self) -> None:
-        """Let those behind the borders look at what was sent."""
-        for entry in self._entries[-1:]:
+        """Let those behind the borders look at what was sent: one entry of each queue, for who looks sees all."""
+        for entry in {entry.request.model: entry for entry in self._entries}.values():
             entry.wake()
 
     def take(self, piece: Piece, result: Response | HeadraceError) -> None:
