@@ -39,6 +39,8 @@ class Forecast:
         self.points = self._points = points
         """What steers the plans, as of now."""
         self._behind: deque[int] = deque(maxlen=WINDOW)
+        self._back = 0
+        """How many have come back from behind, those that the window has forgotten among them."""
         batching = queue.spec.batching
         self._learned = Learned() if batching.predicts and not queue.spec.decoupled else None
         most = Limits().requests
@@ -68,7 +70,8 @@ class Forecast:
     def behind(self, ns: int) -> None:
         """What an instance was done with came back from the segments behind after `ns`: so much later an answer goes."""
         self._behind.append(ns)
-        if self._learned is None or len(self._behind) % _LOOK_BEHIND:
+        self._back += 1
+        if self._learned is None or self._back % _LOOK_BEHIND:
             return
         usual = sorted(self._behind)[int(_MOSTLY * (len(self._behind) - 1))]
         margin = self._points.margin_ns + usual
