@@ -343,3 +343,42 @@ def test_a_graph_that_is_asked_wrongly_says_so(counting: Home, serve: Serve) -> 
     server = serve()
     with pytest.raises(InvalidRequest, match="NUMBER"):
         server.engine.infer("count", {"NUMBER": np.zeros((1, 2), np.int64)})
+
+
+def test_nothing_is_made_up_where_no_row_came(counting: Home, serve: Serve) -> None:
+    counting.graph("count", COUNT.replace('OUT: "FP32[-1,1]"', 'OUT: "FP32[3,1]"'), NODES)
+    server = serve()
+    assert np.array_equal(ask(server, 3)["OUT"], expected(3))
+    with pytest.raises(BackendFailed, match="nothing became of this request"):
+        ask(server, 0)
+
+
+def test_what_may_be_as_long_as_its_padding_is_refused(home: Home, serve: Serve) -> None:
+    parameters = {"padding": "x=0", "padding_buckets": "4 8"}
+    more = "".join(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n' for key, value in parameters.items())
+    home.model("encode", dims="-1", more=more)
+    nodes = (
+        NODES
+        + NODES[NODES.index("class Letters") :]
+        .replace("Letters", "Floats")
+        .replace("INT64[-1]", "FP32[-1]")
+        .replace("np.int64", "np.float32")
+        + NODES[NODES.index("class End") : NODES.index("class Letters")]
+        .replace("End", "Tag")
+        .replace('inputs = {"x": "FP32[1]", "number": "INT64[1]"}', 'inputs = {"x": "FP32[-1]"}')
+        .replace('"FP32[1]"}', '"FP32[-1]"}')
+    )
+    text = """
+max_batch_size: 8
+inputs: {TEXT: "BYTES[1]"}
+outputs: {OUT: "FP32[%s]"}
+nodes:
+  letters: {run: "nodes.py:Floats", inputs: {text: TEXT}, outputs: {letters: letters}}
+  encode: {model: encode, inputs: {x: letters}, outputs: {y: encoded}}
+  tag: {run: "nodes.py:Tag", inputs: {x: encoded}, outputs: {y: OUT}}
+"""
+    home.graph("tags", text % "-1", nodes)
+    home.graph("fixed", text % "4", nodes)
+    reasons = {status.model: status.reason for status in serve().engine.statuses()}
+    assert "output 'OUT' is made of rows that are padded, and its size varies" in reasons["tags"]
+    assert reasons["fixed"] == ""

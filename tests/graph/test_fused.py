@@ -183,3 +183,28 @@ def test_a_graph_can_be_written_in_python(home: Home, serve: Serve) -> None:
     )
     server = serve(graphs=(graph,))
     assert (server.engine.infer("twice", {"IN": ROW})["OUT"] == 4 * ROW).all()
+
+
+def test_a_graph_that_comes_to_contain_itself_is_refused(added: Home, serve: Serve) -> None:
+    whole = ENSEMBLE.replace('key: "x"', 'key: "IN"').replace('key: "y"', 'key: "OUT"')
+    added.config("e", whole.replace('"double"', '"g"'))
+    server = serve(control=ModelControl("explicit", ("e",)))
+    added.graph(
+        "g",
+        ADD.replace("model: double, inputs: {x: IN}, outputs: {y: t}", "model: e, inputs: {IN: IN}, outputs: {OUT: t}"),
+        NODES,
+    )
+    with pytest.raises(HeadraceError, match="no graph can contain itself"):
+        server.engine.load("g")
+    added.graph("g", ADD, NODES)
+    server.engine.load("g")
+    assert (server.engine.infer("e", {"IN": ROW})["OUT"] == 2 * (2 * ROW + 1) + 1).all()
+
+
+def test_rows_that_a_model_cannot_take_are_the_clients_fault(home: Home, serve: Serve) -> None:
+    home.model("double", double())
+    home.config("e", ENSEMBLE.replace("max_batch_size: 8", "max_batch_size: 0").replace("dims: 3", "dims: [ -1, 3 ]"))
+    server = serve()
+    assert (server.engine.infer("e", {"IN": ROW})["OUT"] == 4 * ROW).all()
+    with pytest.raises(HeadraceError, match="its inputs have 9 rows; model 'double' takes up to 8, alike"):
+        server.engine.infer("e", {"IN": np.repeat(ROW, 9, axis=0)})

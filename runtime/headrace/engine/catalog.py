@@ -216,6 +216,9 @@ class Catalog:
         Raises:
             ModelMissing: it is not there.
         """
+        # Before any lock is waited for: two threads that each hold a graph, and want the other's, would wait for ever.
+        if graph in self._all_needs(model):
+            raise ModelMissing(graph, node, model, version, "no graph can contain itself")
         if changed is not None and self._find(model, version) is None:
             self._bring_in(graph, node, model, version, changed)
         running = self._find(model, version)
@@ -224,9 +227,6 @@ class Catalog:
         return Lent(model, version, running)
 
     def _bring_in(self, graph: str, node: str, model: str, version: int, changed: list[str]) -> None:
-        # Before any lock is waited for: two threads that each hold a graph, and want the other's, would wait for ever.
-        if graph in self._all_needs(model):
-            raise ModelMissing(graph, node, model, version, "no graph can contain itself")
         try:
             self._load(model, None, None, changed)
         except LoadFailed:
@@ -242,7 +242,8 @@ class Catalog:
             while waiting:
                 if (each := waiting.pop()) not in found:
                     found.add(each)
-                    waiting += self._models[each].needs if each in self._models else ()
+                    known = self._models.get(each)
+                    waiting += known.needs if known is not None and not known.unloaded else ()
         return found
 
     def _find(self, name: str, version: int) -> Running | None:

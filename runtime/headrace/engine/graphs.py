@@ -190,8 +190,21 @@ def _padding(graph: Graph, segment: Segment, models: list[tuple[str, ModelSpec]]
             # What comes right out of the model is as long as its inputs were; of the rest nobody knows.
             padded = {graph.nodes[name].outputs.get(output.name) for output in model.outputs if output.name not in padding.whole}
             whole = tuple(spec.name for spec in segment.outputs if spec.name not in padded)
+            _check_lengths(graph, segment, whole)
             return replace(padding, values=values, mask="", whole=whole)
     return None
+
+
+def _check_lengths(graph: Graph, segment: Segment, whole: tuple[str, ...]) -> None:
+    """What a node made of padded rows may be as long as the padding, or not; nobody can tell, and so cut it back."""
+    declared = {spec.name: spec.dims for spec in graph.output_specs}
+    for spec in segment.outputs:
+        told = declared[spec.name][len(declared[spec.name]) - len(spec.dims) :]
+        if spec.name in whole and any(own == -1 and size == -1 for own, size in zip(spec.dims, told, strict=True)):
+            raise InvalidRepository(
+                f"graph '{graph.name}': output '{spec.name}' is made of rows that are padded, and its size varies: it cannot be "
+                "told from the padding. Declare its size in the graph, or answer what the model itself gives"
+            )
 
 
 def _digest(graph: Graph, version: VersionFiles, lent: list[Lent]) -> str:

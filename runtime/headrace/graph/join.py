@@ -8,6 +8,7 @@ queue has no bounds. Instead, who sends waits before it takes more, while too ma
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,14 +194,18 @@ class Join:
         """Answer with an error, and let go of what is under way."""
         if self._end():
             self._close()
-            if self._part is not None:
-                self._part.fail(error)
+            part, self._part = self._part, None
+            if part is not None:
+                part.fail(error)
+            self._come.clear()
 
     def cancel(self) -> None:
         """The client has gone."""
         if self._end() and self._part is not None:
             self._close()
-            self._part.fail(Cancelled())
+            part, self._part = self._part, None
+            part.fail(Cancelled())
+            self._come.clear()
 
     def _end(self) -> bool:
         with self._lock:
@@ -221,7 +226,8 @@ class Join:
         if not self._end():
             return
         self._close()
-        part = self._part
+        # Who is over lets go of its part, which knows it: else only the garbage collector would find both.
+        part, self._part = self._part, None
         assert part is not None
         try:
             outputs = {spec.name: self._output(spec) for spec in self._outputs}
@@ -231,13 +237,18 @@ class Join:
         except Exception as error:
             log.exception("the rows of a request could not be put together; this is a bug in Headrace")
             part.fail(BackendFailed(sentence(error)))
+        self._come.clear()
+        self._own.clear()
 
     def _output(self, spec: TensorSpec) -> Tensor:
         if spec.name in self._own:
             return self._own[spec.name]
         pieces = self._come.get(spec.name)
         if pieces is None:  # no row went on
-            return nothing(spec, *((self._rows,) if self._has_rows else ()))
+            tensor = nothing(spec, *((self._rows,) if self._has_rows else ()))
+            if math.prod(tensor.shape):
+                raise BackendFailed(f"output '{spec.name}' has {format_shape(spec.dims)}, and nothing became of this request")
+            return tensor
         border = pieces[0][0].way.border
         try:
             tensor = in_order([(piece.rows, tensor) for piece, tensor in pieces])

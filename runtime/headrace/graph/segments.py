@@ -182,7 +182,9 @@ class _Cut:
         self._homes[name] = home
         inside = home if signature.rows == SAME else (*home, name)
         for own, tensor in node.outputs.items():
-            self._specs[tensor] = replace(self._seen(name, signature.outputs[own], home), name=tensor)
+            # What it is reshaped from, and whether it may be left out, was the node's own affair.
+            seen = self._seen(name, signature.outputs[own], home)
+            self._specs[tensor] = replace(seen, name=tensor, reshape=None, optional=False)
             self._places[tensor] = inside
             self._told[tensor] = f"output '{own}' of node '{name}'"
 

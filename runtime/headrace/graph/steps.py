@@ -147,7 +147,17 @@ class Step:
                     (*value.shape[:lead], *resolve_reshape(value.shape[lead:], reshaped.dims, reshaped.reshape or ()))
                 )
             inputs[own] = value
+        if self._adds_rows:
+            self._check_rows(inputs)
         return inputs
+
+    def _check_rows(self, inputs: Values) -> None:
+        """Where its segment has none, the rows of a model come with its tensors."""
+        counts = {tensor.shape[0] for tensor in inputs.values()}
+        if len(counts) > 1 or max(counts) > self.spec.max_batch_size:
+            told = " and ".join(map(str, sorted(counts)))
+            most = self.spec.max_batch_size
+            raise InvalidRequest(f"{self._who}: its inputs have {told} rows; model '{self.spec.name}' takes up to {most}, alike")
 
     def _call(self, inputs: Values, batch: Batch, rows: int) -> Outputs | Rows:
         if self.is_class:
