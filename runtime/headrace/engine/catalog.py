@@ -16,7 +16,7 @@ from typing import TypeAlias
 from headrace.backends.installed import usable_gpus
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock
-from headrace.engine.lifecycle import Lent, Running, open_version, reason_of, warm_up
+from headrace.engine.lifecycle import Lent, Opened, Running, open_version, reason_of, warm_up
 from headrace.engine.probe import Probe
 from headrace.engine.routes import Routes
 from headrace.errors import Draining, HeadraceError, LoadFailed, ModelMissing
@@ -297,19 +297,8 @@ class Catalog:
 
     def _bring_up(self, files: ModelFiles, version: VersionFiles, changed: list[str] | None) -> tuple[ModelStatus, Running]:
         begun = self._clock.now()
-        if files.config.platform in GRAPHS:
-            from headrace.engine.graphs import open_graph  # for whoever has graphs
-
-            opened = open_graph(
-                files,
-                version,
-                lambda node, model, number: self._lend(files.name, node, model, number, changed),
-                self._ledger,
-                self._clock,
-            )
-        else:
-            opened = open_version(files, version, self._backends, self._probe.advice(files, version) if self._probe else None)
         with self._probe.pause() if self._probe is not None else nullcontext():
+            opened = self._open(files, version, changed)
             warm_ns = warm_up(opened, self._clock)
             running = Running(opened, self._open_queue, self._clock, self._clock.now() - begun, warm_ns)
             if self._probe is not None:
@@ -323,6 +312,16 @@ class Catalog:
         for line in opened.warnings:
             log.warning("%s", line, extra={"model": spec.name})
         return ModelStatus(spec.name, spec.version, State.READY, "", spec, opened.filled, opened.warnings), running
+
+    def _open(self, files: ModelFiles, version: VersionFiles, changed: list[str] | None) -> Opened:
+        if files.config.platform not in GRAPHS:
+            return open_version(files, version, self._backends, self._probe.advice(files, version) if self._probe else None)
+        from headrace.engine.graphs import open_graph  # for whoever has graphs
+
+        def lend(node: str, model: str, number: int) -> Lent:
+            return self._lend(files.name, node, model, number, changed)
+
+        return open_graph(files, version, lend, self._ledger, self._clock)
 
     def _publish(self, name: str, model: _Model) -> None:
         self._routes.publish(
@@ -385,9 +384,11 @@ class Catalog:
 
 def _needs(files: ModelFiles) -> tuple[str, ...]:
     """The models that a model runs, if it is a graph."""
-    if files.graph is not None:
-        return files.graph.models
-    return tuple(dict.fromkeys(step.model_name for step in files.config.ensemble_scheduling.step))
+    if files.config.platform not in GRAPHS:
+        return ()
+    from headrace.engine.graphs import graph_of  # for whoever has graphs
+
+    return graph_of(files).models
 
 
 def _only_in(these: _Versions, those: _Versions) -> list[Running]:
