@@ -101,7 +101,7 @@ def open_graph(files: ModelFiles, version: VersionFiles, lend: Lend, ledger: Led
         version.digest(),
         upload=files.upload,
         behind=behind,
-        nodes=tuple((each.spec.name, each.number) for each in bound.values() if each.signature.max_batch_size is None),
+        nodes=tuple((each.spec.name, each.number) for each in bound.values() if each.signature.is_class),
         lent=tuple(lent),
     )
 
@@ -157,13 +157,13 @@ def _steps(graph: Graph, segment: Segment, bound: Mapping[str, _Bound]) -> list[
 
 def _batches(first: Segment, bound: Mapping[str, _Bound]) -> bool:
     """Whether requests share batches: not where a model in the first segment does not want that."""
-    models = [bound[name].spec for name in first.nodes if bound[name].signature.max_batch_size is not None]
+    models = [bound[name].spec for name in first.nodes if not bound[name].signature.is_class]
     return first.max_batch_size > 0 and all(model.batching.enabled for model in models)
 
 
 def _spec(graph: Graph, segment: Segment, bound: Mapping[str, _Bound], whole: ModelSpec, batching: Batching) -> ModelSpec:
     """What a queue needs to know of a segment."""
-    models = [(name, bound[name].spec) for name in segment.nodes if bound[name].signature.max_batch_size is not None]
+    models = [(name, bound[name].spec) for name in segment.nodes if not bound[name].signature.is_class]
     return replace(
         whole,
         name=segment.name,

@@ -53,7 +53,7 @@ class Fan:
         return stacked([tensor[row] for row in rows])
 
 
-def fan_of(result: object, spec: ModelSpec, rows: int) -> Fan:
+def fan_of(result: Rows, spec: ModelSpec, rows: int) -> Fan:
     """What a border node returned, checked.
 
     Args:
@@ -64,8 +64,6 @@ def fan_of(result: object, spec: ModelSpec, rows: int) -> Fan:
     Raises:
         BackendFailed: it is not what was declared.
     """
-    if not isinstance(result, Rows):
-        raise BackendFailed(f"node '{spec.name}' returned a {type(result).__name__}, not Rows")
     starts = [0, *accumulate([1] * rows if result.counts is None else result.counts)]
     tensors: dict[str, Tensor | Ragged] = {}
     for declared in spec.outputs:
@@ -93,14 +91,16 @@ def _is_stacked(tensor: Tensor | Ragged) -> TypeIs[Tensor]:
 
 
 def picked(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """Some rows of a stacked tensor; without copying, where they follow each other."""
-    if not rows:
-        return rows_of(tensor, 0, 0)
-    if rows[-1] - rows[0] + 1 == len(rows):
-        return rows_of(tensor, rows[0], rows[-1] + 1)
+    """Rows of a stacked tensor, in this order, each as often as it is named; without copying, where they follow one another."""
+    if all(after == row + 1 for row, after in pairwise(rows)):
+        first = rows[0] if rows else 0
+        return rows_of(tensor, first, first + len(rows))
+    places = np.asarray(rows)
     if isinstance(tensor, BytesTensor):
-        return concatenate([tensor.rows(row, row + 1) for row in rows])
-    return tensor[np.asarray(rows)]
+        width = tensor.size // max(1, tensor.shape[0])
+        cells = places[:, None] * width + np.arange(width)
+        return tensor.take(cells.reshape((len(rows), *tensor.shape[1:])))
+    return tensor[places]
 
 
 def stacked(rows: Sequence[Tensor]) -> Tensor:
@@ -122,13 +122,5 @@ def in_order(pieces: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:
     """
     if len({tensor.shape[1:] for _, tensor in pieces}) > 1:
         raise ValueError
-    tensor = concatenate([tensor for _, tensor in pieces])
     places = [place for rows, _ in pieces for place in rows]
-    if all(a < b for a, b in pairwise(places)):
-        return tensor
-    order = np.argsort(places)
-    if isinstance(tensor, BytesTensor):
-        width = tensor.size // max(1, tensor.shape[0])
-        cells = (order[:, None] * width + np.arange(width)).reshape(tensor.shape)
-        return tensor.take(cells)
-    return tensor[order]
+    return picked(concatenate([tensor for _, tensor in pieces]), np.argsort(places).tolist())

@@ -22,7 +22,7 @@ from headrace.node import MANY
 from headrace.request import Request, Response
 from headrace.scheduling.base import Batch, Queue
 from headrace.scheduling.entry import Answer, Entry
-from headrace.tensor import Tensor, TensorSpec, concatenate, format_shape
+from headrace.tensor import Tensor, TensorSpec, format_shape
 
 log = logging.getLogger(__name__)
 
@@ -301,27 +301,17 @@ def pieces_of(way: Way, fan: Fan, above: Mapping[str, Tensor], first: int, last:
     """
     segment = way.segment
     brought = [spec.name for spec in segment.inputs]
-    own = [name for name in brought if name not in above]
+    own, passed = [name for name in brought if name not in above], [name for name in brought if name in above]
     begin, end = fan.starts[first], fan.starts[last]
     # What comes many for one is told apart by the request it came for: such rows go alone.
     most = 1 if any(border.rows == MANY for border in segment.borders) else max(1, segment.max_batch_size)
-    origin = [row for row in range(first, last) for _ in range(fan.starts[row + 1] - fan.starts[row])]
+    origin = [row for row in range(first, last) for _ in range(fan.starts[row + 1] - fan.starts[row])] if passed else []
+    whole = {name: above[name] if has_rows else above[name].reshape((1, *above[name].shape)) for name in passed}
     pieces: list[Piece] = []
     for group in fan.alike(own, begin, end):
         for at in range(0, len(group), most):
             rows = group[at : at + most]
             tensors = {name: fan.take(name, rows) for name in own}
-            for name in brought:
-                if name in above:
-                    tensor = above[name]
-                    tensor = tensor if has_rows else tensor.reshape((1, *tensor.shape))
-                    owners = [origin[row - begin] if has_rows else 0 for row in rows]
-                    tensors[name] = _repeated(tensor, owners)
-            pieces.append(Piece(way, [row - begin for row in rows], {name: tensors[name] for name in brought}))
+            tensors |= {name: picked(tensor, [origin[row - begin] for row in rows]) for name, tensor in whole.items()}
+            pieces.append(Piece(way, [row - begin for row in rows], tensors))
     return pieces
-
-
-def _repeated(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    if len(set(rows)) == len(rows):
-        return picked(tensor, rows)
-    return concatenate([picked(tensor, [row]) for row in rows])

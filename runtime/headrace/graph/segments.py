@@ -38,6 +38,11 @@ class Signature:
     rows: str = SAME
     max_batch_size: int | None = None
 
+    @property
+    def is_class(self) -> bool:
+        """Whether it is a class, and no model."""
+        return self.max_batch_size is None
+
     def seen(self, spec: TensorSpec, *, has_rows: bool) -> TensorSpec:
         """One of its tensors as its segment has it: where that has no rows, those of a model are one more dimension."""
         return replace(spec, dims=(-1, *spec.dims)) if self.max_batch_size and not has_rows else spec

@@ -14,7 +14,7 @@ from headrace.graph.fan import Fan, fan_of
 from headrace.graph.segments import Signature, text_of, varies
 from headrace.ledger.ledger import BatchRecord
 from headrace.model import ModelSpec
-from headrace.node import SAME, Rows
+from headrace.node import Rows
 from headrace.protocol.validate import resolve_reshape
 from headrace.request import Request
 from headrace.scheduling.answers import checked_outputs
@@ -74,9 +74,8 @@ class Step:
         has_rows: bool,
     ) -> None:
         self.name, self.spec, self.signature, self._number = name, spec, signature, number
-        self.is_class = signature.max_batch_size is None
         self._runs = runs
-        self._lacks_rows = self.is_class and not has_rows
+        self._lacks_rows = signature.is_class and not has_rows
         self._adds_rows = bool(signature.max_batch_size) and not has_rows
         declared = {tensor.name: tensor for tensor in spec.inputs}
         self._reads = [
@@ -91,11 +90,6 @@ class Step:
         self._writes = dict(node.outputs)
         self._wanted = tuple(output.name for output in spec.outputs if output.name in node.outputs)
 
-    @property
-    def is_border(self) -> bool:
-        """Whether its rows are not those that it got."""
-        return self.signature.rows != SAME
-
     def run(self, values: Values, batch: Batch, visits: Visits) -> Fan | None:
         """Run it on `values`, and put there what it gives; what a border gives is returned instead.
 
@@ -107,12 +101,10 @@ class Step:
             inputs = self._inputs(values)
             rows = batch.rows if not self._adds_rows else next(iter(inputs.values())).shape[0]
             result = self._call(inputs, batch, rows)
-            if self.is_border:
+            if isinstance(result, Rows):
                 fan = fan_of(result, self.spec, rows).renamed(self._writes)
                 is_well = True
                 return fan
-            if isinstance(result, Rows):
-                raise BackendFailed(f"{self._who}: it returned Rows, and its `rows` is '{SAME}'")
             outputs = checked_outputs(self.spec, result, self._wanted, rows)
             for own, tensor in self._writes.items():
                 values[tensor] = outputs[own].reshape(outputs[own].shape[1:]) if self._lacks_rows else outputs[own]
@@ -160,7 +152,7 @@ class Step:
             raise InvalidRequest(f"{self._who}: its inputs have {told} rows; model '{self.spec.name}' takes up to {most}, alike")
 
     def _call(self, inputs: Values, batch: Batch, rows: int) -> Outputs | Rows:
-        if self.is_class:
+        if self.signature.is_class:
             return self._runs.run(inputs)  # type: ignore[arg-type, return-value]
         result = self._runs.run(_Call(inputs, batch, rows, self._wanted))  # type: ignore[arg-type]
         if not isinstance(result, Mapping):
