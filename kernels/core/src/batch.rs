@@ -59,7 +59,9 @@ pub struct Batch {
 
 impl Batch {
     pub fn new(queue: Arc<Queue>, number: u64, mut entries: Vec<Box<Entry>>, instance: u16, reason: u16, taken: Nanos) -> Batch {
-        padding::settle(entries.iter_mut().map(|entry| &mut entry.admitted));
+        if queue.spec.padding.is_some() {
+            padding::settle(&mut entries);
+        }
         let mut offsets = Vec::with_capacity(entries.len() + 1);
         offsets.push(0);
         let mut rows = 0;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::batch::{Gathered, Returned};
 use crate::buffer::Pool;
 use crate::codec::Part;
+use crate::entry::Entry;
 use crate::error::{Error, Result, request_prefix};
 use crate::spec::Spec;
 use crate::validate::{Admitted, Tensor};
@@ -146,13 +147,10 @@ fn fill(to: &mut [u8], element: &[u8]) {
 }
 
 /// Mates are padded to the longest of them: their bucket said no more than that they are about as long.
-pub fn settle<'a>(mates: impl Iterator<Item = &'a mut Admitted>) {
-    let mates: Vec<&mut Admitted> = mates.collect();
-    let longest = mates.iter().map(|mate| mate.length).max().unwrap_or(0);
+pub fn settle(mates: &mut [Box<Entry>]) {
+    let longest = mates.iter().map(|mate| mate.admitted.length).max().unwrap_or(0);
     if longest > 0 {
-        for mate in mates {
-            mate.padded = longest;
-        }
+        mates.iter_mut().for_each(|mate| mate.admitted.padded = longest);
     }
 }
 

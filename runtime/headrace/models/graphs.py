@@ -35,6 +35,8 @@ from headrace.node import tensor_of
 from headrace.protocol.headrace_pb2 import DataType, ModelConfig
 from headrace.tensor import TensorSpec
 
+MOST_ROWS_PER_REQUEST = 1 << 17
+"""Unless a graph says another number."""
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, StringConstraints(pattern=r"^[^/#\s]+$")]
 
@@ -85,7 +87,7 @@ class Graph(BaseModel):
     nodes: Annotated[Mapping[Name, GraphNode], Field(min_length=1)]
     max_batch_size: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     instances: Annotated[int, Field(gt=0, le=1024)] | None = None
-    max_rows_per_request: Annotated[int, Field(gt=0)] = 1 << 17
+    max_rows_per_request: Annotated[int, Field(gt=0)] = MOST_ROWS_PER_REQUEST
     parameters: Mapping[str, str | int | float | bool] = {}
     directory: Path = Path()
 
@@ -98,7 +100,7 @@ class Graph(BaseModel):
         nodes: Mapping[str, Mapping[str, Any] | GraphNode],
         max_batch_size: int = 0,
         instances: int | None = None,
-        max_rows_per_request: int = 1 << 17,
+        max_rows_per_request: int = MOST_ROWS_PER_REQUEST,
         parameters: Mapping[str, str | int | float | bool] | None = None,
         directory: Path | str = ".",
     ) -> Graph:

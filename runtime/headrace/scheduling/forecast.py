@@ -12,14 +12,14 @@ from headrace.clock import MILLISECOND, SECOND
 from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.scheduling.base import Queue
 from headrace.scheduling.plan import Plan, Predictor, SetPoints, Unlearned
-from headrace.scheduling.predictor import MOST_BUCKETS, WINDOW, Learned
+from headrace.scheduling.predictor import MOST_BUCKETS, WINDOW, Learned, quantile_of
 from headrace.scheduling.sojourn import Sojourn
 
 _STANDS_NS = 10 * SECOND
 """A queue in which even the shortest wait is longer stands: nobody asks online for what comes so late."""
 _LOOK_NS = 50 * MILLISECOND
-_LOOK_BEHIND, _MOSTLY = 8, 0.75
-"""After how many that came back to look how long it took, and which of them counts: as for execution times."""
+_LOOK_BEHIND = 8
+"""After how many that came back to look how long it took."""
 _TOLD_APART = 16
 """A line is told to the queue when it has changed by one part in so many."""
 
@@ -73,8 +73,7 @@ class Forecast:
         self._back += 1
         if self._learned is None or self._back % _LOOK_BEHIND:
             return
-        usual = sorted(self._behind)[int(_MOSTLY * (len(self._behind) - 1))]
-        margin = self._points.margin_ns + usual
+        margin = self._points.margin_ns + quantile_of(self._behind, self._learned.quantile)
         if abs(margin - self.points.margin_ns) * _TOLD_APART > self.points.margin_ns:
             self.points = replace(self._points, margin_ns=margin)
             self._tell()
@@ -102,11 +101,7 @@ class Forecast:
                 self._tell()
 
     def _max_rows(self, bucket: int) -> int:
-        most = self._points.max_rows
-        best = self._learned.best_rows(bucket) if self._learned is not None else None
-        if end := self._ends.get(bucket):
-            most = min(most, max(1, self._points.max_elements // end))
-        return min(most, best or most)
+        return self._points.most_rows(self.predictor.best_rows(bucket), self._ends.get(bucket, 0))
 
     def _tell(self) -> None:
         if not self._refuses:

@@ -83,6 +83,13 @@ class SetPoints:
     holds: bool = False
     max_elements: int = 0
 
+    def most_rows(self, best: int | None, padded: int) -> int:
+        """How many rows a batch may have: no more than the `best` batch, if that is known, and of this padded length."""
+        most = min(self.max_rows, best or self.max_rows)
+        if self.max_elements and padded:
+            most = min(most, max(1, self.max_elements // padded))
+        return most
+
     @staticmethod
     def of(model: ModelSpec, instances: int) -> SetPoints:
         """What the configuration of a model says."""
@@ -245,7 +252,8 @@ def _scan(  # noqa: C901  # once for every entry that waits: one pass, without a
         if target < done:
             target = deadline if deadline >= done else NEVER
         if first < 0:
-            first, first_level, max_rows = bucket, level, _most_rows(set_points, predictor, bucket, padded)
+            first, first_level = bucket, level
+            max_rows = set_points.most_rows(predictor.best_rows(bucket), padded)
         if bucket != first:
             others += 1
             if target < others_due:
@@ -273,14 +281,6 @@ def _scan(  # noqa: C901  # once for every entry that waits: one pass, without a
         return None, _Lasts(predictor, 0), tuple(drop)
     run = _Run(mates, numbers, sums, earliest, first, max_rows, oldest, is_full, others_due, others)
     return run, buckets[first], tuple(drop)
-
-
-def _most_rows(set_points: SetPoints, predictor: Predictor, bucket: int, padded: int) -> int:
-    """How many rows a batch of this bucket may have."""
-    most = min(set_points.max_rows, predictor.best_rows(bucket) or set_points.max_rows)
-    if set_points.max_elements and padded:
-        most = min(most, max(1, set_points.max_elements // padded))
-    return most
 
 
 def _punctual(run: _Run, lasts: _Lasts, now: int) -> int:

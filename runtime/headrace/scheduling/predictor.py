@@ -116,11 +116,11 @@ class _Bucket:
         is_due = is_new or self.count <= _REFRESH or self.count % _REFRESH == 0
         if is_due:
             for each in self._changed:
-                self._medians[each] = _quantile(self._seen[each], 0.5)
+                self._medians[each] = quantile_of(self._seen[each], 0.5)
             self._changed.clear()
             known = sorted(self._medians)
             self._table = (known, _pooled([(self._medians[each], len(self._seen[each])) for each in known]))
-            self._factor = _quantile([ns / max(1, self._usual(rows)) for rows, ns in self._recent], quantile)
+            self._factor = quantile_of([ns / max(1, self._usual(rows)) for rows, ns in self._recent], quantile)
         return is_due
 
     def at(self, rows: int) -> int:
@@ -137,7 +137,7 @@ class _Bucket:
         return Line(max(0, int(least - row * first)), int(row), max_rows)
 
     def best_rows(self) -> int | None:
-        usual = {rows: _quantile(times, 0.5) for rows, times in self._seen.items() if len(times) >= LEAST}
+        usual = {rows: quantile_of(times, 0.5) for rows, times in self._seen.items() if len(times) >= LEAST}
         best = best_of(usual) if usual else None
         return None if best is None or best == max(usual) else best
 
@@ -168,9 +168,9 @@ def best_of(usual: Mapping[int, int]) -> int:
     return next(rows for rows, rate in rates.items() if rate >= enough)
 
 
-def _quantile(of: Collection[_Number], quantile: float) -> _Number:
+def quantile_of(of: Collection[_Number], which: float) -> _Number:
     """The nearest of them, rounded down: never the largest of several, so that one that is out of the way does not count."""
-    return sorted(of)[int(quantile * (len(of) - 1))]
+    return sorted(of)[int(which * (len(of) - 1))]
 
 
 def _pooled(points: list[tuple[int, int]]) -> list[float]:

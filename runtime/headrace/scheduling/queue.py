@@ -231,7 +231,8 @@ class PortableQueue:
             self._turn_open = False
             self._changed.notify_all()
         self._answer_dropped(expired, CannotMeetDeadline(), now)
-        settle_padding(entries)
+        if self.spec.padding is not None:
+            settle_padding(entries)
         return PortableBatch(self, number, entries, instance, plan.reason, now) if entries else None
 
     def abandon_turn(self) -> None:
