@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -140,6 +142,37 @@ def test_rows_of_a_request_that_differ_cannot_be_one_tensor(counting: Home, serv
     assert np.array_equal(ask(server, 2)["OUT"], expected(2))
 
 
+def test_what_nobody_asks_for_is_neither_made_nor_can_it_fail(counting: Home, serve: Serve) -> None:
+    server = serve()
+    assert ask(server, 3, 3, outputs=["PLACE"])["PLACE"].shape == (2, 3, 1)
+    assert counting.scripts["work"].batches == []
+    counting.graph("both", BOTH, NODES)
+    server.engine.load("both")
+    inputs = {"TEXT": [["a"], ["bc"]], "NUMBER": np.array([[2], [3]], np.int64)}
+    answer = server.engine.infer("both", inputs, outputs=["SAID", "SUM"])
+    assert answer["SAID"].tolist() == [[b"a"], [b"bc"]]
+    with pytest.raises(BackendFailed, match="differs in shape between the rows"):
+        server.engine.infer("both", inputs, outputs=["OUT"])
+
+
+def test_what_rows_bring_from_above_is_copied_for_few_at_a_time(
+    counting: Home, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.graph.join._COPIED", 64)  # eight rows, of a number of eight bytes each
+    counting.graph("count", COUNT, NODES)
+    server = serve()
+    script = counting.scripts["work"]
+    script.gate = Gate()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, server, 257)
+        script.gate.wait_for(1)
+        until(lambda: sum(script.batches) + behind(server) == 8)
+        script.gate.open()
+        assert np.array_equal(asked.result()["OUT"], expected(257))
+    server.wait_settled("count")
+    assert server.ledger("count")[Outcome.ANSWERED] == 1
+
+
 def test_texts_of_all_lengths_come_back_in_order(counting: Home, serve: Serve) -> None:
     server = serve()
     texts = ["a", "bb", "c", "", "dd", "a"]
@@ -187,6 +220,19 @@ def behind(server: Server) -> int:
     return sum(crew.queue.depth().rows for crew in running.behind)
 
 
+def ask_together(server: Server, well: Sequence[int], ill: Sequence[int], message: str) -> None:
+    """Requests at the same time, of which some fail and the others do not."""
+    with ThreadPoolExecutor(8) as pool:
+        asked = {
+            number: pool.submit(ask, server, number) for pair in zip_longest(well, ill) for number in pair if number is not None
+        }
+        for number in well:
+            assert np.array_equal(asked[number].result()["OUT"], expected(number))
+        for number in ill:
+            with pytest.raises(HeadraceError, match=message):
+                asked[number].result()
+
+
 def test_a_row_that_fails_fails_its_request_only(counting: Home, serve: Serve) -> None:
     server = serve()
 
@@ -195,26 +241,11 @@ def test_a_row_that_fails_fails_its_request_only(counting: Home, serve: Serve) -
             raise RuntimeError("six")
 
     counting.scripts["work"].fail = fail
-    with ThreadPoolExecutor(8) as pool:
-        asked = {number: pool.submit(ask, server, number) for number in (1, 7, 3, 9, 5, 2, 6)}
-        for number, each in asked.items():
-            if number > 6:
-                with pytest.raises(HeadraceError, match="six"):
-                    each.result()
-            else:
-                assert np.array_equal(each.result()["OUT"], expected(number))
+    ask_together(server, well=(1, 3, 5, 2, 6), ill=(7, 9), message="six")
 
 
 def test_what_a_border_cannot_stand_fails_its_request_only(counting: Home, serve: Serve) -> None:
-    server = serve()
-    with ThreadPoolExecutor(8) as pool:
-        asked = {number: pool.submit(ask, server, number) for number in (1, -1, 3, -2, 2)}
-        for number, each in asked.items():
-            if number < 0:
-                with pytest.raises(HeadraceError, match="below zero"):
-                    each.result()
-            else:
-                assert np.array_equal(each.result()["OUT"], expected(number))
+    ask_together(serve(), well=(1, 3, 2), ill=(-1, -2), message="below zero")
 
 
 def test_rows_expire_with_their_request(counting: Home, serve: Serve) -> None:
@@ -299,7 +330,9 @@ def test_a_reload_answers_what_is_under_way(counting: Home, serve: Serve) -> Non
         assert np.array_equal(ask(server, 3)["OUT"], expected(3))
 
 
-def test_closing_in_the_middle_answers_everybody(counting: Home, serve: Serve) -> None:
+def test_closing_in_the_middle_answers_everybody_and_leaves_nothing_open(
+    counting: Home, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
     server = serve()
     script = counting.scripts["work"]
     script.gate = Gate()
@@ -313,6 +346,7 @@ def test_closing_in_the_middle_answers_everybody(counting: Home, serve: Serve) -
         closing.join(20)
     assert not closing.is_alive()
     assert all(isinstance(each, HeadraceError) for each in outcomes)
+    assert "still runs; its session is not closed" not in caplog.text
 
 
 def test_wrong_rows_are_told(home: Home, serve: Serve) -> None:

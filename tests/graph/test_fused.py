@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.json_format import MessageToJson
+from tritonclient.grpc import InferRequestedOutput
 
 from headrace.backends.fake import Gate, Script
 from headrace.engine.engine import ModelControl
 from headrace.errors import HeadraceError
 from headrace.model import State
 from headrace.models.graphs import Graph
+from headrace.models.pbtxt import parse
 from tests.graph.conftest import Home, Serve, statistics
+from tests.transport.serving import Asked, tensor
 from tests.waiting import until
 
 ADD = """
@@ -49,6 +53,12 @@ ROW = np.array([[1, 2, 3]], np.float32)
 
 def double() -> Script:
     return Script(compute=lambda tensors: {"y": 2 * np.asarray(tensors["x"])}, replayable=True)
+
+
+def change(home: Home, name: str) -> None:
+    """Other weights: three times instead of twice."""
+    (home.root / name / "1/weights").write_text("others")
+    home.scripts[name].compute = lambda tensors: {"y": 3 * np.asarray(tensors["x"])}
 
 
 @pytest.fixture
@@ -162,11 +172,45 @@ def test_without_its_model_a_graph_is_not_ready_and_with_it_it_is_again(added: H
 def test_a_model_that_is_reloaded_is_so_for_its_graphs(added: Home, serve: Serve) -> None:
     server = serve(control=ModelControl("explicit", ("g",)))
     before = server.engine.routes.resolve("g").spec.digest
-    (added.root / "double/1/weights").write_text("others")
-    added.scripts["double"].compute = lambda tensors: {"y": 3 * np.asarray(tensors["x"])}
+    change(added, "double")
     server.client.load_model("double")
     assert (server.engine.infer("g", {"IN": ROW})["OUT"] == 3 * ROW + 1).all()
     assert server.engine.routes.resolve("g").spec.digest != before
+
+
+def test_a_graph_brought_up_anew_is_still_what_its_load_request_said(home: Home, serve: Serve) -> None:
+    home.model("double", double())
+    server = serve(control=ModelControl("explicit", ("double",)))
+    override = parse(ENSEMBLE.replace("max_batch_size: 8", "max_batch_size: 4"), "e")
+    server.client.load_model("e", config=MessageToJson(override), files={"file:1/kept": b""})
+    change(home, "double")
+    server.client.load_model("double")
+    route = server.engine.routes.resolve("e")
+    assert route.spec.max_batch_size == 4
+    assert (server.engine.infer("e", {"IN": ROW})["OUT"] == 9 * ROW).all()
+
+
+def test_a_graph_that_cannot_be_read_does_not_go_on_with_the_model_that_was(added: Home, serve: Serve) -> None:
+    server = serve(control=ModelControl("explicit", ("g",)))
+    added.graph("g", ADD.replace("nodes:", "nods:"), NODES)
+    change(added, "double")
+    server.client.load_model("double")
+    (status,) = [status for status in server.engine.statuses() if status.model == "g"]
+    assert status.state is State.UNAVAILABLE
+    assert "'nods' is unknown" in status.reason
+    added.graph("g", ADD, NODES)
+    server.client.load_model("g")
+    assert (server.engine.infer("g", {"IN": ROW})["OUT"] == 3 * ROW + 1).all()
+
+
+def test_classes_of_a_graph_have_the_labels_of_the_model_that_gives_them(home: Home, serve: Serve) -> None:
+    home.model("double", double())
+    labelled = (home.root / "double/config.pbtxt").read_text().replace('name: "y"', 'name: "y" label_filename: "labels"')
+    home.config("double", labelled)
+    (home.root / "double/labels").write_text("one\ntwo\nthree\n")
+    home.config("e", ENSEMBLE)
+    asked = Asked(serve(), "e", [tensor("IN", ROW, "FP32")], outputs=[InferRequestedOutput("OUT", class_count=1)])
+    assert asked.result().as_numpy("OUT").tolist() == [[b"12.000000:2:three"]]
 
 
 def test_a_graph_can_be_written_in_python(home: Home, serve: Serve) -> None:

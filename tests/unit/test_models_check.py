@@ -98,6 +98,10 @@ ENSEMBLE = 'name: "m" platform: "ensemble" input { name: "in" } output { name: "
         (ENSEMBLE % "" + "instance_group {}", "instance group should not be specified for ensemble 'm'"),
         (ENSEMBLE % "" + "optimization {}", "optimization should not be specified for ensemble 'm'"),
         (ENSEMBLE % "" + "model_warmup {}", "model_warmup can not be specified for ensemble 'm'"),
+        (
+            ENSEMBLE.replace('name: "in"', 'name: "in" reshape { shape: 1 }') % "step {}",
+            "reshape can not be specified for ensemble 'm': declare its tensors as its steps have them",
+        ),
         (ENSEMBLE % "", "must specify 'step' for ensemble 'm'"),
         (ENSEMBLE % "step {}", "must specify 'model_name' in step 0 of ensemble 'm'"),
         (ENSEMBLE % 'step { model_name: "a" }', "must specify 'input_map' in step 0 of ensemble 'm'"),

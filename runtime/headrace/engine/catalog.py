@@ -53,13 +53,17 @@ _Versions: TypeAlias = dict[int, tuple[ModelStatus, Running | None]]
 
 @dataclass(slots=True)
 class _Model:
-    """A model by name. `lock` serialises its loads; `versions` is replaced, never changed. `needs`: what a graph runs."""
+    """A model by name. `lock` serialises its loads; `versions` is replaced, never changed.
+
+    `needs` is what a graph runs. `given` is what its load request brought, which holds for bringing it up anew, too.
+    """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     versions: _Versions = field(default_factory=dict)
     broken: ModelStatus | None = None
     unloaded: bool = False
     needs: tuple[str, ...] = ()
+    given: tuple[ModelConfig | None, Upload | None] = (None, None)
 
 
 class Catalog:
@@ -118,11 +122,10 @@ class Catalog:
     def _load(self, name: str, override: ModelConfig | None, upload: Upload | None, changed: list[str]) -> None:
         """`load`, but for the graphs that run what was `changed`."""
         with self._locked(name) as model:
-            source = upload.repository if upload else self._repository
             try:
-                files = replace(source.read(name, override, usable_gpus()), upload=upload)
+                files = self._read(name, override, upload)
             except HeadraceError as error:
-                if name not in source.names():
+                if name not in (upload.repository if upload else self._repository).names():
                     # There is no such model, or none of that name can be: nothing to keep in mind.
                     if not model.versions:
                         self._drop(name)
@@ -142,8 +145,15 @@ class Catalog:
             try:
                 self._load_versions(name, model, files, changed)
             finally:
-                if _only_in(model.versions, before):
+                has_changed = bool(_only_in(model.versions, before))
+                if has_changed:
                     changed.append(name)
+                if has_changed or not before:
+                    model.given = override, upload
+
+    def _read(self, name: str, override: ModelConfig | None, upload: Upload | None) -> ModelFiles:
+        source = upload.repository if upload else self._repository
+        return replace(source.read(name, override, usable_gpus()), upload=upload)
 
     def unload(self, name: str) -> None:
         """Stop serving a model, once what is queued has been answered in the background. Unknown names are fine."""
@@ -156,7 +166,7 @@ class Catalog:
                 number: (ModelStatus(name, number, State.UNAVAILABLE, "unloaded", status.spec), None)
                 for number, (status, _) in model.versions.items()
             }
-            model.broken, model.unloaded = None, True
+            model.broken, model.unloaded, model.given = None, True, (None, None)
             self._publish(name, model)
             self._retire(old)
             log.info("model unloaded", extra={"model": name})
@@ -201,7 +211,12 @@ class Catalog:
                 with self._locked(graph) as model:
                     before = model.versions
                     try:
-                        self._load_versions(graph, model, self._repository.read(graph, None, usable_gpus()), None)
+                        self._load_versions(graph, model, self._read(graph, *model.given), None)
+                    except LoadFailed:
+                        raise
+                    except HeadraceError as error:
+                        self._let_go(graph, model, error)
+                        raise
                     finally:
                         if model.versions != before:
                             changed.append(graph)
@@ -209,6 +224,19 @@ class Catalog:
                 log.debug("graph %s: %s", graph, error)
             for each in changed:
                 self._renew_graphs(each)
+
+    def _let_go(self, graph: str, model: _Model, error: HeadraceError) -> None:
+        """Of a graph that cannot be read: what runs models that have changed would go on with those that were."""
+        old = model.versions
+        model.versions = {
+            number: (status, running)
+            if running is None or self._runs_current(running)
+            else (ModelStatus(graph, number, State.UNAVAILABLE, error.message, status.spec), None)
+            for number, (status, running) in old.items()
+        }
+        self._publish(graph, model)
+        self._retire(_only_in(old, model.versions))
+        log.error("graph cannot be read: %s", error.message, extra={"model": graph})
 
     def _lend(self, graph: str, node: str, model: str, version: int, changed: list[str] | None) -> Lent:
         """A version for a graph to run, held open. `changed` None: what is not loaded stays so.
@@ -291,9 +319,12 @@ class Catalog:
             raise LoadFailed(name, failed)
 
     def _is_still(self, running: Running, files: ModelFiles, version: VersionFiles) -> bool:
-        """Whether bringing up `version` again would give the same; a graph's models are those that it would run now."""
-        lent = running.opened.lent
-        return running.opened.is_still(files, version) and all(self._find(*each[:2]) is each.running for each in lent)
+        """Whether bringing up `version` again would give the same."""
+        return running.opened.is_still(files, version) and self._runs_current(running)
+
+    def _runs_current(self, running: Running) -> bool:
+        """Whether a graph's models are those that it would run now."""
+        return all(self._find(*each[:2]) is each.running for each in running.opened.lent)
 
     def _bring_up(self, files: ModelFiles, version: VersionFiles, changed: list[str] | None) -> tuple[ModelStatus, Running]:
         begun = self._clock.now()

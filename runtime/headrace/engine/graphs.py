@@ -25,6 +25,7 @@ from headrace.models.graphs import Graph, GraphNode, graph_of_ensemble
 from headrace.models.spec import spec_of, warnings
 from headrace.node import Context
 from headrace.protocol.headrace_pb2 import ModelConfig
+from headrace.tensor import TensorSpec
 
 Lend = Callable[[str, str, int], Lent]
 """(node, model, version or 0) → a version that runs, held open. Raises ModelMissing."""
@@ -85,7 +86,9 @@ def open_graph(files: ModelFiles, version: VersionFiles, lend: Lend, ledger: Led
         specs = {segment.name: _spec(graph, segment, bound, spec, batching) for segment in first.walk()}
         # The first is what clients see: its inputs and outputs are those of the configuration.
         root = specs.pop(first.name)
-        spec = replace(spec, batching=batching, padding=root.padding, instances=root.instances)
+        spec = replace(
+            spec, batching=batching, padding=root.padding, instances=root.instances, outputs=_labelled(graph, spec, bound)
+        )
         sessions[first.name].close_with(closing.pop_all().close)
     behind = tuple(Behind(each, sessions[name], each.instances) for name, each in specs.items())
     told = (*files.warnings, *warnings(config))
@@ -175,6 +178,18 @@ def _spec(graph: Graph, segment: Segment, bound: Mapping[str, _Bound], whole: Mo
         instances=graph.instances or max((model.instances for _, model in models), default=1),
         padding=_padding(graph, segment, models),
     )
+
+
+def _labelled(graph: Graph, spec: ModelSpec, bound: Mapping[str, _Bound]) -> tuple[TensorSpec, ...]:
+    """The outputs of a graph; where it has no labels of its own, they are those of the model that writes the tensor."""
+    labels = {
+        tensor: declared.labels
+        for name, node in graph.nodes.items()
+        for own, tensor in node.outputs.items()
+        for declared in bound[name].spec.outputs
+        if declared.name == own
+    }
+    return tuple(replace(output, labels=output.labels or labels.get(output.name, ())) for output in spec.outputs)
 
 
 def _padding(graph: Graph, segment: Segment, models: list[tuple[str, ModelSpec]]) -> Padding | None:

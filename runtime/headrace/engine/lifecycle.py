@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from headrace.backends.base import Device, Session
 from headrace.backends.registry import Backends
 from headrace.backends.zeros import Zeros
 from headrace.clock import SECOND, Clock
-from headrace.engine.instance import Instance
+from headrace.engine.crew import Crew
 from headrace.engine.profile import Calls, Profile
 from headrace.engine.profiles import key_of
 from headrace.engine.routes import Route
@@ -32,9 +32,7 @@ from headrace.models.fill import GRAPHS
 from headrace.models.spec import spec_of, warnings
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup
 from headrace.scheduling.admission import Depth, Limits
-from headrace.scheduling.base import OpenQueue, Queue
-from headrace.scheduling.forecast import Forecast
-from headrace.scheduling.plan import SetPoints
+from headrace.scheduling.base import OpenQueue
 
 log = logging.getLogger(__name__)
 
@@ -175,50 +173,6 @@ def _placements(config: ModelConfig) -> dict[Device, int]:
     return placed or {Device(): 1}
 
 
-class Crew:
-    """The instances that take turns at one queue, and what they learn.
-
-    Args:
-        queue: of the version, or of a segment of a graph.
-        sessions: one an instance.
-        clock: the clock.
-        refuses: whether the queue is a door: see `Forecast`.
-    """
-
-    def __init__(self, queue: Queue, sessions: Sequence[Session], clock: Clock, *, refuses: bool = True) -> None:
-        self.queue = queue
-        self.forecast = Forecast(queue, SetPoints.of(queue.spec, len(sessions)), len(sessions), refuses=refuses)
-        self._instances = [
-            Instance(number, session, queue, self.forecast, clock, _before(session)) for number, session in enumerate(sessions)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._instances)
-
-    def start(self) -> None:
-        """Let the instances take turns.
-
-        Raises:
-            RuntimeError: the machine has no more threads; those that were started are ended.
-        """
-        try:
-            for instance in self._instances:
-                instance.start()
-        except RuntimeError:
-            self.queue.close()
-            raise
-
-    def join(self, seconds: float) -> bool:
-        """Wait for all of them to end, for so long each; says whether they have."""
-        ended = [instance.join(seconds) for instance in self._instances]
-        return all(ended)
-
-
-def _before(session: Session) -> Callable[[], None]:
-    """What an instance waits for before its turns: in front of a border, that there is room behind it."""
-    return session.wait_for_room if isinstance(session, SegmentSession) else lambda: None
-
-
 class Running:
     """An opened version with its queue and its instances.
 
@@ -330,12 +284,14 @@ class Running:
             self._is_retired = True
             queue.abandon()
             grace = max(0.2, (until - clock.now()) / SECOND)
-            ended = [self._crew.join(grace)]
+            self._crew.join(grace)
             for crew in self.behind:
                 # Only now: what the first had to send on is answered, or never will be.
                 crew.queue.close()
                 crew.queue.abandon()
-                ended.append(crew.join(grace))
+                crew.join(grace)
+            # Who waited for room behind a border, and only now got it, ends now.
+            ended = [crew.join(_RETURN_SECONDS) for crew in (self._crew, *self.behind)]
             if is_back := self._lent.acquire(timeout=_RETURN_SECONDS):
                 self._lent.release()
             if all(ended) and is_back:

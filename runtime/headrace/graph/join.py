@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,15 +29,32 @@ log = logging.getLogger(__name__)
 
 _MARK = 4
 """Full batches of the next segment that may be under way before the one in front waits: what its plans look at."""
+_COPIED = 64 << 20
+"""Bytes of tensors from above that are copied for the rows of one request before some of them must come back."""
 
 
 @dataclass(slots=True)
 class Piece:
-    """Rows of one shape on their way to the next segment: their places among those of their request."""
+    """Rows of one shape on their way to the next segment: their places among those of their request.
+
+    They bring what the border gave, `tensors`, and of each tensor `above` it, the row that they came of, whose place is in
+    `origin`. That is a copy for each, and so it is made when they are sent.
+    """
 
     way: Way
     rows: Sequence[int]
     tensors: Mapping[str, Tensor]
+    above: Mapping[str, Tensor]
+    origin: Sequence[int]
+
+    @property
+    def copied(self) -> int:
+        """How many bytes are copied when they are sent."""
+        return sum(tensor.nbytes // max(1, tensor.shape[0]) for tensor in self.above.values()) * len(self.rows)
+
+    def all_tensors(self) -> Mapping[str, Tensor]:
+        """What the next segment gets."""
+        return {**self.tensors, **{name: picked(tensor, self.origin) for name, tensor in self.above.items()}}
 
 
 @dataclass(slots=True)
@@ -77,15 +95,16 @@ class Way:
                 self._changed.notify_all()
         self._behind(lasted)
 
-    def push(self, owner: Request, join: Join, piece: Piece) -> Entry:
-        """Send rows on, with the deadline and the priority of their request.
+    def push(self, owner: Request, join: Join, piece: Piece, wanted: Collection[str]) -> Entry:
+        """Send rows on, with the deadline and the priority of their request; of their outputs, some are `wanted`.
 
         Raises:
             HeadraceError: they do not fit, or the queue is closed.
         """
         request = Forwarded(
             self.segment.name,
-            piece.tensors,
+            piece.all_tensors(),
+            outputs=tuple(spec.name for spec in self.segment.outputs if spec.name in wanted),
             id=owner.id,
             parameters=owner.parameters,
             deadline=owner.deadline,
@@ -114,38 +133,43 @@ class Join:
     Args:
         rows: of the request, 1 where tensors have none.
         starts: by border, where the further rows of each of its rows begin, from 0 on.
-        outputs: what the segment answers.
         has_rows: whether its tensors have rows.
         clock: the clock.
     """
 
-    def __init__(
-        self, rows: int, starts: Mapping[str, Sequence[int]], outputs: Sequence[TensorSpec], clock: Clock, *, has_rows: bool
-    ) -> None:
-        self._rows, self._starts, self._outputs, self._has_rows, self._clock = rows, starts, outputs, has_rows, clock
+    def __init__(self, rows: int, starts: Mapping[str, Sequence[int]], clock: Clock, *, has_rows: bool) -> None:
+        self._rows, self._starts, self._has_rows, self._clock = rows, starts, has_rows, clock
         self._lock = threading.Lock()
         self._part: Batch | None = None
         self._is_over = False
-        self._left, self._model = 0, ""
+        self._left = 0
         self._began = 0
+        self._owner = Request("", {})
+        self._outputs: Sequence[TensorSpec] = ()
+        self._waiting: deque[Piece] = deque()
+        self._copied = 0
         self._entries: list[Entry] = []
         self._come: dict[str, list[tuple[Piece, Tensor]]] = {}
         self._own: dict[str, Tensor] = {}
         self._under_way: dict[Way, int] = {}
 
-    def begin(self, part: Batch, owner: Request, own: Mapping[str, Tensor], pieces: Sequence[Piece]) -> None:
+    def begin(
+        self, part: Batch, owner: Request, outputs: Sequence[TensorSpec], own: Mapping[str, Tensor], pieces: Sequence[Piece]
+    ) -> None:
         """Send the pieces on.
 
         Args:
             part: the request, as a batch of its own: it is answered by this from now on.
             owner: the request itself.
+            outputs: what it asks the segment for.
             own: outputs that are there already.
             pieces: all that is to come back.
         """
         self._began = self._clock.now()
         with self._lock:
-            self._part, self._left, self._model = part, len(pieces), owner.model
+            self._part, self._owner, self._outputs, self._left = part, owner, outputs, len(pieces)
             self._own.update(own)
+            self._waiting.extend(pieces)
             for piece in pieces:
                 self._under_way[piece.way] = self._under_way.get(piece.way, 0) + len(piece.rows)
             gone = self._is_over
@@ -155,40 +179,57 @@ class Join:
             self._close()
             part.fail(Cancelled())
             return
-        if not pieces:
+        if pieces:
+            self._send()
+        else:
             self._finish()
+
+    def _send(self) -> None:
+        """Send on what may be under way now, and let those behind the borders look at it."""
+        sent: dict[str, Entry] = {}
+        names = {spec.name for spec in self._outputs}
         try:
-            for piece in pieces:
-                entry = piece.way.push(owner, self, piece)
+            while (piece := self._next()) is not None:
+                entry = sent[piece.way.segment.name] = piece.way.push(self._owner, self, piece, names)
                 with self._lock:
                     gone = self._is_over
                     self._entries.append(entry)
                 if gone:
                     entry.cancel()
-                    break
         except Exception as error:
             self.fail(BackendFailed.of(error))
-
-    def wake(self) -> None:
-        """Let those behind the borders look at what was sent: one entry of each queue, for who looks sees all."""
-        for entry in {entry.request.model: entry for entry in self._entries}.values():
+        for entry in sent.values():  # one of each queue, for who looks sees all
             entry.wake()
+
+    def _next(self) -> Piece | None:
+        """What is to be sent now, if there is something."""
+        with self._lock:
+            if self._is_over or not self._waiting:
+                return None
+            copied = self._waiting[0].copied
+            if self._copied and self._copied + copied > _COPIED:
+                return None
+            self._copied += copied
+            return self._waiting.popleft()
 
     def take(self, piece: Piece, result: Response | HeadraceError) -> None:
         """A piece has come back."""
         if isinstance(result, HeadraceError):
             # Its words are of the segment, of which clients know nothing.
-            self.fail(DeadlineExpired(self._model) if isinstance(result, DeadlineExpired) else result)
+            self.fail(DeadlineExpired(self._owner.model) if isinstance(result, DeadlineExpired) else result)
             return
         with self._lock:
             if self._is_over:
                 return
             for name, tensor in result.outputs.items():
                 self._come.setdefault(name, []).append((piece, tensor))
+            self._copied -= piece.copied
             self._left -= 1
-            is_last = not self._left
+            is_last, is_more = not self._left, bool(self._waiting)
         if is_last:
             self._finish()
+        elif is_more:
+            self._send()
 
     def fail(self, error: HeadraceError) -> None:
         """Answer with an error, and let go of what is under way."""
@@ -218,6 +259,7 @@ class Join:
             way.end(rows, lasted)
         with self._lock:
             entries, self._entries = self._entries, []
+            self._waiting.clear()
         if self._left:
             for entry in entries:
                 entry.cancel()
@@ -312,6 +354,6 @@ def pieces_of(way: Way, fan: Fan, above: Mapping[str, Tensor], first: int, last:
         for at in range(0, len(group), most):
             rows = group[at : at + most]
             tensors = {name: fan.take(name, rows) for name in own}
-            tensors |= {name: picked(tensor, [origin[row - begin] for row in rows]) for name, tensor in whole.items()}
-            pieces.append(Piece(way, [row - begin for row in rows], tensors))
+            came_of = [origin[row - begin] for row in rows] if passed else []
+            pieces.append(Piece(way, [row - begin for row in rows], tensors, whole, came_of))
     return pieces

@@ -97,7 +97,6 @@ class SegmentSession:
             place: Join(
                 last - first,
                 {name: [start - fan.starts[first] for start in fan.starts[first : last + 1]] for name, fan in fans.items()},
-                self.segment.outputs,
                 self._clock,
                 has_rows=self._has_rows,
             )
@@ -113,17 +112,19 @@ class SegmentSession:
             part, join = parts[place], joins[place]
             try:
                 self._check_rows(fans, first, last)
-                own = self._answers(join, values, fans, first, last)
+                wanted = part.wanted()
+                outputs = [spec for spec in self.segment.outputs if spec.name in wanted]
+                own = self._answers(join, values, fans, first, last, wanted)
                 pieces = [
                     piece
                     for name, way in self._ways.items()
+                    if any(spec.name in wanted for spec in way.segment.outputs)
                     for piece in pieces_of(way, fans[name], values, first, last, has_rows=self._has_rows)
                 ]
             except Exception as error:
                 part.fail(BackendFailed.of(error))
                 continue
-            join.begin(part, owners[place], own, pieces)
-            join.wake()
+            join.begin(part, owners[place], outputs, own, pieces)
 
     def _check_rows(self, fans: Mapping[str, Fan], first: int, last: int) -> None:
         for name, fan in fans.items():
@@ -143,13 +144,18 @@ class SegmentSession:
             return None
         return place, values, fans, 0, one.rows
 
-    def _answers(self, join: Join, values: Values, fans: Mapping[str, Fan], first: int, last: int) -> Values:
-        """What the rows of one request can be answered already."""
-        found: Values = {name: rows_of(values[name], first, last) if self._has_rows else values[name] for name in self._own}
+    def _answers(
+        self, join: Join, values: Values, fans: Mapping[str, Fan], first: int, last: int, wanted: Sequence[str]
+    ) -> Values:
+        """What the rows of one request can be answered already, of what it asks for."""
+        own = [name for name in self._own if name in wanted]
+        found: Values = {name: rows_of(values[name], first, last) if self._has_rows else values[name] for name in own}
         for border in self.segment.borders:
             fan = fans[border.node]
             begin, end = fan.starts[first], fan.starts[last]
             if begin < end:
                 for spec in border.outputs:
+                    if spec.name not in wanted:
+                        continue
                     found[spec.name] = join.direct(spec, fan, begin, end, border)
         return found

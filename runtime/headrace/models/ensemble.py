@@ -19,6 +19,10 @@ def check_ensemble(config: ModelConfig) -> None:
         (config.instance_group, f"instance group should not be specified for ensemble '{name}'"),
         (config.HasField("optimization"), f"optimization should not be specified for ensemble '{name}'"),
         (config.model_warmup, f"model_warmup can not be specified for ensemble '{name}'"),
+        (
+            any(tensor.HasField("reshape") for tensor in (*config.input, *config.output)),
+            f"reshape can not be specified for ensemble '{name}': declare its tensors as its steps have them",
+        ),
         (not steps, f"must specify 'step' for ensemble '{name}'"),
     ):
         if wrong:

@@ -1,0 +1,57 @@
+"""The instances of one queue, as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from headrace.backends.base import Session
+from headrace.clock import Clock
+from headrace.engine.instance import Instance
+from headrace.graph.session import SegmentSession
+from headrace.scheduling.base import Queue
+from headrace.scheduling.forecast import Forecast
+from headrace.scheduling.plan import SetPoints
+
+
+class Crew:
+    """The instances that take turns at one queue, and what they learn.
+
+    Args:
+        queue: of the version, or of a segment of a graph.
+        sessions: one an instance.
+        clock: the clock.
+        refuses: whether the queue is a door: see `Forecast`.
+    """
+
+    def __init__(self, queue: Queue, sessions: Sequence[Session], clock: Clock, *, refuses: bool = True) -> None:
+        self.queue = queue
+        self.forecast = Forecast(queue, SetPoints.of(queue.spec, len(sessions)), len(sessions), refuses=refuses)
+        self._instances = [
+            Instance(number, session, queue, self.forecast, clock, _before(session)) for number, session in enumerate(sessions)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    def start(self) -> None:
+        """Let the instances take turns.
+
+        Raises:
+            RuntimeError: the machine has no more threads; those that were started are ended.
+        """
+        try:
+            for instance in self._instances:
+                instance.start()
+        except RuntimeError:
+            self.queue.close()
+            raise
+
+    def join(self, seconds: float) -> bool:
+        """Wait for all of them to end, for so long each; says whether they have."""
+        ended = [instance.join(seconds) for instance in self._instances]
+        return all(ended)
+
+
+def _before(session: Session) -> Callable[[], None]:
+    """What an instance waits for before its turns: in front of a border, that there is room behind it."""
+    return session.wait_for_room if isinstance(session, SegmentSession) else lambda: None
