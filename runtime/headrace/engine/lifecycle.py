@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from headrace.backends.base import Device, Session
+from headrace.backends.base import Device, Session, stands_zeros
 from headrace.backends.registry import Backends
 from headrace.backends.zeros import Zeros
 from headrace.clock import SECOND, Clock
@@ -361,7 +361,7 @@ def warm_up(opened: Opened, clock: Clock) -> int | None:
     for session, spec in [(session, opened.spec) for session, _ in opened.sessions] + [
         (b.session, b.spec) for b in opened.behind
     ]:
-        if not goes_back(session):
+        if not (goes_back(session) and stands_zeros(session)):
             lasted.append(None)
             continue
         began = clock.now()
