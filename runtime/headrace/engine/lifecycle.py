@@ -24,7 +24,7 @@ from headrace.engine.routes import Route
 from headrace.errors import HeadraceError, InvalidRepository, sentence
 from headrace.graph.join import Way
 from headrace.graph.session import SegmentSession
-from headrace.model import ModelSpec
+from headrace.model import GraphIO, ModelSpec
 from headrace.models.autocomplete import complete
 from headrace.models.check import check_graph, check_tensors
 from headrace.models.files import ModelFiles, VersionFiles
@@ -38,6 +38,8 @@ from headrace.scheduling.plan import SetPoints
 
 log = logging.getLogger(__name__)
 
+_UNTOLD = GraphIO((), ())
+"""Of a model whose file does not say what it takes and gives."""
 UNBOUNDED = Limits(requests=1 << 62, rows=1 << 62, nbytes=1 << 62, undated=1 << 62)
 """Between segments nobody is refused: who sends on waits instead."""
 _RETURN_SECONDS = 2.0
@@ -140,7 +142,8 @@ def open_version(files: ModelFiles, version: VersionFiles, backends: Backends, c
             sessions.append(backend.load(version.path, config, device))
         lines += complete(config, sessions[0].io)
         check_tensors(config)
-        check_graph(config, sessions[0].io)
+        if sessions[0].io != _UNTOLD:
+            check_graph(config, sessions[0].io)
         spec = spec_of(config, version.number, digest, files.path)
         if not version.is_unchanged():
             raise InvalidRepository(

@@ -125,7 +125,8 @@ class Calls:
             raise _Refused(
                 f"Model {message['model']} is using the decoupled. The current BLS request call doesn't support models using the "
                 "decoupled transaction policy. Please use 'decoupled=True' argument to the 'exec' or 'async_exec' calls for "
-                "decoupled models."
+                "decoupled models.'",
+                Code.UNIMPLEMENTED,
             )
 
     def _arrived(self, number: int, stream: _Stream, answer: Response | HeadraceError) -> None:
@@ -165,18 +166,20 @@ class Calls:
 
 
 class _Refused(HeadraceError):
-    """A call that Triton refuses with these words."""
+    """A call that never got to its model."""
 
-    code = Code.INTERNAL
+    def __init__(self, words: str, code: Code) -> None:
+        super().__init__(words)
+        self.code = code
 
 
 def _as_triton_says(error: HeadraceError, model: str) -> HeadraceError:
-    """The words that a model gets for these, which Triton finds before it asks a model."""
-    if not isinstance(error, (ModelNotFound, ModelNotReady)):
-        return error
-    return _Refused(
-        f"Model {model} - Error when running inference: Failed for execute the inference request. Model '{model}' is not ready."
-    )
+    """What a model is told when a request of its own is not admitted."""
+    if isinstance(error, (ModelNotFound, ModelNotReady)):
+        words = f"Failed for execute the inference request. Model '{model}' is not ready."
+    else:
+        words = error.message
+    return _Refused(f"Model {model} - Error when running inference: {words}", error.code)
 
 
 def _request(message: Message, tensors: Mapping[str, Tensor], deadline: int) -> Request:

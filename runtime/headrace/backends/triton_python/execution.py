@@ -17,7 +17,7 @@ from headrace.backends.triton_python.requests import (
     pruned,
 )
 from headrace.backends.triton_python.talk import Message
-from headrace.backends.triton_python.tensors import Tensor, TritonModelException
+from headrace.backends.triton_python.tensors import Tensor
 from headrace.errors import sentence
 from headrace.tensor import Tensor as Value
 from headrace.tensor import concatenate, datatype_of, rows_of
@@ -150,9 +150,7 @@ def words_of(error: BaseException) -> str:
     """What Triton says of an exception: its class, its text, and where it was raised, innermost first."""
     if isinstance(error, Wrong):
         return str(error)
-    kind = type(error)
-    name = f"c_python_backend_utils.{kind.__name__}" if kind is TritonModelException else kind.__name__
-    said = sentence(error) if str(error) else ""
+    said = sentence(error) if str(error) else "<EMPTY MESSAGE>"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
     where = "".join(f"  {frame.filename}({frame.lineno}): {frame.name}\n" for frame in reversed(frames))
-    return f"{name}: {said}" + (f"\n\nAt:\n{where}" if where else "")
+    return f"{type(error).__name__}: {said}" + (f"\n\nAt:\n{where}" if where else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,8 @@ from headrace.backends.triton_python.requests import ErrorCode
 from headrace.backends.triton_python.talk import Message
 from headrace.errors import BackendFailed, HeadraceError, ModelError
 from headrace.tensor import Tensor
+
+log = logging.getLogger("headrace.model")
 
 _ALONE = 2
 """Offsets of a batch of one request."""
@@ -111,16 +114,17 @@ class Places:
         """What a session returns. Once, by the thread of the batch, when the call is over.
 
         Raises:
-            BackendFailed: it failed as a whole.
+            BackendFailed: it failed, and is no batch of which requests can be answered one by one.
         """
         told = self.told
         assert told is not None
         if "error" in told:
-            error = BackendFailed(
-                f"Failed to process the request(s) for model instance '{self._instance}', message: {told['error']}"
-            )
-            if self._parts is None:
+            error = BackendFailed(f"Failed to process the request(s) for model '{self._instance}', message: {told['error']}")
+            log.error("%s", error.message, extra={"model": self._instance})
+            if self._partable is None:
                 raise error
+            if self._parts is None:
+                return [(place, error, True) for place in range(len(self._batch.offsets) - 1)]
             self.fail_all(error)
             return None
         if self._parts is not None:

@@ -52,6 +52,9 @@ class ErrorCode(Enum):
     CANCELLED = 7
 
 
+ErrorCode.__name__ = "__ErrorCode"  # as models print it
+
+
 class TritonError:
     """An error, instead of the outputs of a response."""
 

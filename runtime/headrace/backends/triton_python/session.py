@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from headrace.backends.triton_python.process import ModelProcess
 from headrace.backends.triton_python.talk import Message
 from headrace.clock import MICROSECOND
 from headrace.errors import InvalidRepository
-from headrace.model import GraphIO, GraphTensor
-from headrace.protocol.headrace_pb2 import DataType, ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
+from headrace.model import GraphIO
+from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup
 from headrace.request import Request
 
 _MODULE = "headrace.backends.triton_python.worker"
@@ -58,6 +58,8 @@ class TritonSession:
         InvalidRepository: it cannot be loaded.
     """
 
+    io = GraphIO((), ())
+    """Nothing but its configuration says what a model takes and gives."""
     replayable = False
     stands_zeros = False
     """A model is called for requests only, as with Triton: it may count them."""
@@ -78,7 +80,6 @@ class TritonSession:
         except BaseException:
             self.close()
             raise
-        self.io = io_of(config)
         self._is_decoupled = config.model_transaction_policy.decoupled
         self._tells_all = self._is_decoupled or config.HasField("sequence_batching")
         self._outputs = tuple(output.name for output in config.output)
@@ -192,28 +193,6 @@ def instances_of(config: ModelConfig, device: Device) -> list[str]:
         if is_here and (group.kind == kind or device.kind != "GPU"):
             names += [f"{group.name}_{number}" for number in range(group.count)]
     return names or [f"{config.name}_0"]
-
-
-def io_of(config: ModelConfig) -> GraphIO:
-    """What a model takes and gives: only its configuration says so."""
-    rows = (-1,) if config.max_batch_size > 0 else ()
-
-    def declared(tensors: Iterable[ModelInput | ModelOutput]) -> tuple[GraphTensor, ...]:
-        return tuple(
-            GraphTensor(
-                tensor.name,
-                _v2(tensor.data_type),
-                (*rows, *(tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims)),
-            )
-            for tensor in tensors
-        )
-
-    return GraphIO(declared(config.input), declared(config.output))
-
-
-def _v2(datatype: int) -> str:
-    name = DataType.Name(datatype).removeprefix("TYPE_")  # type: ignore[arg-type]  # as it comes out of a message
-    return "BYTES" if name == "STRING" else "" if name == "INVALID" else name
 
 
 def program_of(directory: Path, config: ModelConfig) -> tuple[list[str], dict[str, str]]:

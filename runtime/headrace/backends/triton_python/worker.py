@@ -79,7 +79,11 @@ def _load(order: Mapping[str, Any]) -> tuple[type[Any] | None, Message]:
 def _import(path: Path, directory: str) -> type[Any]:
     """The class of a `model.py`. It is a module of a package that is named as its version, as with Triton."""
     sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils", api.__doc__)
-    vars(sys.modules["triton_python_backend_utils"]).update({name: getattr(api, name) for name in api.__all__})
+    given = {name: getattr(api, name) for name in api.__all__}
+    vars(sys.modules["triton_python_backend_utils"]).update(given)
+    for value in given.values():
+        if isinstance(value, type):
+            value.__module__ = "c_python_backend_utils"  # as messages name them
     api.model_dir = directory
     sys.path += [str(Path(directory).parent), directory]
     # Nothing is left in the repository.
