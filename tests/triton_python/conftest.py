@@ -8,13 +8,17 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent, indent
 
 import pytest
 import tritonclient.grpc as client
 
+from tests.python.conftest import leaves_nothing
 from tests.transport.serving import TRANSPORTS, Server, serving
 from tests.waiting import until
 from tools import triton_server
+
+__all__ = ["leaves_nothing"]
 
 MODELS = Path(__file__).parent / "models"
 
@@ -70,3 +74,39 @@ def _answers(url: str) -> bool:
             return True
     except OSError:
         return False
+
+
+IO = """
+backend: "python"
+max_batch_size: 0
+input {{ name: "x" data_type: TYPE_INT32 dims: -1 }}
+output {{ name: "y" data_type: TYPE_INT32 dims: -1 }}
+{more}
+"""
+
+HEAD = """
+import os, signal, sys, threading, time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+def response(values):
+    return pb_utils.InferenceResponse([pb_utils.Tensor("y", np.asarray(values, np.int32))])
+
+def x_of(request):
+    return pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+"""
+
+
+def write_model(repository: Path, name: str, text: str, more: str = "", config: str = IO) -> None:
+    """A model of that text; or, when it has no class, with that text as the body of `execute`."""
+    text = dedent(text).strip("\n")
+    if "class " not in text:
+        text = "class TritonPythonModel:\n    def execute(self, requests):\n" + indent(text, " " * 8)
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "1" / "model.py").write_text(HEAD + "\n" + text)
+    (repository / name / "config.pbtxt").write_text(config.format(more=more))
+
+
+def parameter(key: str, value: object) -> str:
+    """A line of a configuration."""
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
