@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headrace.engine.engine import Engine
+from headrace.engine.engine import Engine, ModelControl
 from headrace.errors import LoadFailed
-from headrace.model import State
 from tests.triton_python.conftest import HEAD, IO, parameter, write_model
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -18,15 +20,31 @@ pytestmark = pytest.mark.usefixtures("leaves_nothing")
 ECHO = "return [response(x_of(request)) for request in requests]"
 
 
-def reason(tmp_path: Path, text: str, more: str = "", config: str = IO) -> str:
-    """Why the model of this text does not come up, beside one that does."""
-    write_model(tmp_path, "good", ECHO)
-    write_model(tmp_path, "bad", text, more, config)
-    with Engine(tmp_path) as engine:
-        status = next(status for status in engine.statuses() if status.model == "bad")
-        assert status.state is State.UNAVAILABLE
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Path]]:
+    """An engine that serves the model `good`, and its repository."""
+    repository = tmp_path_factory.mktemp("repository")
+    write_model(repository, "good", ECHO)
+    with Engine(repository, control=ModelControl("explicit", ("good",))) as started:
+        for _ in range(4):  # so that it has the memory it needs
+            started.infer("good", {"x": np.int32([1])})
+        yield started, repository
+
+
+@pytest.fixture
+def reason(serving: tuple[Engine, Path]) -> Iterator[Callable[..., str]]:
+    """`reason(text, more, config)`: why the model `bad` of this text does not come up, beside one that does."""
+    engine, repository = serving
+
+    def told(text: str, more: str = "", config: str = IO) -> str:
+        write_model(repository, "bad", text, more, config)
+        with pytest.raises(LoadFailed) as caught:
+            engine.load("bad")
         assert engine.infer("good", {"x": np.int32([1])})["y"].tolist() == [1]
-        return status.reason
+        return caught.value.message
+
+    yield told
+    shutil.rmtree(repository / "bad")
 
 
 BAD = {
@@ -71,7 +89,7 @@ BAD = {
     "auto_complete_config raises": (
         "class TritonPythonModel:\n    @staticmethod\n    def auto_complete_config(config):\n"
         "        config.add_input({'name': 'x', 'data_type': 'TYPE_FP32', 'dims': [-1]})",
-        "ValueError: unable to load model 'bad', configuration expects datatype TYPE_INT32 for input 'x', model provides TYPE_FP32",
+        "ValueError: unable to load model 'bad', configuration expects datatype TYPE_INT32 for input 'x', model provides TYPE_FP",
     ),
     "auto_complete_config returns nothing": (
         "class TritonPythonModel:\n    @staticmethod\n    def auto_complete_config(config): pass",
@@ -86,19 +104,19 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "told"), BAD.values(), ids=BAD)
-def test_it_says_why(tmp_path: Path, text: str, told: str) -> None:
-    assert told in reason(tmp_path, text)
+def test_it_says_why(reason: Callable[..., str], text: str, told: str) -> None:
+    assert told in reason(text)
 
 
-def test_one_that_hangs(tmp_path: Path) -> None:
+def test_one_that_hangs(reason: Callable[..., str]) -> None:
     text = "class TritonPythonModel:\n    def initialize(self, args): signal.pause()"
     told = "the process of model 'bad' did not answer within 2 s and was ended, while it was loading"
-    assert told in reason(tmp_path, text, parameter("load_timeout_s", 2))
+    assert told in reason(text, parameter("load_timeout_s", 2))
 
 
-def test_one_that_does_not_say_what_it_takes(tmp_path: Path) -> None:
+def test_one_that_does_not_say_what_it_takes(reason: Callable[..., str]) -> None:
     told = "model 'bad' declares no input: write it into config.pbtxt, or add it in auto_complete_config"
-    assert told in reason(tmp_path, ECHO, config='backend: "python"\n')
+    assert told in reason(ECHO, config='backend: "python"\n')
 
 
 @pytest.mark.parametrize(
@@ -114,13 +132,14 @@ def test_one_that_does_not_say_what_it_takes(tmp_path: Path) -> None:
         ("EXECUTION_ENV_PATH", "/nowhere", "EXECUTION_ENV_PATH is '/nowhere'; it must be the directory of an environment"),
     ],
 )
-def test_a_parameter_that_cannot_be(tmp_path: Path, key: str, value: str, told: str) -> None:
-    assert told in reason(tmp_path, ECHO, parameter(key, value))
+def test_a_parameter_that_cannot_be(reason: Callable[..., str], key: str, value: str, told: str) -> None:
+    assert told in reason(ECHO, parameter(key, value))
 
 
 def test_finalize_may_raise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "headrace.model")
-    text = f"class TritonPythonModel:\n    def execute(self, requests): {ECHO}\n    def finalize(self): raise ValueError('at the end')"
+    finalize = "    def finalize(self): raise ValueError('at the end')"
+    text = f"class TritonPythonModel:\n    def execute(self, requests): {ECHO}\n{finalize}"
     write_model(tmp_path, "m", text)
     with Engine(tmp_path) as engine:
         assert engine.infer("m", {"x": np.int32([4])})["y"].tolist() == [4]
@@ -137,7 +156,7 @@ def test_a_reload_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_nothing_of_it_runs_in_the_server(tmp_path: Path) -> None:
-    text = f"assert os.getpid() != {__import__('os').getpid()}\nclass TritonPythonModel:\n    def execute(self, requests): {ECHO}"
+    text = f"assert os.getpid() != {os.getpid()}\nclass TritonPythonModel:\n    def execute(self, requests): {ECHO}"
     write_model(tmp_path, "m", text)
     with Engine(tmp_path) as engine:
         assert engine.infer("m", {"x": np.int32([4])})["y"].tolist() == [4]

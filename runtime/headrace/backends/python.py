@@ -3,8 +3,8 @@
 Parameters of a configuration: `class` (`model.py:Model`), `isolation` (`thread` or `process`), and for a process
 `run_timeout_s` (300) and `load_timeout_s` (60). All the others are for the node, as texts.
 
-A `model.py` that is written for Triton's Python backend is found out by its text, and goes to `triton_python/`, always in processes
-of its own. Its parameters are the two times and `memory_limit_mib`; it sees all of them.
+A `model.py` that is written for Triton's Python backend is found out by its text, and goes to `triton_python/`, always in
+processes of its own. Its parameters are the two times and `memory_limit_mib`; it sees all of them.
 """
 
 from __future__ import annotations

@@ -30,9 +30,7 @@ def complete_from(config: ModelConfig, told: Mapping[str, Any]) -> None:
     """
     had_batcher = config.HasField("dynamic_batching")
     try:
-        new = json_format.ParseDict(
-            {key: told[key] for key in _COMPLETED if key in told}, ModelConfig(), ignore_unknown_fields=True
-        )
+        new = json_format.ParseDict({key: told[key] for key in _COMPLETED if key in told}, ModelConfig())
     except json_format.ParseError as error:
         raise InvalidRepository(
             f"model '{config.name}': auto_complete_config returned what is no configuration: {sentence(error)}"

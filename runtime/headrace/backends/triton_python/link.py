@@ -1,7 +1,7 @@
 """The way of the process of a model to its server: what its threads ask, and what they are told.
 
-Regions of memory go both ways. Those of the server hold the inputs of batches and take their outputs, and bring answers, which are
-copied and given back with the next message. Those made here hold what is asked, and are used again once that is answered.
+Regions of memory go both ways. Those of the server hold the inputs of batches and take their outputs, and bring answers, which
+are copied and given back with the next message. Those made here hold what is asked, and are used again once that is answered.
 """
 
 from __future__ import annotations

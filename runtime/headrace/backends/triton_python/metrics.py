@@ -6,7 +6,7 @@ import bisect
 import threading
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from headrace.backends.triton_python.tensors import TritonModelException
 
@@ -96,7 +96,7 @@ class MetricFamily:
     COUNTER = MetricKind.COUNTER
     GAUGE = MetricKind.GAUGE
     HISTOGRAM = MetricKind.HISTOGRAM
-    families: list[MetricFamily] = []
+    families: ClassVar[list[MetricFamily]] = []
     """All of this process."""
 
     def __init__(self, name: str, description: str, kind: MetricKind) -> None:

@@ -23,8 +23,8 @@ _ALONE = 2
 class Places:
     """A batch under way.
 
-    A decoupled model has its batch taken apart at once, so that each response leaves as it comes. Of any other model, what was sent
-    by a response sender is kept for the end of the call; a batch of which something is missing then is taken apart, too.
+    A decoupled model has its batch taken apart at once, so that each response leaves as it comes. Of any other model, what was
+    sent by a response sender is kept for the end of the call; a batch of which something is missing then is taken apart, too.
 
     Args:
         batch: what runs.

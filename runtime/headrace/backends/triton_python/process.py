@@ -1,6 +1,6 @@
 """The server's side of the process of a model: what is asked of it, and what it asks.
 
-Whoever waits for a batch reads the socket itself. Only once a request is answered later than its call of `execute` has a thread that
+Whoever waits for a batch reads the socket itself. Only once a request is answered later than its call of `execute`, a thread
 listens all the time.
 """
 
@@ -25,6 +25,7 @@ from headrace.errors import BackendFailed, HeadraceError, InvalidRepository
 from headrace.tensor import Tensor
 
 _LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "V": logging.DEBUG}
+_GRACE_SECONDS = 1.0
 _OF_A_CALL = 0.9
 """How much of the time that a batch has left a call of another model may take: the model shall learn that it was too long."""
 
@@ -150,6 +151,8 @@ class ModelProcess(Process):
             else:
                 self._expected = max(self._expected, told["nbytes"])
                 memory = self._memory.lend(execution.region)
+        if "ends" in told:
+            self.end(_GRACE_SECONDS)  # the next batch is for the next process
         if "open" in told and execution.is_waited_for:
             self._wait(lambda: not execution.open, self._seconds)
         result = execution.result([] if memory is None else [look(memory, place) for place in told["places"]])

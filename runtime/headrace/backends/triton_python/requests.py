@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
@@ -329,6 +328,8 @@ class InferenceRequest:
 
     async def async_exec(self, decoupled: bool = False) -> InferenceResponse | ResponseIterator:
         """`exec` for coroutines."""
+        import asyncio  # whoever awaits this has it already
+
         return await asyncio.get_running_loop().run_in_executor(None, self.exec, decoupled)
 
 

@@ -1,12 +1,11 @@
 """The process of a model: `python -m headrace.backends.triton_python.worker DESCRIPTOR`, started by `process.py` beside it.
 
-It imports `model.py`, completes its configuration, initializes it, and executes batches until the server is gone. Its main thread is
-the one that executes, as with Triton.
+It imports `model.py`, completes its configuration, initializes it, and executes batches until the server is gone. Its main
+thread is the one that executes, as with Triton.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import os
@@ -19,9 +18,8 @@ import traceback
 import types
 import weakref
 from collections.abc import Coroutine, Mapping
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace.backends.channel import receive, send
 from headrace.backends.triton_python import api
@@ -31,6 +29,10 @@ from headrace.backends.triton_python.metrics import MetricFamily
 from headrace.backends.triton_python.model_config import ModelConfig
 from headrace.backends.triton_python.requests import InferenceRequest, InferenceResponse, Server, TritonError
 from headrace.backends.triton_python.talk import Message, Over
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Future
 
 _CLASS = "TritonPythonModel"
 _PR_SET_PDEATHSIG = 1
@@ -50,7 +52,7 @@ def serve(sock: socket.socket) -> None:
         if loaded[0] is None:
             return
         Server.link = link = Link(sock)
-        worker = Worker(loaded[0], order["name"], link)
+        worker = Worker(loaded[0], order["name"], link, has_limit=bool(limit))
         while (order := link.next_order())["do"] != "close":
             worker.obey(order)
         worker.finalize()
@@ -104,8 +106,8 @@ def _import(path: Path, directory: str) -> type[Any]:
 class Worker:
     """A model in its process."""
 
-    def __init__(self, cls: type[Any], name: str, link: Link) -> None:
-        self._class, self._name, self._link = cls, name, link
+    def __init__(self, cls: type[Any], name: str, link: Link, *, has_limit: bool) -> None:
+        self._class, self._name, self._link, self._has_limit = cls, name, link, has_limit
         self._model: Any = None
         self._outputs: frozenset[str] = frozenset()
         self._has_rows = self._is_decoupled = False
@@ -149,7 +151,7 @@ class Worker:
         requests = requests_of(order, memory, self._outputs, has_rows=self._has_rows, is_decoupled=self._is_decoupled)
         del memory
         told, error = self._called(order, requests)
-        is_short = isinstance(error, MemoryError)
+        is_short = self._has_limit and isinstance(error, MemoryError)
         del error
         owing = [place for place, request in enumerate(requests) if request.get_response_sender().is_owing]
         if owing and "error" not in told:
@@ -161,6 +163,8 @@ class Worker:
         self._link.is_executing = self._is_decoupled or "open" in told
         if metrics := MetricFamily.changed():
             told["metrics"] = metrics
+        if is_short:
+            told["ends"] = True
         # What the model has kept of its inputs must not be written over.
         self._link.send({**told, "do": "executed", "id": order["id"], "kept": inputs() is not None})
         if is_short:
@@ -192,8 +196,10 @@ class Worker:
         if not callable(execute):
             raise Wrong(f"Python model {api.model_dir} does not implement `execute` method.")
         returned: Any = execute(requests)
-        if not asyncio.iscoroutine(returned):
+        if not isinstance(returned, types.CoroutineType):
             return returned
+        import asyncio  # which takes its time, and most models do without it
+
         if not self._is_decoupled:
             return asyncio.run(returned)
         self._run_in_background(returned, requests)
@@ -201,6 +207,8 @@ class Worker:
 
     def _run_in_background(self, coroutine: Coroutine[Any, Any, Any], requests: list[InferenceRequest]) -> None:
         """Of a decoupled model: the next batch need not wait for it."""
+        import asyncio
+
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="headrace-coroutines", daemon=True).start()
