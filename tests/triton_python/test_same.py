@@ -100,8 +100,8 @@ NO_DATATYPE = (
 )
 NOT_DECOUPLED = (
     "Model decoupled - Error when running inference: Model decoupled is using the decoupled. The current BLS request call "
-    "doesn't support models using the decoupled transaction policy. Please use 'decoupled=True' argument to the 'exec' or 'async_exec' "
-    "calls for decoupled models.'"
+    "doesn't support models using the decoupled transaction policy. Please use 'decoupled=True' argument to the 'exec' or "
+    "'async_exec' calls for decoupled models.'"
 )
 
 DIFFERENT = {
