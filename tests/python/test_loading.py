@@ -71,7 +71,11 @@ def test_a_class_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("model.py:Model", "class Model: pass", "class 'model.py:Model' has no method load and none run; "),
         ("model.py:Model", "class Model:\n def load(self, context): pass", "has no method run; "),
         ("model.py:Model", "class TritonPythonModel: pass", "is written for Triton's Python backend (TritonPythonModel), which"),
-        ("model.py:TritonPythonModel", "class TritonPythonModel: pass", "which is not supported yet; headrace/node.py says"),
+        (
+            "model.py:TritonPythonModel",
+            "class TritonPythonModel: pass",
+            "and is no node: make it a model of its own, with backend",
+        ),
         ("model.py:Model", "import triton_python_backend_utils", "is written for Triton's Python backend"),
         ("not_to_be_had.at_all:Model", "", "there is no module 'not_to_be_had': install the package it is in for "),
         ("headrace.not_here:Model", "", "there is no module 'headrace.not_here': install"),

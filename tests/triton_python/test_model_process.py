@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -12,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import headrace
 from headrace.backends.triton_python.session import TritonSession
-from headrace.engine.engine import Engine
+from headrace.engine.engine import Engine, ModelControl
 from headrace.errors import Code, HeadraceError
 from tests.python.test_process import kill
 from tests.triton_python.conftest import parameter, write_model
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -274,3 +277,61 @@ def test_models_are_not_loaded_by_a_model_where_they_are_not_by_clients(run: Run
     engine = run("pb_utils.load_model('m')")
     with fails("TritonModelException: explicit model load / unload is not allowed if polling is enabled"):
         infer(engine, 1)
+
+
+def test_an_environment_of_its_own(run: Run, tmp_path: Path) -> None:
+    """Its interpreter, and of ours nothing but Headrace."""
+    (tmp_path / "environment").symlink_to(sys.prefix)
+    text = """
+        import headrace
+        told = [sys.executable, headrace.__file__, os.environ["PYTHONPATH"]]
+        return [response(list("\\n".join(told).encode()))]
+    """
+    engine = run(text, parameter("EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/../environment"))
+    told = bytes(infer(engine, 1)).decode().split("\n")
+    assert told == [f"{tmp_path}/m/../environment/bin/python", str(Path(headrace.__file__)), ""]
+
+
+def test_a_model_loads_and_unloads_another(tmp_path: Path) -> None:
+    text = """
+        name = "other"
+        if x_of(requests[0])[0] == 1:
+            pb_utils.load_model(name)
+        elif x_of(requests[0])[0] == 2:
+            pb_utils.unload_model(name)
+        elif x_of(requests[0])[0] == 3:
+            pb_utils.load_model("none")
+        return [response([pb_utils.is_model_ready(name)])]
+    """
+    write_model(tmp_path, "m", text)
+    write_model(tmp_path, "other", ECHO)
+    with Engine(tmp_path, control=ModelControl("explicit", ("m",))) as engine:
+        assert [infer(engine, number) for number in (0, 1, 2)] == [[0], [1], [0]]
+        with fails("TritonModelException: failed to load 'none', failed to poll from model repository"):
+            infer(engine, 3)
+
+
+def test_answers_that_a_model_does_not_wait_for_are_dropped(run: Run, tmp_path: Path) -> None:
+    """It asks a decoupled model, takes the first answer, and forgets the rest; that model hears of it."""
+    endless = f"""
+        class TritonPythonModel:
+            def execute(self, requests):
+                for request in requests:
+                    threading.Thread(target=self.send, args=[request.get_response_sender()]).start()
+
+            def send(self, sender):
+                while not sender.is_cancelled():
+                    sender.send(response([1]))
+                sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                open({str(tmp_path / "heard")!r}, "w").close()
+    """
+    write_model(tmp_path, "other", endless, DECOUPLED)
+    text = """
+        x = pb_utils.Tensor("x", x_of(requests[0]))
+        asked = pb_utils.InferenceRequest(model_name="other", inputs=[x], requested_output_names=["y"])
+        return [next(asked.exec(decoupled=True))]
+    """
+    engine = run(text)
+    assert infer(engine, 1) == [1]
+    assert infer(engine, 1) == [1]
+    until((tmp_path / "heard").exists)

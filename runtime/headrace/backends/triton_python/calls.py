@@ -92,11 +92,15 @@ class Calls:
         self._hand_on(message["stream"], stream)
 
     def cancel(self, message: Message) -> None:
+        """Nobody wants the other answers of a call, and says so."""
+        self.drop(message["stream"])
+        self._tell(message["call"], {}, {})
+
+    def drop(self, number: int) -> None:
         """Nobody wants the other answers of a call."""
-        stream = self._streams.pop(message["stream"], None)
+        stream = self._streams.pop(number, None)
         if stream is not None:
             stream.cancel()
-        self._tell(message["call"], {}, {})
 
     def manage(self, message: Message) -> None:
         """Load or unload a model, in a thread of its own: it may take long."""

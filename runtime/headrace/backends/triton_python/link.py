@@ -41,8 +41,8 @@ class Link:
         self._sock = sock
         self.orders: deque[Message] = deque()
         """What to execute, and whether to close."""
-        self.lost: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
-        """Execution and place of requests that can be answered no more: filled by destructors, which must not wait."""
+        self.lost: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        """What was dropped that the server still waits for, or keeps: filled by destructors, which must not wait."""
         self.is_executing = False
         """Whether the model may call others."""
         self._mapped, self._regions = Mapped(), Regions()
@@ -114,16 +114,16 @@ class Link:
         return dict(zip(answer["names"], copies, strict=True))
 
     def report_lost(self) -> None:
-        """From now on, tell the server at once of requests that can be answered no more."""
+        """From now on, tell the server at once what was dropped."""
         if self._reporter is None:
             self._reporter = threading.Thread(target=self._report, name="headrace-lost", daemon=True)
             self._reporter.start()
 
     def _report(self) -> None:
         while True:
-            execution, place = self.lost.get()
+            message = self.lost.get()
             try:
-                self.send({"do": "lost", "id": execution, "index": place})
+                self.send(message)
             except OSError:
                 return
 

@@ -217,6 +217,8 @@ class ModelProcess(Process):
                 if (execution := self._executions.get(message["id"])) is not None:
                     execution.lose(message["index"], self.name)
                     self._forget_if_answered(message["id"])
+            case "unwanted":
+                self._calls.drop(message["stream"])
             case _:
                 self._answer(message)
 

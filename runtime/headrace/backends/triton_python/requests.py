@@ -181,7 +181,7 @@ class InferenceResponseSender:
 
     def __del__(self) -> None:
         if self.is_owing and Server.link is not None:
-            Server.link.lost.put((self._execution, self._place))
+            Server.link.lost.put({"do": "lost", "id": self._execution, "index": self._place})
 
 
 class InferenceRequest:
@@ -339,6 +339,8 @@ class ResponseIterator:
     def __init__(self, first: Message) -> None:
         self._answer: Message | None = first
         self._stream: int | None = first.get("stream")
+        if self._stream is not None and Server.link is not None:
+            Server.link.report_lost()
 
     def __iter__(self) -> Iterator[InferenceResponse]:
         return self
@@ -359,8 +361,8 @@ class ResponseIterator:
             Server.ask("cancel", stream=stream)
 
     def __del__(self) -> None:
-        # Not asked here, where no thread may wait: the server forgets it with the batch at the latest.
-        self._answer = None
+        if self._stream is not None and Server.link is not None:
+            Server.link.lost.put({"do": "unwanted", "stream": self._stream})
 
 
 def _response(answer: Message) -> InferenceResponse:
