@@ -46,8 +46,12 @@ def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         with client.InferenceServerClient(f"127.0.0.1:{grpc_port}") as found:
             yield found
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # so that it takes its memory in /dev/shm with it
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session", params=TRANSPORTS)

@@ -233,12 +233,6 @@ class Keeper(Generic[P]):
         with self._changed:
             return self._process.pid if self._process is not None and self._is_up else None
 
-    @property
-    def current(self) -> P | None:
-        """The process, while there is one that can be asked."""
-        with self._changed:
-            return self._process if self._is_up else None
-
     def process(self) -> P:
         """The process, once it can be asked.
 

@@ -20,7 +20,7 @@ from headrace.backends.triton_python.talk import Message
 from headrace.backends.triton_python.tensors import Tensor
 from headrace.errors import sentence
 from headrace.tensor import Tensor as Value
-from headrace.tensor import concatenate, datatype_of, rows_of
+from headrace.tensor import concatenate, rows_of
 
 _OURS = str(Path(__file__).parent)
 
@@ -87,7 +87,10 @@ class Answers:
             if response is None:
                 entries.append(None)
                 continue
-            request.get_response_sender().count(True, is_last=True)
+            sender = request.get_response_sender()
+            if sender.sent:
+                sender.count(True, is_last=True)
+            sender.sent, sender.is_closed = 1, True
             if (error := response.error()) is not None:
                 entries.append({"error": error.message(), "code": error.code().value})
                 continue
@@ -118,18 +121,20 @@ def _are_alike(pieces: Sequence[Mapping[str, Value]], offsets: Sequence[int]) ->
     """Whether all have the same outputs, of the same kind, in as many rows as their request has."""
     if len(pieces) == 1:
         return True
-    first = [(name, datatype_of(value), value.shape[1:]) for name, value in pieces[0].items()]
-    return all(
-        len(piece) == len(first)
-        and all(
-            (value := piece.get(name)) is not None
-            and value.shape[:1] == (offsets[place + 1] - offsets[place],)
-            and value.shape[1:] == shape
-            and datatype_of(value) == datatype
-            for name, datatype, shape in first
-        )
-        for place, piece in enumerate(pieces)
-    )
+    first = [(name, _kind_of(value), value.shape[1:]) for name, value in pieces[0].items()]
+    for place, piece in enumerate(pieces):
+        rows = offsets[place + 1] - offsets[place]
+        if len(piece) != len(first):
+            return False
+        for name, kind, shape in first:
+            value = piece.get(name)
+            if value is None or value.shape != (rows, *shape) or _kind_of(value) != kind:
+                return False
+    return True
+
+
+def _kind_of(value: Value) -> object:
+    return value.dtype if isinstance(value, np.ndarray) else None
 
 
 def _lay_out_stacks(stacks: Mapping[str, Sequence[Value]]) -> tuple[list[Place], int]:

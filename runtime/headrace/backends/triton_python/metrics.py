@@ -1,4 +1,4 @@
-"""Metrics of a model's own, counted in its process and told to the server with what they are called."""
+"""Metrics of a model's own. They are counted in its process, and are not in the metrics of the server yet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import bisect
 import threading
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from headrace.backends.triton_python.tensors import TritonModelException
 
@@ -25,7 +25,6 @@ class Metric:
     def __init__(self, kind: MetricKind, labels: Mapping[str, str], buckets: Sequence[float]) -> None:
         self._kind, self.labels, self._bounds = kind, dict(labels), list(buckets)
         self._value, self._counts, self._lock = 0.0, [0] * (len(self._bounds) + 1), threading.Lock()
-        self.is_changed = True
 
     def increment(self, value: float) -> None:
         """Add to it.
@@ -40,7 +39,6 @@ class Metric:
             )
         with self._lock:
             self._value += value
-            self.is_changed = True
 
     def set(self, value: float) -> None:
         """Set it.
@@ -52,7 +50,6 @@ class Metric:
             raise TritonModelException(f"TRITONSERVER_METRIC_KIND_{self._kind.name} does not support Set")
         with self._lock:
             self._value = value
-            self.is_changed = True
 
     def observe(self, value: float) -> None:
         """Count a value in its bucket.
@@ -65,7 +62,6 @@ class Metric:
         with self._lock:
             self._value += value
             self._counts[bisect.bisect_left(self._bounds, value)] += 1
-            self.is_changed = True
 
     def value(self) -> float:
         """What it is now.
@@ -79,15 +75,6 @@ class Metric:
     def _check(self, unfit: MetricKind, what: str) -> None:
         if self._kind is unfit:
             raise TritonModelException(f"TRITONSERVER_METRIC_KIND_{unfit.name} does not support {what.capitalize()}")
-
-    def told(self) -> dict[str, Any]:
-        """How it stands, for the server."""
-        with self._lock:
-            self.is_changed = False
-            told: dict[str, Any] = {"labels": self.labels, "value": self._value}
-            if self._kind is MetricKind.HISTOGRAM:
-                told |= {"bounds": self._bounds, "counts": list(self._counts)}
-            return told
 
 
 class MetricFamily:
@@ -120,13 +107,3 @@ class MetricFamily:
         metric = Metric(self.kind, labels, sorted(buckets or ()))
         self.series.append(metric)
         return metric
-
-    @classmethod
-    def changed(cls) -> list[dict[str, Any]]:
-        """The series that have changed since they were told."""
-        return [
-            {"name": family.name, "description": family.description, "kind": family.kind.name, **metric.told()}
-            for family in cls.families
-            for metric in family.series
-            if metric.is_changed
-        ]

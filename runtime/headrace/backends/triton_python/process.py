@@ -62,8 +62,6 @@ class ModelProcess(Process):
         self._inner = inner
         self._listening = Listening(self._receive, self._hear)
         self._listener: threading.Thread | None = None
-        self.metrics: dict[tuple[str, str], Message] = {}
-        """The model's own, by name and labels."""
         super().__init__("model", name, program, environment)
 
     def load(self, order: Message, seconds: float) -> Mapping[str, Any] | None:
@@ -166,8 +164,7 @@ class ModelProcess(Process):
         """See `Process.close`. Requests that still wait for a response fail."""
         why = f"the process of model '{self.name}' {self._why}; it is being restarted"
         self._listening.end(Over(self._why))
-        executions, self._executions = self._executions, {}
-        for execution in executions.values():
+        for execution in list(self._executions.values()):  # the thread of a batch may be about to forget it
             execution.fail_all(BackendFailed(why))
         self._calls.close()
         if self._listener is not None:
@@ -205,8 +202,6 @@ class ModelProcess(Process):
             with self._sending:
                 for number in message["read"]:
                     self._memory.give_back(self._lent.pop(number))
-        for metric in message.get("metrics", ()):
-            self.metrics[metric["name"], repr(sorted(metric["labels"].items()))] = metric
         match message["do"]:
             case "ready":
                 self._ready = message

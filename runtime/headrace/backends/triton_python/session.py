@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from headrace.backends.base import Batch, Device, Inner, Outputs, Piece
 from headrace.backends.nodes import Timeouts
@@ -102,10 +101,6 @@ class TritonSession:
         finally:
             self._idle.put(keeper)
         return iter(result) if isinstance(result, list) else result
-
-    def metrics(self) -> list[Mapping[str, Any]]:
-        """The metrics of the model's own, of all of its processes."""
-        return [metric for keeper in self._keepers if (up := keeper.current) is not None for metric in up.metrics.values()]
 
     def close(self) -> None:
         """See `Session.close`."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import sentence
-from headrace.tensor import DTYPES, BytesTensor, datatype_of
+from headrace.tensor import DTYPES, BytesTensor
 from headrace.tensor import Tensor as Value
 
 _LENGTH = struct.Struct("<I")
@@ -34,13 +34,11 @@ class Tensor:
                 f"Tensor takes a name and a numpy array, and got {type(name).__name__} and {type(array).__name__}; "
                 "use numpy.array(...)"
             )
-        if array.dtype.kind not in "OS":
-            try:
-                datatype_of(array)
-            except Exception:
-                raise TritonModelException("NumPy dtype is not supported.") from None
+        if array.dtype not in _NUMBERS and array.dtype.kind != "S" and array.dtype.newbyteorder("=") not in _NUMBERS:
+            raise TritonModelException("NumPy dtype is not supported.")
         self._name = name
-        self._array: NDArray[Any] | None = np.ascontiguousarray(array).reshape(array.shape)
+        is_plain = array.flags.c_contiguous and array.dtype.isnative
+        self._array: NDArray[Any] | None = array if is_plain else _plain(array)
         self._value: Value | None = None
 
     @classmethod
@@ -128,6 +126,10 @@ class _Capsule:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (_CPU, 0)
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
 
 
 def _encoded(element: object) -> bytes:

@@ -25,7 +25,6 @@ from headrace.backends.channel import receive, send
 from headrace.backends.triton_python import api
 from headrace.backends.triton_python.execution import Answers, Wrong, check_returned, requests_of, words_of
 from headrace.backends.triton_python.link import Link
-from headrace.backends.triton_python.metrics import MetricFamily
 from headrace.backends.triton_python.model_config import ModelConfig
 from headrace.backends.triton_python.requests import InferenceRequest, InferenceResponse, Server, TritonError
 from headrace.backends.triton_python.talk import Message, Over
@@ -141,7 +140,7 @@ class Worker:
             _print(error)
             self._link.send({"do": "ready", "error": words_of(error)})
             return
-        self._link.send({"do": "ready", "metrics": MetricFamily.changed()})
+        self._link.send({"do": "ready"})
 
     # A batch.
 
@@ -153,16 +152,16 @@ class Worker:
         told, error = self._called(order, requests)
         is_short = self._has_limit and isinstance(error, MemoryError)
         del error
-        owing = [place for place, request in enumerate(requests) if request.get_response_sender().is_owing]
+        owing: list[int] = []
+        if "names" not in told:  # which is an answer to each of them
+            owing = [place for place, request in enumerate(requests) if request.get_response_sender().is_owing]
         if owing and "error" not in told:
             told["open"] = owing
             self._link.report_lost()
-        elif not owing or "error" in told:
+        elif "error" in told:
             _settle(requests)
         del requests
         self._link.is_executing = self._is_decoupled or "open" in told
-        if metrics := MetricFamily.changed():
-            told["metrics"] = metrics
         if is_short:
             told["ends"] = True
         # What the model has kept of its inputs must not be written over.
