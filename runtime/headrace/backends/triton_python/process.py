@@ -154,7 +154,7 @@ class ModelProcess(Process):
         if "open" in told and execution.is_waited_for:
             self._wait(lambda: not execution.open, self._seconds)
         result = execution.result([] if memory is None else [look(memory, place) for place in told["places"]])
-        if execution.open:
+        if execution.is_parted and execution.open:
             self._listen()
         else:
             self._executions.pop(number, None)
@@ -167,6 +167,8 @@ class ModelProcess(Process):
         for execution in list(self._executions.values()):  # the thread of a batch may be about to forget it
             execution.fail_all(BackendFailed(why))
         self._calls.close()
+        with self._in_use:  # no batch starts the thread any more
+            self._is_closed = True
         if self._listener is not None:
             self._listener.join()
         super().close()
