@@ -70,7 +70,7 @@ def test_a_class_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("model.py:Model", "Model = 3", "is no class; the classes there are: none"),
         ("model.py:Model", "class Model: pass", "class 'model.py:Model' has no method load and none run; "),
         ("model.py:Model", "class Model:\n def load(self, context): pass", "has no method run; "),
-        ("model.py:Model", "class TritonPythonModel: pass", "is written for Triton's Python backend (TritonPythonModel), which"),
+        ("model.py:Model", "class TritonPythonModel: pass", "is written for Triton's Python backend (TritonPythonModel), and"),
         (
             "model.py:TritonPythonModel",
             "class TritonPythonModel: pass",

@@ -279,17 +279,19 @@ def test_models_are_not_loaded_by_a_model_where_they_are_not_by_clients(run: Run
         infer(engine, 1)
 
 
-def test_an_environment_of_its_own(run: Run, tmp_path: Path) -> None:
+def test_an_environment_of_its_own(run: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Its interpreter, and of ours nothing but Headrace."""
-    (tmp_path / "environment").symlink_to(sys.prefix)
+    environment = tmp_path_factory.mktemp("environments") / "environment"
+    environment.symlink_to(sys.prefix)
+    below = os.path.relpath(environment, tmp_path / "m")
     text = """
         import headrace
         told = [sys.executable, headrace.__file__, os.environ["PYTHONPATH"]]
         return [response(list("\\n".join(told).encode()))]
     """
-    engine = run(text, parameter("EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/../environment"))
+    engine = run(text, parameter("EXECUTION_ENV_PATH", f"$$TRITON_MODEL_DIRECTORY/{below}"))
     told = bytes(infer(engine, 1)).decode().split("\n")
-    assert told == [f"{tmp_path}/m/../environment/bin/python", str(Path(headrace.__file__)), ""]
+    assert told == [f"{environment}/bin/python", str(Path(headrace.__file__)), ""]
 
 
 def test_a_model_loads_and_unloads_another(tmp_path: Path) -> None:
