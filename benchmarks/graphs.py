@@ -115,8 +115,15 @@ class _Batch:
     def tensors(self) -> dict[str, Tensor]:
         return {"IN": _ROWS}
 
+    @property
+    def heads(self) -> list[Request]:
+        return self.requests
+
     def wanted(self) -> tuple[str, ...]:
         return ("OUT",)
+
+    def asked(self) -> list[tuple[str, ...]]:
+        return [("OUT",)] * 8
 
 
 def _cpu_us(once: Callable[[], object]) -> float:

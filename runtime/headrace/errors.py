@@ -18,6 +18,7 @@ because clients match on them.
     │   └── CannotMeetDeadline, ReaderTooSlow
     ├── DeadlineExpired, Cancelled
     └── BackendFailed         the model raised, or answered with something it had not declared
+        ├── ModelError        the model answered with an error of its own
         └── Broken            a broken invariant of Headrace itself
 """
 
@@ -303,6 +304,14 @@ class BackendFailed(HeadraceError):
     def of(error: BaseException) -> HeadraceError:
         """What clients are told when a session raises: the error itself if it is one of these, else its words."""
         return error if isinstance(error, HeadraceError) else BackendFailed(sentence(error))
+
+
+class ModelError(BackendFailed):
+    """The model answered a request with an error of its own: its words, and its code."""
+
+    def __init__(self, message: str, code: Code) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Broken(BackendFailed):

@@ -18,8 +18,8 @@ from textwrap import dedent
 import numpy as np
 import pytest
 
+from headrace.backends.node_process import ProcessRunner
 from headrace.backends.nodes import Timeouts, open_node
-from headrace.backends.process import ProcessRunner
 from headrace.errors import BackendFailed, InvalidRepository
 from headrace.node import Context
 from tests.python.conftest import NODE, Open, children, descriptors, write_node

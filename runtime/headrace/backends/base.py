@@ -6,21 +6,24 @@ iterator of them. Sessions are called from several instance threads at once, one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
+from headrace.errors import HeadraceError
 from headrace.model import GraphIO
 from headrace.protocol.headrace_pb2 import ModelConfig
-from headrace.request import Request
+from headrace.request import Request, Response
 from headrace.tensor import Tensor
 
 Outputs: TypeAlias = Mapping[str, Tensor]
 """Tensors by output name; with batching, the first dimension is the rows of the batch."""
 
-Piece: TypeAlias = tuple[int, Outputs, bool]
-"""Of a decoupled answer: the index of the request in the batch, outputs of that request alone, whether it is its last."""
+Piece: TypeAlias = tuple[int, Outputs | HeadraceError, bool]
+"""Of an answer in pieces: the index of the request in the batch, outputs of that request alone, whether it is its last.
+
+An error instead of outputs is its last, and fails that request alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +55,86 @@ class Batch(Protocol):
         """The requests, in the order of their rows."""
         ...
 
+    @property
+    def heads(self) -> list[Request]:
+        """The requests without inputs, outputs and sequence: much less to make than all of them."""
+        ...
+
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs, gathered: one tensor a name, rows of all requests stacked."""
         ...
 
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for, in the order the model declares them."""
+        ...
+
+    def asked(self) -> list[tuple[str, ...]]:
+        """Of each request, the outputs it asked for."""
+        ...
+
+
+@runtime_checkable
+class Partable(Protocol):
+    """A batch of a queue, which can be taken apart. See `headrace.scheduling.base.Batch`."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits."""
+        ...
+
+    def part(self, gone: Callable[[int], None]) -> Sequence[Part]:
+        """Each request by itself, to be answered later, from any thread; `gone` hears the places of those that are cancelled."""
+        ...
+
+
+class Part(Protocol):
+    """A request of a batch that was taken apart."""
+
+    def send(self, index: int, outputs: Outputs, final: bool) -> None:
+        """Answer it; `index` is 0."""
+        ...
+
+    def fail(self, error: HeadraceError) -> None:
+        """Answer it with an error."""
+        ...
+
+
+class Inner(Protocol):
+    """The way into the engine, for models that ask others."""
+
+    def call(self, request: Request, receive: Callable[[Response | HeadraceError], None]) -> Callable[[], None]:
+        """Send a request on its way; `receive` gets its answers, from any thread, and must not block or raise.
+
+        Returns:
+            What cancels it.
+
+        Raises:
+            HeadraceError: it was not admitted.
+        """
+        ...
+
+    def is_ready(self, model: str, version: int) -> bool:
+        """Whether a version can be asked; 0 is the highest."""
+        ...
+
+    def is_decoupled(self, model: str, version: int) -> bool:
+        """Whether it answers a request several times. False where there is none."""
+        ...
+
+    def load(self, model: str, config: str | None, files: Mapping[str, bytes]) -> None:
+        """Load or reload a model; `config` is JSON, and `files` by their paths are instead of those in the repository.
+
+        Raises:
+            HeadraceError: it did not come up, or models are not loaded on request here.
+        """
+        ...
+
+    def unload(self, model: str, *, dependents: bool) -> None:
+        """Stop serving a model, and with `dependents` what it runs.
+
+        Raises:
+            HeadraceError: models are not loaded on request here.
+        """
         ...
 
 
@@ -78,6 +155,20 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give everything back. No batch is running, and none will."""
+        ...
+
+
+def stands_zeros(session: Session) -> bool:
+    """Whether a session may be run before anybody has asked it for anything: one that says nothing of it may."""
+    return getattr(session, "stands_zeros", True)
+
+
+@runtime_checkable
+class Calling(Protocol):
+    """A backend whose models may ask others."""
+
+    def connect(self, inner: Inner) -> None:
+        """Give it the way into the engine. Once, before it loads anything."""
         ...
 
 

@@ -1,6 +1,6 @@
 """What a server and the process of a node say to each other: messages over a socket, tensors in memory that both map.
 
-Messages are JSON behind their length, and go to and fro in turn. Memory belongs to the server's side: it makes regions
+Messages are JSON behind their length. Memory belongs to the server's side: it makes regions
 (memfd, so that nothing of them is in /dev/shm and all of it is gone with the last who maps it), passes them with a message, and
 reuses one when nobody looks at it any more.
 """
@@ -28,7 +28,6 @@ from headrace.node import Rows
 from headrace.tensor import DTYPES, BytesTensor, Tensor, datatype_of
 
 _LENGTH = struct.Struct("<I")
-_CHUNK = 1 << 16
 _ROOM = socket.CMSG_SPACE(16 * array.array("i").itemsize)
 """For more descriptors than ever come with a message."""
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: `json.dumps` makes one a call
@@ -63,11 +62,19 @@ def receive(sock: socket.socket, wait: Callable[[], object] = lambda: None) -> t
     Raises:
         EOFError: the other side is gone.
     """
-    data, descriptors = bytearray(), list[int]()
-    while len(data) < _LENGTH.size or len(data) < _LENGTH.size + _LENGTH.unpack_from(data)[0]:
+    descriptors: list[int] = []
+    # No byte of the next message, nor its descriptors, which come with the first.
+    (length,) = _LENGTH.unpack(_read(sock, _LENGTH.size, wait, descriptors))
+    return json.loads(_read(sock, length, wait, descriptors)), descriptors
+
+
+def _read(sock: socket.socket, nbytes: int, wait: Callable[[], object], descriptors: list[int]) -> bytes:
+    """So many bytes, and all descriptors that come with them."""
+    data = b""
+    while len(data) < nbytes:
         wait()
         try:
-            chunk, beside, _, _ = sock.recvmsg(_CHUNK, _ROOM, socket.MSG_CMSG_CLOEXEC)
+            chunk, beside, _, _ = sock.recvmsg(nbytes - len(data), _ROOM, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:  # it left something unread
             chunk, beside = b"", []
         for _, _, numbers in beside:
@@ -76,8 +83,8 @@ def receive(sock: socket.socket, wait: Callable[[], object] = lambda: None) -> t
             for descriptor in descriptors:
                 os.close(descriptor)
             raise EOFError("the other side is gone")
-        data += chunk
-    return json.loads(data[_LENGTH.size :].decode()), descriptors
+        data = data + chunk if data else chunk
+    return data
 
 
 class Region:

@@ -127,6 +127,6 @@ def _class_of(module: ModuleType, name: str, where: str) -> type[Any]:
 
 def _triton(where: str) -> InvalidRepository:
     return InvalidRepository(
-        f"{where} is written for Triton's Python backend ({_TRITON_CLASS}), which is not supported yet; "
-        "headrace/node.py says what a class looks like that this server runs"
+        f"{where} is written for Triton's Python backend ({_TRITON_CLASS}), and is no node: make it a model of its own, with "
+        "backend 'python' and without the parameter 'class', and run that"
     )

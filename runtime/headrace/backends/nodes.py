@@ -126,7 +126,7 @@ def open_node(where: str, context: Context, isolation: str = "thread", timeouts:
         return LocalRunner(where, context)
     if isolation != "process":
         raise InvalidRepository(f"node '{context.name}': isolation is '{isolation}'; it can be 'thread' or 'process'")
-    from headrace.backends.process import ProcessRunner  # which is Linux's
+    from headrace.backends.node_process import ProcessRunner  # which is Linux's
 
     return ProcessRunner(where, context, timeouts)
 

@@ -1,12 +1,11 @@
-"""A node in a process of its own: started, asked, ended, and started again when it ended by itself.
+"""A process of its own for code that is not ours: started, asked, ended, and started again when it ended by itself.
 
-Every runner has a thread that keeps its process: it starts one, waits for its end, and starts the next when the back-off
-allows. Calls go straight to the process, one at a time.
+What is asked of it is the business of those who derive from `Process`: a node (`node_process.py`), or a model that is written for
+Triton's Python backend (`triton_python/process.py`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import select
@@ -15,25 +14,20 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
 
 from headrace.backends.backoff import Backoff
-from headrace.backends.channel import Regions, lay_out, look, receive, send, unflat, write
+from headrace.backends.channel import receive, send
 from headrace.backends.loading import words
-from headrace.backends.nodes import Declared, Result, Timeouts
 from headrace.clock import MILLISECOND, SECOND, MonotonicClock
-from headrace.errors import BackendFailed, HeadraceError, InvalidRepository, InvalidRequest
-from headrace.node import Context
-from headrace.tensor import Tensor
-
-log = logging.getLogger("headrace.node")
+from headrace.errors import BackendFailed, HeadraceError, InvalidRepository
 
 _PATIENCE_NS = SECOND
 """How long a batch waits for the back-off to be over."""
 _CLOSE_SECONDS = 5.0
-"""How long a node may take to close."""
+"""How long what runs there may take to close."""
 _GRACE_SECONDS = 1.0
 """How long a process may take to end, once it has said that it will or was told to."""
 _LONGEST_LINE = 8192
@@ -43,27 +37,44 @@ class ProcessGone(Exception):
     """The process ended, or was ended because it took too long; the text continues "the process of node 'x' ..."."""
 
 
-class Worker:
-    """One process that runs a node, and the way to it.
+def check_possible(who: str) -> None:
+    """Refuse on systems that have not what this needs.
+
+    Raises:
+        InvalidRepository: it is such a system.
+    """
+    if not (hasattr(os, "memfd_create") and hasattr(os, "pidfd_open")):
+        raise InvalidRepository(f"{who}: a process of its own needs Linux; use isolation 'thread' on this system")
+
+
+class Process:
+    """One process, and the way to it.
+
+    Args:
+        kind: what runs there, `node` or `model`: for messages, and the name of its logger.
+        name: of it.
+        program: what to start, behind which the number of the descriptor of its socket is written.
+        environment: variables, beside those of the server.
 
     Raises:
         OSError: the system gives no process, or no descriptors.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name, self._regions, self._expected = name, Regions(), 0
+    def __init__(self, kind: str, name: str, program: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        self.kind, self.name = kind, name
+        self.log = logging.getLogger(f"headrace.{kind}")
         self._in_use, self._ending = threading.Lock(), threading.Lock()
         self._is_closed, self._why = False, ""
         self._socket, theirs = socket.socketpair()
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-X", "faulthandler", "-m", "headrace.backends.worker", str(theirs.fileno())],
+                    [*program, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     pass_fds=[theirs.fileno()],
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path), "PYTHONUNBUFFERED": "1"},
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
                     start_new_session=True,  # Ctrl-C is for the server, which first answers what it has
                 )
             except BaseException:
@@ -75,67 +86,13 @@ class Worker:
         self._life.register(self._pidfd, select.POLLIN)
         self._look.register(self._socket, select.POLLIN)
         self._look.register(self._pidfd, select.POLLIN)
-        self._lines = threading.Thread(target=_log_lines, args=(self._process.stdout, name), name=f"{name} log", daemon=True)
+        self._lines = threading.Thread(target=self._log_lines, args=(self._process.stdout,), name=f"{name} log", daemon=True)
         self._lines.start()
 
     @property
     def pid(self) -> int:
         """The number of the process."""
         return self._process.pid
-
-    def load(self, where: str, context: Context, seconds: float) -> Declared:
-        """Let it load the node.
-
-        Raises:
-            InvalidRepository: it cannot, or did not in this time.
-        """
-        order = {"where": where, "name": context.name, "directory": str(context.directory), "parameters": context.parameters}
-        try:
-            send(self._socket, order)
-            answer = self._receive(seconds)
-        except (ProcessGone, OSError) as error:
-            raise InvalidRepository(f"the process of node '{self._name}' {self._gone(error)}, while it was loading") from None
-        if "error" in answer:
-            raise InvalidRepository(answer["error"])
-        return Declared.of(self._name, answer["loaded"])
-
-    def run(self, tensors: Mapping[str, Tensor], seconds: float) -> Result:
-        """See `NodeRunner.run`.
-
-        Raises:
-            ProcessGone: it ended, or took longer than this; then there are no more calls.
-        """
-        with self._in_use:
-            if self._is_closed:
-                raise ProcessGone(self._why)
-            try:
-                return self._run(tensors, seconds)
-            except BrokenPipeError as error:
-                raise ProcessGone(self._gone(error)) from None
-
-    def _run(self, tensors: Mapping[str, Tensor], seconds: float) -> Result:
-        values = list(tensors.values())
-        places, nbytes = lay_out(values)
-        given, taken = self._regions.take(nbytes), self._regions.take(self._expected)
-        write(given.memory(), values, places)
-        inputs = list(zip(tensors, places, strict=True))
-        self._regions.send(self._socket, {"do": "run", "inputs": inputs, "from": given.number, "to": taken.number})
-        answer = self._receive(seconds)
-        if "needs" in answer:
-            self._regions.give_back(taken)
-            taken = self._regions.take(answer["needs"])
-            self._regions.send(self._socket, {"to": taken.number})
-            answer = self._receive(seconds)
-        if answer["kept"]:
-            self._regions.drop(given)
-        else:
-            self._regions.give_back(given)
-        if "error" in answer:
-            self._regions.give_back(taken)
-            raise self._failure(answer)
-        self._expected = max(self._expected, answer["nbytes"])
-        memory = self._regions.lend(taken)
-        return unflat(answer, [look(memory, place) for place in answer["places"]])
 
     def has_ended(self) -> bool:
         """Whether the process is there no more."""
@@ -146,7 +103,7 @@ class Worker:
         _is_readable(self._pidfd, None)
 
     def stop(self) -> None:
-        """Ask it to close its node and end; then insist."""
+        """Ask it to close what it runs and end; then insist."""
         with suppress(OSError):
             send(self._socket, {"do": "close"})
         for seconds, number in ((_CLOSE_SECONDS, signal.SIGTERM), (_GRACE_SECONDS, signal.SIGKILL)):
@@ -179,104 +136,104 @@ class Worker:
             os.close(self._pidfd)
         self._lines.join(_GRACE_SECONDS)
 
-    def _receive(self, seconds: float) -> dict[str, Any]:
-        until = MonotonicClock.now() + int(seconds * SECOND)
+    def next_message(self, seconds: float | None) -> tuple[dict[str, Any], list[int]]:
+        """What it says next, and the descriptors that came with it; None waits for as long as it lives.
+
+        Raises:
+            ProcessGone: it has ended, or said nothing in this time and was ended.
+        """
+        until = None if seconds is None else MonotonicClock.now() + int(seconds * SECOND)
 
         def wait() -> None:
-            left = -(-(until - MonotonicClock.now()) // MILLISECOND)
-            ready = dict(self._look.poll(max(0, left)))
+            left = None if until is None else max(0, -(-(until - MonotonicClock.now()) // MILLISECOND))
+            ready = dict(self._look.poll(left))
             if not ready:
-                why = f"did not answer within {seconds:g} s and was ended"
-                self.end()
-                raise ProcessGone(why)
+                raise self.late(seconds or 0)
             if self._socket.fileno() not in ready:
                 raise EOFError
 
         try:
-            return receive(self._socket, wait)[0]
-        except EOFError as error:
-            raise ProcessGone(self._gone(error)) from None
+            return receive(self._socket, wait)
+        except (EOFError, OSError) as error:
+            raise ProcessGone(self.how_gone(error)) from None
 
-    def _gone(self, error: Exception) -> str:
+    def late(self, seconds: float) -> ProcessGone:
+        """End it, because it did not answer within this time; what to raise then."""
+        why = f"did not answer within {seconds:g} s and was ended"
+        self.end()
+        return ProcessGone(why)
+
+    def how_gone(self, error: Exception) -> str:
+        """How it ended, when its socket said so with `error`."""
         return str(error) if isinstance(error, ProcessGone) else self.end(_GRACE_SECONDS)
 
-    def _failure(self, answer: Mapping[str, Any]) -> HeadraceError:
-        if answer["is_clients"]:
-            return InvalidRequest(answer["error"])
-        log.error("node '%s' failed: %s\n%s", self._name, answer["error"], answer["trace"].rstrip())
-        return BackendFailed(answer["error"])
+    def heard(self, line: str) -> None:
+        """A line that it wrote to its output, or that something wrote which it has started."""
+        self.log.info("%s", line, extra={self.kind: self.name})
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
 
+    def _log_lines(self, lines: IO[bytes] | None) -> None:
+        """Until the last who could write is gone."""
+        assert lines is not None
+        with lines:
+            while line := lines.readline(_LONGEST_LINE):
+                self.heard(line.decode(errors="replace").rstrip())
 
-class ProcessRunner:
-    """A node in a process of its own. See `open_node`."""
 
-    def __init__(self, where: str, context: Context, timeouts: Timeouts) -> None:
-        _check_possible(context)
-        self.name, self._where, self._context, self._timeouts = context.name, where, context, timeouts
-        self._turn = threading.Lock()
+def python_of(module: str) -> tuple[list[str], dict[str, str]]:
+    """Program and environment of a process that runs `module` with what this interpreter has."""
+    program = [sys.executable, "-P", "-X", "faulthandler", "-m", module]
+    return program, {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
+
+
+P = TypeVar("P", bound=Process)
+
+
+class Keeper(Generic[P]):
+    """Keeps a process: has a thread that starts one, waits for its end, and starts the next when the back-off allows.
+
+    Args:
+        kind: `node` or `model`, for messages.
+        name: of it.
+        start: starts a process.
+        load: lets it load what it runs; raises a `HeadraceError` when it cannot.
+
+    Raises:
+        HeadraceError: the first one did not come up.
+    """
+
+    def __init__(self, kind: str, name: str, start: Callable[[], P], load: Callable[[P], None]) -> None:
+        self.kind, self.name, self._start, self._load = kind, name, start, load
+        self._log = logging.getLogger(f"headrace.{kind}")
         self._changed = threading.Condition()
         """Guards what follows."""
-        self._worker: Worker | None = None
+        self._process: P | None = None
         self._is_up = self._is_closed = False
         self._failure: Exception | None = None
         self._backoff = Backoff()
-        self._declared: Declared | None = None
-        # It ends when the runner is closed, and not before: a process is killed when the thread ends that started it.
-        self._keeper = threading.Thread(target=self._keep, name=f"{context.name} process", daemon=True)
-        self._keeper.start()
+        # It ends when the keeper is closed, and not before: a process is killed when the thread ends that started it.
+        self._thread = threading.Thread(target=self._keep, name=f"{name} process", daemon=True)
+        self._thread.start()
         with self._changed:
             self._changed.wait_for(lambda: self._is_up or self._failure is not None)
-            failure, declared = self._failure, self._declared
-        if declared is None:
-            self._keeper.join()
+            failure, has_come_up = self._failure, self._is_up or self._has_been_up
+        if not has_come_up:
+            self._thread.join()
             assert failure is not None
             raise failure
-        self.inputs, self.outputs = declared.inputs, declared.outputs
-        self.rows, self.replayable = declared.rows, declared.replayable
+
+    _has_been_up = False
 
     @property
     def pid(self) -> int | None:
         """The number of its process, while there is one that can be asked."""
         with self._changed:
-            return self._worker.pid if self._worker is not None and self._is_up else None
+            return self._process.pid if self._process is not None and self._is_up else None
 
-    def run(self, tensors: Mapping[str, Tensor]) -> Result:
-        """See `NodeRunner.run`.
-
-        Raises:
-            BackendFailed: also when the process ends meanwhile, or takes too long.
-        """
-        with self._turn:
-            worker = self._wait_up()
-            try:
-                result = worker.run(tensors, self._timeouts.run)
-            except ProcessGone as gone:
-                raise BackendFailed(f"the process of node '{self.name}' {gone}; it is being restarted") from None
-            with self._changed:
-                self._backoff.went_well()
-            return result
-
-    def close(self) -> None:
-        """See `NodeRunner.close`."""
-        with self._changed:
-            self._is_closed = True
-            worker, is_up = self._worker, self._is_up
-            self._changed.notify_all()
-        if worker is not None:
-            if is_up:
-                worker.stop()
-            worker.end()
-        self._keeper.join()
-        with self._changed:
-            worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.close()
-
-    def _wait_up(self) -> Worker:
+    def process(self) -> P:
         """The process, once it can be asked.
 
         Raises:
@@ -285,16 +242,41 @@ class ProcessRunner:
         with self._changed:
             while True:
                 if self._is_closed:
-                    raise BackendFailed(f"node '{self.name}' is closed")
-                if self._is_up and self._worker is not None and not self._worker.has_ended():
-                    return self._worker
+                    raise BackendFailed(f"{self.kind} '{self.name}' is closed")
+                if self._is_up and self._process is not None and not self._process.has_ended():
+                    return self._process
                 wait = self._backoff.wait(MonotonicClock.now())
                 if wait > _PATIENCE_NS:
                     raise BackendFailed(
-                        f"the process of node '{self.name}' is not running, it is started again in {wait / SECOND:.1f} s; "
+                        f"the process of {self.kind} '{self.name}' is not running, it is started again in {wait / SECOND:.1f} s; "
                         f"the last time it failed: {self._failure}"
                     )
                 self._changed.wait()
+
+    def went_well(self) -> None:
+        """The process did what it is for."""
+        with self._changed:
+            self._backoff.went_well()
+
+    def failed(self, gone: ProcessGone) -> BackendFailed:
+        """What clients are told whose batch was under way."""
+        return BackendFailed(f"the process of {self.kind} '{self.name}' {gone}; it is being restarted")
+
+    def close(self) -> None:
+        """Let the process close what it runs, and end it. Nothing is running, and nothing will."""
+        with self._changed:
+            self._is_closed = True
+            process, is_up = self._process, self._is_up
+            self._changed.notify_all()
+        if process is not None:
+            if is_up:
+                process.stop()
+            process.end()
+        self._thread.join()
+        with self._changed:
+            process, self._process = self._process, None
+        if process is not None:
+            process.close()
 
     def _keep(self) -> None:
         """Start a process, wait for its end, and again."""
@@ -302,40 +284,36 @@ class ProcessRunner:
             failure = self._come_up()
             with self._changed:
                 self._is_up, self._failure = failure is None, failure
-                worker, is_first = self._worker, self._declared is None
+                self._has_been_up |= self._is_up
+                process, is_first = self._process, not self._has_been_up
                 self._changed.notify_all()
-            if worker is not None:
+            if process is not None:
                 if failure is None:
-                    worker.wait_ended()
-                why = worker.end()
+                    process.wait_ended()
+                why = process.end()
                 with self._changed:
                     self._is_up = False
                     if self._is_closed:
                         return  # and `close` has the rest
-                    self._worker = None
+                    self._process = None
                     self._failure = failure or ProcessGone(why)
-                worker.close()
+                process.close()
             if is_first or not self._back_off():
                 return
 
     def _come_up(self) -> Exception | None:
-        """Start a process and let it load the node; why it could not."""
+        """Start a process and let it load; why it could not."""
         try:
-            worker = Worker(self.name)
+            process = self._start()
             with self._changed:
-                self._worker = worker
+                self._process = process
                 if self._is_closed:
                     return ProcessGone("is closed")
-            declared = worker.load(self._where, self._context, self._timeouts.load)
-            if self._declared not in (None, declared):
-                return BackendFailed(
-                    f"node '{self.name}' declares other tensors than when it was loaded: its files have changed; load it again"
-                )
-            self._declared = declared
+            self._load(process)
         except HeadraceError as error:
             return error
         except Exception as error:
-            return InvalidRepository(f"the process of node '{self.name}' could not be started: {words(error)}")
+            return InvalidRepository(f"the process of {self.kind} '{self.name}' could not be started: {words(error)}")
         return None
 
     def _back_off(self) -> bool:
@@ -344,32 +322,12 @@ class ProcessRunner:
             now = MonotonicClock.now()
             self._backoff.ended(now)
             wait = self._backoff.wait(now) / SECOND
-            log.error("the process of node '%s' is started again in %.1f s: %s", self.name, wait, self._failure)
+            self._log.error("the process of %s '%s' is started again in %.1f s: %s", self.kind, self.name, wait, self._failure)
             self._changed.notify_all()
             return not self._changed.wait_for(lambda: self._is_closed, wait)
-
-
-def _check_possible(context: Context) -> None:
-    if not (hasattr(os, "memfd_create") and hasattr(os, "pidfd_open")):
-        raise InvalidRepository(f"node '{context.name}': isolation 'process' needs Linux; use 'thread' on this system")
-    try:
-        json.dumps(context.parameters)
-    except (TypeError, ValueError) as error:
-        raise InvalidRepository(
-            f"node '{context.name}': its parameters cannot be sent to its process ({error}); "
-            "use numbers, texts, lists and mappings by name, or isolation 'thread'"
-        ) from None
 
 
 def _is_readable(descriptor: int, seconds: float | None) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(None if seconds is None else seconds * 1000))
-
-
-def _log_lines(lines: IO[bytes] | None, name: str) -> None:
-    """Until the last who could write is gone."""
-    assert lines is not None
-    with lines:
-        while line := lines.readline(_LONGEST_LINE):
-            log.info("%s", line.decode(errors="replace").rstrip(), extra={"node": name})

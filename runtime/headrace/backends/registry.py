@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
-from headrace.backends.base import Backend
+from headrace.backends.base import Backend, Calling, Inner
 from headrace.backends.installed import check_onnxruntime
 from headrace.errors import InvalidRepository
 
@@ -34,10 +34,12 @@ class Backends:
 
     Args:
         given: backends to use instead of the built-in ones, by name.
+        inner: the way into that engine, for models that ask others.
     """
 
-    def __init__(self, given: Mapping[str, Backend] | None = None) -> None:
+    def __init__(self, given: Mapping[str, Backend] | None = None, inner: Inner | None = None) -> None:
         self._made: dict[str, Backend] = dict(given or {})
+        self._inner = inner
 
     def get(self, name: str, model: str) -> Backend:
         """The backend called `name`, for `model`.
@@ -52,5 +54,8 @@ class Backends:
                     raise InvalidRepository(
                         f"model '{model}' needs backend '{name}', which this server does not have; it has: {known}"
                     )
-                self._made[name] = BUILT_IN[name]()
+                made = BUILT_IN[name]()
+                if isinstance(made, Calling) and self._inner is not None:
+                    made.connect(self._inner)
+                self._made[name] = made
             return self._made[name]

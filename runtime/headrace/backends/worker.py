@@ -1,4 +1,4 @@
-"""The process of a node: `python -m headrace.backends.worker DESCRIPTOR`, started by `headrace.backends.process`.
+"""The process of a node: `python -m headrace.backends.worker DESCRIPTOR`, started by `headrace.backends.node_process`.
 
 It does what the messages on that socket say, one after the other, and ends when the socket does.
 """

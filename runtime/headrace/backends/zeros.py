@@ -62,9 +62,18 @@ class Zeros:
         """One."""
         return [Request(self._spec.name, self.tensors())]
 
+    @property
+    def heads(self) -> list[Request]:
+        """One."""
+        return self.requests
+
     def wanted(self) -> tuple[str, ...]:
         """All outputs."""
         return tuple(output.name for output in self._spec.outputs)
+
+    def asked(self) -> list[tuple[str, ...]]:
+        """All outputs."""
+        return [self.wanted()]
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs; made once."""

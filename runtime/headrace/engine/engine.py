@@ -21,6 +21,7 @@ from headrace.backends.base import Backend
 from headrace.backends.registry import Backends
 from headrace.clock import SECOND, Clock, MonotonicClock
 from headrace.engine.catalog import Catalog, ModelSource, ModelStatus
+from headrace.engine.inner import InnerCalls
 from headrace.engine.probe import Probe
 from headrace.engine.profiles import Profiles
 from headrace.engine.regions import Regions
@@ -105,7 +106,7 @@ class Engine:
         self.routes = Routes(self.ledger, self.clock.now)
         self._strict = strict_readiness
         self._queues = queues(self.ledger, self.clock)
-        loaders = Backends(backends)
+        loaders = Backends(backends, InnerCalls(self))
         self.probe: Probe | None = None
         if profiles is not None:
             self.probe = Probe(lambda: self.catalog.running(), loaders, profiles, self.clock)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from headrace.backends.base import Outputs, Session
 from headrace.clock import Clock
 from headrace.engine.slices import check_slice, slices_of, stacked
-from headrace.errors import BackendFailed, DeadlineExpired, sentence
+from headrace.errors import BackendFailed, Broken, DeadlineExpired, HeadraceError, sentence
 from headrace.scheduling.base import Batch, Queue, Turn
 from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import Plan, Reason, plan
@@ -131,7 +131,17 @@ class Instance:
         if outputs is None:
             return
         for index, piece, final in outputs:
-            batch.send(index, piece, final)
+            if isinstance(piece, HeadraceError):
+                batch.fail(piece, index)
+                continue
+            try:
+                batch.send(index, piece, final)
+            except BackendFailed as error:
+                if not final or isinstance(error, Broken):
+                    raise
+                # Its outputs are not what was declared; those of its neighbours may be.
+                log.error("request failed: %s", sentence(error), extra={"model": self._queue.spec.name})
+                batch.fail(error, index)
 
     def _run_in_slices(self, batch: Batch, bucket: int) -> None:
         spec, done = self._queue.spec, list[Outputs]()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from headrace.backends.base import Device, Session
+from headrace.backends.base import Device, Session, stands_zeros
 from headrace.backends.registry import Backends
 from headrace.backends.zeros import Zeros
 from headrace.clock import SECOND, Clock
@@ -24,7 +24,7 @@ from headrace.engine.routes import Route
 from headrace.errors import HeadraceError, InvalidRepository, sentence
 from headrace.graph.join import Way
 from headrace.graph.session import SegmentSession
-from headrace.model import ModelSpec
+from headrace.model import GraphIO, ModelSpec
 from headrace.models.autocomplete import complete
 from headrace.models.check import check_graph, check_tensors
 from headrace.models.files import ModelFiles, VersionFiles
@@ -36,6 +36,8 @@ from headrace.scheduling.base import OpenQueue
 
 log = logging.getLogger(__name__)
 
+_UNTOLD = GraphIO((), ())
+"""Of a model whose file does not say what it takes and gives."""
 UNBOUNDED = Limits(requests=1 << 62, rows=1 << 62, nbytes=1 << 62, undated=1 << 62)
 """Between segments nobody is refused: who sends on waits instead."""
 _RETURN_SECONDS = 2.0
@@ -138,7 +140,8 @@ def open_version(files: ModelFiles, version: VersionFiles, backends: Backends, c
             sessions.append(backend.load(version.path, config, device))
         lines += complete(config, sessions[0].io)
         check_tensors(config)
-        check_graph(config, sessions[0].io)
+        if sessions[0].io != _UNTOLD:
+            check_graph(config, sessions[0].io)
         spec = spec_of(config, version.number, digest, files.path)
         if not version.is_unchanged():
             raise InvalidRepository(
@@ -317,7 +320,7 @@ def warm_up(opened: Opened, clock: Clock) -> int | None:
     for session, spec in [(session, opened.spec) for session, _ in opened.sessions] + [
         (b.session, b.spec) for b in opened.behind
     ]:
-        if not goes_back(session):
+        if not (goes_back(session) and stands_zeros(session)):
             lasted.append(None)
             continue
         began = clock.now()

@@ -30,6 +30,11 @@ class Slice:
         """The request, with all of its rows."""
         return self._whole.requests
 
+    @property
+    def heads(self) -> list[Request]:
+        """The request, as far as its head."""
+        return self._whole.heads
+
     def tensors(self) -> Mapping[str, Tensor]:
         """The rows of this slice, without copying."""
         return {name: rows_of(tensor, self._start, self._stop) for name, tensor in self._whole.tensors().items()}
@@ -37,6 +42,10 @@ class Slice:
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for."""
         return self._whole.wanted()
+
+    def asked(self) -> list[tuple[str, ...]]:
+        """The outputs the request asked for."""
+        return self._whole.asked()
 
 
 def slices_of(batch: Batch, most: int) -> Iterator[Slice]:

@@ -38,6 +38,7 @@ class SegmentSession:
         self.segment, self.steps, self._visits, self._clock, self._most_rows = segment, steps, visits, clock, most_rows
         self._close: Callable[[], None] = lambda: None
         self.replayable = not segment.borders
+        self.stands_zeros = all(step.stands_zeros for step in steps)
         self._has_rows = segment.max_batch_size > 0
         self._ways: dict[str, Way] = {}
         behind = {spec.name for border in segment.borders for spec in border.outputs} | {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from headrace.backends.base import Batch, Outputs, Session
+from headrace.backends.base import Batch, Outputs, Session, stands_zeros
 from headrace.backends.nodes import NodeRunner
 from headrace.backends.zeros import Zeros
 from headrace.clock import Clock
@@ -118,6 +118,11 @@ class Step:
             visits.write(self._number, batch, rows, began, is_well=is_well)
 
     @property
+    def stands_zeros(self) -> bool:
+        """Whether it may run before anybody has asked for anything."""
+        return self.signature.is_class or stands_zeros(self._runs)  # type: ignore[arg-type]  # what is no class is a session
+
+    @property
     def _who(self) -> str:
         return f"node '{self.name}'"
 
@@ -179,6 +184,11 @@ class _Call:
         """The requests of the graph."""
         return self.whole.requests
 
+    @property
+    def heads(self) -> list[Request]:
+        """The requests of the graph, as far as their heads."""
+        return self.whole.heads
+
     def tensors(self) -> Values:
         """The inputs, by the model's names."""
         return self._tensors
@@ -186,3 +196,7 @@ class _Call:
     def wanted(self) -> tuple[str, ...]:
         """The outputs that are read, or answered."""
         return self._wanted
+
+    def asked(self) -> list[tuple[str, ...]]:
+        """The same for each request."""
+        return [self._wanted] * (len(self.offsets) - 1)

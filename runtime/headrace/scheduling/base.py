@@ -58,6 +58,10 @@ class Batch(Protocol):
         """The outputs somebody asked for."""
         ...
 
+    def asked(self) -> list[tuple[str, ...]]:
+        """Of each request, the outputs it asked for."""
+        ...
+
     def only(self, index: int) -> Batch:
         """One request as a batch of its own, still answered by this one."""
         ...

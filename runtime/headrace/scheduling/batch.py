@@ -93,6 +93,10 @@ class PortableBatch:
         asked = {name for entry in self._entries for name in entry.admitted.outputs}
         return tuple(o.name for o in self._owner.spec.outputs if o.name in asked)
 
+    def asked(self) -> list[tuple[str, ...]]:
+        """Of each request, the outputs it asked for."""
+        return [tuple(entry.admitted.outputs) for entry in self._entries]
+
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs by name, rows of all requests stacked; gathered by the first call."""
         if self._tensors is None:

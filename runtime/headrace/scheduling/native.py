@@ -321,6 +321,12 @@ class NativeBatch:
             self._wanted = tuple([outputs[place] for place in self._core.wanted(self._only)])
         return self._wanted
 
+    def asked(self) -> list[tuple[str, ...]]:
+        """Of each request, the outputs it asked for."""
+        outputs = self._queue.layout.outputs
+        places = range(len(self)) if self._only is None else (self._only,)
+        return [tuple([outputs[output] for output in self._core.wanted(place)]) for place in places]
+
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs by name, rows of all requests stacked; gathered by the first call."""
         if self._tensors is None:

@@ -1,4 +1,7 @@
-"""The two sinks for callers in this process: one for threads, one for an event loop. Both are woken once per batch."""
+"""The sinks for callers in this process: for threads, for an event loop, for whoever is called back.
+
+All are woken once per batch.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,56 @@ class ThreadSink:
                 future.set_result(answer.result)
 
     def _pop(self, request: Request) -> Future[Response] | None:
+        with self._lock:
+            return self._calls.pop(id(request), None)
+
+
+class CallSink:
+    """Answers for whoever is called back, from the thread that brings them."""
+
+    def __init__(self, push: Push, clock: Clock) -> None:
+        self._push, self._clock = push, clock
+        self._calls: dict[int, Callable[[Response | HeadraceError], None]] = {}
+        self._lock = Lock()
+
+    def call(self, request: Request, receive: Callable[[Response | HeadraceError], None]) -> Callable[[], None]:
+        """Push a request; `receive` gets each of its answers. It must not block or raise.
+
+        Returns:
+            What cancels it: no answer comes after that.
+
+        Raises:
+            HeadraceError: it was not admitted.
+        """
+        with self._lock:
+            self._calls[id(request)] = receive
+        try:
+            entry = self._push(request, self)
+        except BaseException:
+            self._pop(request)
+            raise
+        entry.wake()
+
+        def cancel() -> None:
+            if self._pop(request) is not None:
+                entry.cancel()
+
+        return cancel
+
+    def deliver(self, answers: Sequence[Answer]) -> None:
+        """See `Sink.deliver`."""
+        now = self._clock.now()
+        for answer in answers:
+            request = answer.entry.request
+            receive = self._pop(request) if answer.is_final else self._calls.get(id(request))
+            if receive is None:
+                answer.entry.cancel()
+                continue
+            if answer.is_final:
+                answer.settle(now)
+            receive(answer.result)
+
+    def _pop(self, request: Request) -> Callable[[Response | HeadraceError], None] | None:
         with self._lock:
             return self._calls.pop(id(request), None)
 

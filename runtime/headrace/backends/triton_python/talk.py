@@ -1,0 +1,83 @@
+"""A conversation over one socket, where several threads wait for different things.
+
+Whoever waits reads, and hears what is for others, too; so a batch costs no thread between the socket and who waits for it. The
+server's side and the process's have one each.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+Message = dict[str, Any]
+
+
+class Over(Exception):
+    """Nothing will ever be heard again; says why."""
+
+
+class Late(Exception):
+    """It was not heard in time."""
+
+
+class Listening:
+    """Threads that wait for what is heard.
+
+    Args:
+        receive: the next message and its descriptors, within so many seconds (None: for ever); raises `Over` or `Late`.
+        hear: does what a message says; by one thread at a time. Must not wait for another message.
+    """
+
+    def __init__(
+        self, receive: Callable[[float | None], tuple[Message, list[int]]], hear: Callable[[Message, list[int]], None]
+    ) -> None:
+        self._receive, self._hear = receive, hear
+        self._changed = threading.Condition(threading.Lock())
+        self._is_reading = False
+        self._over: Exception | None = None
+
+    def wait(self, is_done: Callable[[], object], seconds: float | None = None) -> None:
+        """Listen until something is so that is made so by hearing.
+
+        Raises:
+            Over: it will not be.
+            Late: it is not yet.
+        """
+        until = None if seconds is None else monotonic() + seconds
+        with self._changed:
+            while not is_done():
+                if self._over is not None:
+                    raise self._over
+                left = None if until is None else max(0.0, until - monotonic())
+                if not self._is_reading:
+                    self._listen(left)
+                elif not self._changed.wait(left):
+                    raise Late
+
+    def end(self, why: Exception) -> None:
+        """Whoever waits is told `why` it is over."""
+        with self._changed:
+            self._over = self._over or why
+            self._changed.notify_all()
+
+    def stir(self) -> None:
+        """Let who waits look again: something has changed without being heard."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _listen(self, seconds: float | None) -> None:
+        """Read one message, in the name of all."""
+        self._is_reading = True
+        self._changed.release()
+        over: Exception | None = None
+        try:
+            self._hear(*self._receive(seconds))
+        except Over as error:
+            over = error
+        finally:
+            self._changed.acquire()
+            self._is_reading = False
+            self._over = self._over or over
+            self._changed.notify_all()

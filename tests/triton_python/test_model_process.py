@@ -1,0 +1,339 @@
+"""What the processes of a model may do while they run, and what that costs whom."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import headrace
+from headrace.backends.triton_python.session import TritonSession
+from headrace.engine.engine import Engine, ModelControl
+from headrace.errors import Code, HeadraceError
+from tests.python.test_process import kill
+from tests.triton_python.conftest import parameter, write_model
+from tests.waiting import until
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+ECHO = "return [response(x_of(request)) for request in requests]"
+DECOUPLED = "model_transaction_policy { decoupled: true }\n"
+
+Run = Callable[..., Engine]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """`run(text, more)`: an engine with the model `m` of that text."""
+    with ExitStack() as stack:
+
+        def start(text: str, more: str = "", **others: str) -> Engine:
+            write_model(tmp_path, "m", text, more)
+            for name, other in others.items():
+                write_model(tmp_path, name, other)
+            engine = stack.enter_context(Engine(tmp_path))
+            assert engine.ready, engine.statuses()
+            return engine
+
+        yield start
+
+
+def pids(engine: Engine, model: str = "m") -> list[int | None]:
+    running = next(running for running in engine.catalog.running() if running.opened.spec.name == model)
+    session = running.opened.sessions[0][0]
+    assert isinstance(session, TritonSession)
+    return session.pids
+
+
+def infer(engine: Engine, *values: int, model: str = "m", **options: float) -> list[int]:
+    return engine.infer(model, {"x": np.int32(values)}, **options)["y"].tolist()
+
+
+@contextmanager
+def fails(told: str, code: Code = Code.INTERNAL) -> Iterator[None]:
+    with pytest.raises(HeadraceError, match=told) as caught:
+        yield
+    assert caught.value.code is code
+
+
+def test_a_kill_fails_the_batch_that_runs_and_nothing_else(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "began")
+    began = f"open({str(tmp_path / 'began')!r}, 'w').close()"
+    engine = run(f"if x_of(requests[0])[0] < 0:\n    {began}\n    signal.pause()\n{ECHO}", "instance_group { count: 1 }")
+    (first,) = pids(engine)
+    assert first is not None
+    with ThreadPoolExecutor(12) as pool:
+        bad = pool.submit(infer, engine, -1)
+        (tmp_path / "began").read_text()
+        others = [pool.submit(infer, engine, number) for number in range(11)]
+        os.kill(first, 9)
+        with fails("^the process of model 'm' ended: killed by signal 9; it is being restarted$"):
+            bad.result()
+        assert [other.result() for other in others] == [[number] for number in range(11)]
+    assert pids(engine) not in ([first], [None])
+
+
+def test_a_kill_between_two_batches_fails_none(run: Run) -> None:
+    engine = run(ECHO)
+    for number in range(3):
+        (pid,) = pids(engine)
+        assert pid is not None
+        kill(pid)
+        assert infer(engine, number) == [number]
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("os._exit(4)", "^the process of model 'm' ended: exit status 4; it is being restarted$"),
+        ("import ctypes; ctypes.string_at(0)", "^the process of model 'm' ended: killed by signal 11; it is being restarted$"),
+        ("signal.pause()", r"^the process of model 'm' did not answer within 0\.5 s and was ended; it is being restarted$"),
+        ("sys.exit(5)", "^Failed to process the request.* message: SystemExit: 5"),
+        ("raise MemoryError", "^Failed to process the request.* message: MemoryError: <EMPTY MESSAGE>"),
+    ],
+)
+def test_what_execute_does_fails_its_batch(run: Run, does: str, told: str) -> None:
+    engine = run(f"if x_of(requests[0])[0] < 0:\n    {does}\n{ECHO}", parameter("run_timeout_s", 0.5))
+    with fails(told):
+        infer(engine, -1)
+    assert infer(engine, 1) == [1]
+
+
+def test_one_that_leaks_meets_its_limit(run: Run) -> None:
+    """Its process starts anew, with nothing of what it had."""
+    text = """
+        class TritonPythonModel:
+            kept = []
+
+            def execute(self, requests):
+                if x_of(requests[0])[0] < 0:
+                    while True:
+                        self.kept.append(np.ones(1 << 20))
+                return [response([len(self.kept)])]
+    """
+    engine = run(text, parameter("memory_limit_mib", 700))
+    first = pids(engine)
+    with fails("message: .*MemoryError: "):
+        infer(engine, -1)
+    assert infer(engine, 1) == [0]
+    assert pids(engine) != first
+
+
+def test_the_inputs_that_a_model_keeps_are_its_own(run: Run) -> None:
+    text = """
+        class TritonPythonModel:
+            kept = []
+
+            def execute(self, requests):
+                self.kept += [x_of(request) for request in requests]
+                return [response(np.concatenate(self.kept))]
+    """
+    engine = run(text)
+    assert [infer(engine, number) for number in range(4)] == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
+
+
+def test_outputs_that_grow_find_room(run: Run) -> None:
+    engine = run("return [response(np.arange(x_of(request)[0])) for request in requests]")
+    for count in (1, 1_000_000, 10, 2_000_000):
+        assert infer(engine, count) == list(range(count))
+
+
+def test_each_instance_has_a_process_and_a_name(run: Run, tmp_path: Path) -> None:
+    text = f"""
+        class TritonPythonModel:
+            def initialize(self, args):
+                open(os.path.join({str(tmp_path)!r}, args["model_instance_name"]), "w").close()
+
+            def execute(self, requests):
+                return [response([os.getpid()]) for request in requests]
+    """
+    engine = run(text, 'instance_group [ { count: 2 }, { count: 1 name: "more" } ]')
+    assert len(set(pids(engine))) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "m_0_0", "m_0_1", "more_0"}
+    assert infer(engine, 1)[0] in pids(engine)
+
+
+def test_nothing_is_left_in_shared_memory(run: Run) -> None:
+    before = set(Path("/dev/shm").iterdir())
+    engine = run("return [response(x_of(request)) for request in requests]")
+    infer(engine, *range(100_000))
+    (pid,) = pids(engine)
+    for process in (os.getpid(), pid):
+        maps = Path(f"/proc/{process}/maps").read_text()
+        assert "/memfd:headrace" in maps
+        assert "/dev/shm" not in maps
+    assert pid is not None
+    kill(pid)
+    assert infer(engine, 1) == [1]
+    engine.close()
+    assert set(Path("/dev/shm").iterdir()) == before
+
+
+SELF = """
+    asked = pb_utils.InferenceRequest(
+        model_name="m", inputs=[pb_utils.Tensor("x", x_of(requests[0]) + 1)], requested_output_names=["y"]
+    )
+    if x_of(requests[0])[0] == 1:
+        return [response([1])]
+    answer = asked.exec()
+    if answer.has_error():
+        return [answer]
+    return [response([2])]
+"""
+
+
+def test_one_that_asks_itself_and_is_alone_is_told_in_time(run: Run) -> None:
+    """Triton waits for ever. Here a call is answered before its batch takes too long."""
+    engine = run(SELF, parameter("run_timeout_s", 2))
+    first = pids(engine)
+    with fails("^the deadline passed before model 'm' could answer$", Code.UNAVAILABLE):
+        infer(engine, 0)
+    assert pids(engine) == first
+    assert infer(engine, 1) == [1]
+
+
+def test_one_that_asks_itself_and_is_not_alone(run: Run) -> None:
+    assert infer(run(SELF, "instance_group { count: 2 }"), 0) == [2]
+
+
+def test_models_are_asked_from_many_threads_with_much(run: Run) -> None:
+    text = """
+        from concurrent.futures import ThreadPoolExecutor
+
+        class TritonPythonModel:
+            def execute(self, requests):
+                def ask(number):
+                    x = pb_utils.Tensor("x", np.full(50_000 + number, number, np.int32))
+                    asked = pb_utils.InferenceRequest(model_name="other", inputs=[x], requested_output_names=["y"])
+                    y = pb_utils.get_output_tensor_by_name(asked.exec(), "y").as_numpy()
+                    return [len(y), int(y.min()), int(y.max())]
+
+                with ThreadPoolExecutor(4) as pool:
+                    return [response(sum(pool.map(ask, range(20)), [])) for request in requests]
+    """
+    engine = run(text, other=ECHO)
+    for _ in range(3):
+        assert infer(engine, 1) == [value for number in range(20) for value in (50_000 + number, number, number)]
+
+
+def test_a_call_ends_when_the_asked_one_does(run: Run) -> None:
+    text = """
+        asked = pb_utils.InferenceRequest(
+            model_name="other", inputs=[pb_utils.Tensor("x", x_of(requests[0]))], requested_output_names=["y"]
+        )
+        answer = asked.exec()
+        return [answer if answer.has_error() else response([7])]
+    """
+    engine = run(text, other=f"if x_of(requests[0])[0] < 0:\n    os._exit(1)\n{ECHO}")
+    with fails("^the process of model 'other' ended: exit status 1; it is being restarted$"):
+        infer(engine, -1)
+    assert infer(engine, 1) == [7]
+
+
+def test_the_lines_of_its_logger_have_levels(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "headrace.model")
+    text = """
+        log = pb_utils.Logger
+        log.log_info("one")
+        log.log_warn("two\\nlines")
+        log.log_error("three")
+        log.log_verbose("four")
+        log.log("five", log.WARNING)
+        print("six")
+        return [response([1])]
+    """
+    engine = run(text)
+    infer(engine, 1)
+    engine.close()
+    found = [(record.levelname, record.getMessage()) for record in caplog.records if vars(record).get("model") == "m"]
+    expected = [
+        ("INFO", "one"),
+        ("WARNING", "two"),
+        ("WARNING", "lines"),
+        ("ERROR", "three"),
+        ("DEBUG", "four"),
+        ("WARNING", "five"),
+    ]
+    assert [line for line in found if line in expected] == expected
+    assert ("INFO", "six") in found
+
+
+def test_a_model_knows_which_others_are_ready(run: Run) -> None:
+    text = """
+        return [response([pb_utils.is_model_ready(*each) for each in (["m"], ["m", "1"], ["m", "2"], ["none"])])]
+    """
+    assert infer(run(text), 1) == [1, 1, 0, 0]
+
+
+def test_models_are_not_loaded_by_a_model_where_they_are_not_by_clients(run: Run) -> None:
+    """Triton ends with that."""
+    engine = run("pb_utils.load_model('m')")
+    with fails("TritonModelException: explicit model load / unload is not allowed if polling is enabled"):
+        infer(engine, 1)
+
+
+def test_an_environment_of_its_own(run: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Its interpreter, and of ours nothing but Headrace."""
+    environment = tmp_path_factory.mktemp("environments") / "environment"
+    environment.symlink_to(sys.prefix)
+    below = os.path.relpath(environment, tmp_path / "m")
+    text = """
+        import headrace
+        told = [sys.executable, headrace.__file__, os.environ["PYTHONPATH"]]
+        return [response(list("\\n".join(told).encode()))]
+    """
+    engine = run(text, parameter("EXECUTION_ENV_PATH", f"$$TRITON_MODEL_DIRECTORY/{below}"))
+    told = bytes(infer(engine, 1)).decode().split("\n")
+    assert told == [f"{environment}/bin/python", str(Path(headrace.__file__)), ""]
+
+
+def test_a_model_loads_and_unloads_another(tmp_path: Path) -> None:
+    text = """
+        name = "other"
+        if x_of(requests[0])[0] == 1:
+            pb_utils.load_model(name)
+        elif x_of(requests[0])[0] == 2:
+            pb_utils.unload_model(name)
+        elif x_of(requests[0])[0] == 3:
+            pb_utils.load_model("none")
+        return [response([pb_utils.is_model_ready(name)])]
+    """
+    write_model(tmp_path, "m", text)
+    write_model(tmp_path, "other", ECHO)
+    with Engine(tmp_path, control=ModelControl("explicit", ("m",))) as engine:
+        assert [infer(engine, number) for number in (0, 1, 2)] == [[0], [1], [0]]
+        with fails("TritonModelException: failed to load 'none', failed to poll from model repository"):
+            infer(engine, 3)
+
+
+def test_answers_that_a_model_does_not_wait_for_are_dropped(run: Run, tmp_path: Path) -> None:
+    """It asks a decoupled model, takes the first answer, and forgets the rest; that model hears of it."""
+    endless = f"""
+        class TritonPythonModel:
+            def execute(self, requests):
+                for request in requests:
+                    threading.Thread(target=self.send, args=[request.get_response_sender()]).start()
+
+            def send(self, sender):
+                while not sender.is_cancelled():
+                    sender.send(response([1]))
+                sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                open({str(tmp_path / "heard")!r}, "w").close()
+    """
+    write_model(tmp_path, "other", endless, DECOUPLED)
+    text = """
+        x = pb_utils.Tensor("x", x_of(requests[0]))
+        asked = pb_utils.InferenceRequest(model_name="other", inputs=[x], requested_output_names=["y"])
+        return [next(asked.exec(decoupled=True))]
+    """
+    engine = run(text)
+    assert infer(engine, 1) == [1]
+    assert infer(engine, 1) == [1]
+    until((tmp_path / "heard").exists)
