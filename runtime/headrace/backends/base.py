@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from headrace.model import GraphIO
 from headrace.protocol.headrace_pb2 import ModelConfig
@@ -52,6 +52,11 @@ class Batch(Protocol):
         """The requests, in the order of their rows."""
         ...
 
+    @property
+    def heads(self) -> list[Request]:
+        """The requests as far as they go along with what is sent on for them: without inputs, outputs and sequence."""
+        ...
+
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs, gathered: one tensor a name, rows of all requests stacked."""
         ...
@@ -78,6 +83,20 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give everything back. No batch is running, and none will."""
+        ...
+
+
+@runtime_checkable
+class Outside(Protocol):
+    """A session of something that is not in the repository, and can change without it."""
+
+    def has_changed(self) -> bool:
+        """Whether loading it now would give something else than what was loaded. May ask whoever has it."""
+        ...
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it is thought to answer, as far as that is known without asking."""
         ...
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 
 from headrace.backends.base import Backend
-from headrace.backends.installed import check_onnxruntime
+from headrace.backends.installed import check_onnxruntime, check_tritonclient
 from headrace.errors import InvalidRepository
 
 _LOCK = threading.Lock()
@@ -26,7 +26,17 @@ def _python() -> Backend:
     return import_module("headrace.backends.python").PythonBackend()
 
 
-BUILT_IN: Mapping[str, Callable[[], Backend]] = {"onnxruntime": _onnxruntime, "python": _python, "fake": _fake}
+def _triton() -> Backend:
+    check_tritonclient()
+    return import_module("headrace.backends.triton.backend").TritonBackend()
+
+
+BUILT_IN: Mapping[str, Callable[[], Backend]] = {
+    "onnxruntime": _onnxruntime,
+    "python": _python,
+    "triton": _triton,
+    "fake": _fake,
+}
 
 
 class Backends:

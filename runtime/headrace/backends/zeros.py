@@ -62,6 +62,11 @@ class Zeros:
         """One."""
         return [Request(self._spec.name, self.tensors())]
 
+    @property
+    def heads(self) -> list[Request]:
+        """One, that nobody has sent."""
+        return [Request(self._spec.name, {})]
+
     def wanted(self) -> tuple[str, ...]:
         """All outputs."""
         return tuple(output.name for output in self._spec.outputs)

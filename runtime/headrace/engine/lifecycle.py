@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from headrace.backends.base import Device, Session
+from headrace.backends.base import Device, Outside, Session
 from headrace.backends.registry import Backends
 from headrace.backends.zeros import Zeros
 from headrace.clock import SECOND, Clock
@@ -96,6 +96,8 @@ class Opened:
             InvalidRepository: the files cannot be read.
         """
         if self.config_text != files.config_text or self.own_digest != version.digest():
+            return False
+        if any(isinstance(session, Outside) and session.has_changed() for session, _ in self.sessions):
             return False
         is_graph = self.config.platform in GRAPHS  # of which labels are no part
         return is_graph or spec_of(self.config, version.number, self.spec.digest, files.path) == self.spec

@@ -30,6 +30,11 @@ class Slice:
         """The request, with all of its rows."""
         return self._whole.requests
 
+    @property
+    def heads(self) -> list[Request]:
+        """See `scheduling.base.Batch.heads`."""
+        return self._whole.heads
+
     def tensors(self) -> Mapping[str, Tensor]:
         """The rows of this slice, without copying."""
         return {name: rows_of(tensor, self._start, self._stop) for name, tensor in self._whole.tensors().items()}

@@ -179,6 +179,11 @@ class _Call:
         """The requests of the graph."""
         return self.whole.requests
 
+    @property
+    def heads(self) -> list[Request]:
+        """See `backends.base.Batch.heads`."""
+        return self.whole.heads
+
     def tensors(self) -> Values:
         """The inputs, by the model's names."""
         return self._tensors
