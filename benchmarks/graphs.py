@@ -111,6 +111,7 @@ class _Batch:
     def __init__(self) -> None:
         self.rows, self.offsets = 8, [*range(9)]
         self.requests: list[Request] = []
+        self.heads: list[Request] = []
 
     def tensors(self) -> dict[str, Tensor]:
         return {"IN": _ROWS}

@@ -18,7 +18,7 @@ from tools import triton_server
 
 PATIENCE = 60.0
 
-_MODEL = '''
+_MODEL = """
 import json, os
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -43,7 +43,7 @@ class TritonPythonModel:
 
     def answer(self, request):
 {body}
-'''
+"""
 """A model whose `answer` is `body`; what it notes is in `Triton.runs`."""
 
 DOUBLES = """

@@ -70,8 +70,11 @@ class Session(Protocol):
     """One loaded version on one device."""
 
     io: GraphIO
-    replayable: bool
-    """Whether running the same rows a second time does no harm; then a failed batch is tried request by request."""
+
+    @property
+    def replayable(self) -> bool:
+        """Whether running the same rows a second time does no harm; then a failed batch is tried request by request."""
+        ...
 
     def run(self, batch: Batch) -> Outputs | Iterator[Piece] | None:
         """Run the batch. None: it has parted the requests of the batch, and answers them itself.

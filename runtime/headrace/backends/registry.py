@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 
 from headrace.backends.base import Backend
+from headrace.backends.fallback import SEVERAL, SeveralBackends
 from headrace.backends.installed import check_onnxruntime, check_tritonclient
 from headrace.errors import InvalidRepository
 
@@ -56,9 +57,11 @@ class Backends:
             InvalidRepository: there is none of that name, or what it needs is not installed.
         """
         with _LOCK:
+            if name == SEVERAL:
+                return SeveralBackends(self.get)
             if name not in self._made:
                 if name not in BUILT_IN:
-                    known = ", ".join(sorted({*BUILT_IN, *self._made} - {"fake"}))
+                    known = ", ".join(sorted({*BUILT_IN, *self._made, SEVERAL} - {"fake"}))
                     raise InvalidRepository(
                         f"model '{model}' needs backend '{name}', which this server does not have; it has: {known}"
                     )

@@ -83,7 +83,8 @@ class Opened:
     lent: tuple[Lent, ...] = ()
     """Of a graph: the versions its nodes run."""
     nodes: tuple[tuple[str, int], ...] = ()
-    """Of a graph: its nodes that run classes, by the name and the number under which the ledger has them."""
+    """By the name and the number under which the ledger has them: of a graph, its nodes that run classes; else its backends, if
+    there are several."""
 
     def close(self) -> None:
         """Close the sessions."""
@@ -224,7 +225,7 @@ class Running:
 
     @property
     def inner(self) -> list[tuple[str, int]]:
-        """Of a graph: what else the ledger has accounts of, its segments and its classes, by name and number."""
+        """What else the ledger has accounts of, by name and number: segments and classes of a graph, several backends."""
         return [(crew.queue.spec.name, crew.queue.model_number) for crew in self.behind] + list(self.opened.nodes)
 
     def _connect(self, clock: Clock) -> None:
