@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,9 @@ import uuid
 from pathlib import Path
 from textwrap import dedent
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
+
+import tritonclient.grpc as triton
 
 from tools import triton_server
 
@@ -247,6 +250,23 @@ class Triton:
         """What the model has noted."""
         file = self.repository / model / "runs"
         return file.read_text().splitlines() if file.exists() else []
+
+    def rows(self, model: str = "doubles") -> list[float]:
+        """The first number of every row that `doubles` has run."""
+        return [first for line in self.runs(model) for first in json.loads(line)]
+
+    def forget_runs(self) -> None:
+        for file in self.repository.glob("*/runs"):
+            file.unlink()
+
+    def client(self) -> triton.InferenceServerClient:
+        return triton.InferenceServerClient(self.url)
+
+    def regions(self) -> list[str]:
+        """The shared memory that it has mapped for others."""
+        with self.client() as client:
+            told: Any = client.get_system_shared_memory_status()
+        return sorted(told.regions)
 
     def __enter__(self) -> Triton:
         self.start()
