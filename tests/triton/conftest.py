@@ -50,7 +50,7 @@ def proxy(far: Triton) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[Here]:
+def here(tmp_path: Path, triton: Triton) -> Iterator[Here]:
     """A repository of models that run there, and servers of it."""
     with ExitStack() as stack:
-        yield Here(tmp_path / "here", stack)
+        yield Here(tmp_path / "here", stack, triton)

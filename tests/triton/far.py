@@ -190,13 +190,16 @@ class Triton:
         # The regions of its own models stay in /dev/shm when it is killed.
         self._prefix = f"headrace_test_{uuid.uuid4().hex[:8]}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._loaded: set[str] = set()
 
-    def start(self) -> None:
+    def start(self, *models: str) -> None:
+        """With `doubles`, and these; others are loaded when they are asked for."""
+        self._loaded = {"doubles", *models}
         start = triton_server.start(self.repository, self.port, self._http)
         options = [
             "--grpc-header-forward-pattern=^trace(parent|state)$",
             "--model-control-mode=explicit",
-            "--load-model=*",
+            *(f"--load-model={model}" for model in sorted(self._loaded)),
             "--exit-on-error=false",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
             "--backend-config=python,shm-default-byte-size=1048576",
@@ -222,6 +225,13 @@ class Triton:
                 if b"Started HTTPService" in line:
                     self._told.set()
         self._told.set()
+
+    def load(self, model: str) -> None:
+        """Let it load a model, unless it has."""
+        if model in MODELS and model not in self._loaded:
+            self._loaded.add(model)
+            with self.client() as client:
+                client.load_model(model)
 
     def kill(self) -> None:
         """End it as if it had crashed, with the processes of its models."""

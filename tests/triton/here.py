@@ -14,6 +14,7 @@ from headrace.backends.triton.session import TritonSession
 from headrace.engine.engine import Engine
 from tests.build_models import add_model
 from tests.transport.serving import Server, serving
+from tests.triton.far import Triton
 
 FORWARD = {"header_forward_pattern": "^trace(parent|state)$"}
 
@@ -33,12 +34,14 @@ def doubling() -> onnx.ModelProto:
 class Here:
     """A repository, and what runs of it until the test is over."""
 
-    def __init__(self, repository: Path, stack: ExitStack) -> None:
-        self.repository, self.stack = repository, stack
+    def __init__(self, repository: Path, stack: ExitStack, far: Triton) -> None:
+        self.repository, self.stack, self._far = repository, stack, far
         repository.mkdir()
 
     def add(self, name: str, url: str, config: str = "", **settings: object) -> None:
         """A model that runs at `url`, in an empty version directory."""
+        if self._far.is_running:
+            self._far.load(str(settings.get("model", name)))
         add_model(self.repository, name, None, f'backend: "triton"\n{config}\n{parameters(url=url, **settings)}')
 
     def add_several(self, url: str, backends: str, model: onnx.ModelProto | None, **settings: object) -> None:

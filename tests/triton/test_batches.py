@@ -133,7 +133,7 @@ def test_a_server_that_forgets_the_memory_gets_other(here: Here, far: Triton) ->
         client.unregister_system_shared_memory()
     assert (engine.infer("wide", {"x": x})["y"] == 2).all()
     far.kill()
-    far.start()
+    far.start("wide")
     wait_until(lambda: session_of(engine, "wide").is_healthy)
     assert (engine.infer("wide", {"x": x}, timeout=60)["y"] == 2).all()
     assert len(far.regions()) == 1

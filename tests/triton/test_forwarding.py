@@ -1,4 +1,4 @@
-"""What goes along: how long there is, the trace, parameters. The model there says what it got. Compared by order, never by time."""
+"""What goes along: how long there is, the trace, parameters. The model there says what it got; no time is compared, only order."""
 
 from __future__ import annotations
 

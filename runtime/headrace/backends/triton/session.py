@@ -108,6 +108,11 @@ class TritonSession:
         """See `Outside.is_healthy`."""
         return not self._watch.why
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether the server is being looked at."""
+        return self._watch.is_watching
+
     def has_changed(self) -> bool:
         """See `Outside.has_changed`. Of a server that is not there, nothing is known to have changed."""
         try:

@@ -1,0 +1,270 @@
+"""A Triton that fails, refuses, breaks off, is silent or late: what clients are told, and that nothing runs twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from headrace.errors import BackendDown, DeadlineExpired, RemoteFailed
+from headrace.ledger.ledger import Outcome
+from tests.transport.serving import PATIENCE, Asked, Server, tensor, wait_until
+from tests.triton.far import Triton
+from tests.triton.here import Here, rows, session_of
+from tests.triton.proxy import Proxy
+
+WIDTH = 65536
+
+
+def ask(server: Server, first: float, **options: Any) -> Any:
+    return Asked(server, "doubles", [tensor("x", rows(first), "FP32")], **options)
+
+
+def refusal(asked: Asked) -> tuple[str, str]:
+    """Code and words of a request that failed."""
+    with pytest.raises(InferenceServerException) as caught:
+        asked.result()
+    return str(caught.value.status()), caught.value.message()
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("INVALID_ARG", grpc.StatusCode.INVALID_ARGUMENT),
+        ("NOT_FOUND", grpc.StatusCode.NOT_FOUND),
+        ("UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
+        ("ALREADY_EXISTS", grpc.StatusCode.ALREADY_EXISTS),
+        ("UNSUPPORTED", grpc.StatusCode.UNIMPLEMENTED),
+        ("INTERNAL", grpc.StatusCode.INTERNAL),
+        ("UNKNOWN", grpc.StatusCode.UNKNOWN),
+    ],
+)
+def test_its_errors_are_those_of_the_client(here: Here, far: Triton, transport: str, code: str, status: grpc.StatusCode) -> None:
+    here.add("fails", far.url)
+    server = here.serve(transport)
+    asked = Asked(server, "fails", [tensor("code", [[code]], "BYTES")])
+    assert refusal(asked) == (str(status), f"it is {code}")
+    server.wait_settled("fails")
+    assert server.ledger("fails")[Outcome.FAILED] == 1
+    assert Asked(server, "fails", [tensor("code", [[""]], "BYTES")]).result().as_numpy("y") is not None
+
+
+def test_it_goes_and_comes_back(here: Here, far: Triton, transport: str) -> None:
+    """Every request is answered once, and what was answered well has run once."""
+    here.add("doubles", far.url, connect_timeout_s="0.2")
+    server = here.serve(transport)
+    session = session_of(server.engine, "doubles")
+    good = [float(ask(server, n).result().as_numpy("y")[0, 0]) / 2 for n in range(3)]
+    far.kill()
+    told = {refusal(ask(server, 100 + n))[1] for n in range(20)}
+    assert all(f"no Triton answers at {far.url}" in each or "127.0.0.1" in each for each in told), told
+    wait_until(lambda: not session.is_healthy)
+    server.wait_settled("doubles")
+    refused = server.ledger("doubles")[Outcome.REFUSED]
+    assert refusal(ask(server, 200))[0] == str(grpc.StatusCode.UNAVAILABLE)
+    server.wait_settled("doubles")
+    assert server.ledger("doubles")[Outcome.REFUSED] == refused + 1
+    far.start()
+    wait_until(lambda: session.is_healthy)
+    good += [float(ask(server, n).result().as_numpy("y")[0, 0]) / 2 for n in range(3, 6)]
+    assert good == [0, 1, 2, 3, 4, 5]
+    ran = [first for first in far.rows() if first]
+    assert sorted(ran) == [1, 2, 3, 4, 5]
+    server.wait_settled("doubles")
+    wait_until(lambda: not session.is_watched)
+
+
+def test_a_request_waits_for_a_connection_that_was_refused(here: Here, far: Triton, transport: str) -> None:
+    """It is sent when there is one, once."""
+    here.add("doubles", far.url, connect_timeout_s=PATIENCE)
+    server = here.serve(transport)
+    far.forget_runs()
+    far.kill()
+    # Whoever meets the end of the old connection is told; what it sent may have run.
+    wait_until(lambda: _is_gone(server))
+    asked = ask(server, 7)
+    wait_until(lambda: server.waiting("doubles") == 0)
+    far.start()
+    assert asked.result().as_numpy("y")[0, 0] == 14
+    assert [first for first in far.rows() if first == 7] == [7]
+
+
+def _is_gone(server: Server) -> bool:
+    """Whether the session knows that its connection has ended."""
+    session: Any = session_of(server.engine, "doubles")
+    (line,) = session._client._free
+    states: list[grpc.ChannelConnectivity] = []
+    line.channel.subscribe(states.append)
+    wait_until(lambda: bool(states))
+    line.channel.unsubscribe(states.append)
+    return states[-1] is not grpc.ChannelConnectivity.READY
+
+
+def test_a_connection_that_breaks_off_is_no_reason_to_run_twice(here: Here, far: Triton, proxy: Proxy, transport: str) -> None:
+    here.add("doubles", proxy.url)
+    server = here.serve(transport)
+    far.forget_runs()
+    proxy.hold()
+    asked = ask(server, 5)
+    wait_until(lambda: far.rows() == [5])
+    proxy.cut()
+    assert refusal(asked)[0] == str(grpc.StatusCode.UNAVAILABLE)
+    proxy.let()
+    assert ask(server, 6).result().as_numpy("y")[0, 0] == 12
+    assert far.rows() == [5, 6]
+
+
+def test_silence_ends_with_the_run_timeout_and_then_nothing_is_sent(
+    here: Here, far: Triton, proxy: Proxy, transport: str
+) -> None:
+    here.add("doubles", proxy.url, connect_timeout_s="0.2", run_timeout_s="0.2")
+    server = here.serve(transport)
+    session = session_of(server.engine, "doubles")
+    proxy.hold()
+    code, words = refusal(ask(server, 1))
+    assert code == str(grpc.StatusCode.UNAVAILABLE)
+    assert words.endswith("has not answered within run_timeout_s, 0.2 s")
+    wait_until(lambda: not session.is_healthy)
+    far.forget_runs()
+    code, words = refusal(ask(server, 2))
+    assert code == str(grpc.StatusCode.UNAVAILABLE)
+    assert "model 'doubles' cannot run now: no Triton answers" in words
+    proxy.let()
+    wait_until(lambda: session.is_healthy)
+    assert wait_for_answer(server, 3) == 6
+    assert 2 not in far.rows()
+
+
+def wait_for_answer(server: Server, first: float) -> float:
+    """Ask until there is an answer: on a busy machine, 0.2 s may be too short more than once."""
+    found: list[float] = []
+
+    def is_answered() -> bool:
+        try:
+            found.append(float(ask(server, first).result().as_numpy("y")[0, 0]))
+        except InferenceServerException:
+            return False
+        return True
+
+    wait_until(is_answered)
+    return found[-1]
+
+
+def test_a_late_answer_is_dropped(here: Here, far: Triton, proxy: Proxy, transport: str) -> None:
+    here.add("doubles", proxy.url)
+    server = here.serve(transport)
+    session = session_of(server.engine, "doubles")
+    far.forget_runs()
+    proxy.hold()
+    assert refusal(ask(server, 1, client_timeout=0.3))[0] == str(grpc.StatusCode.DEADLINE_EXCEEDED)
+    wait_until(lambda: far.rows() == [1])
+    proxy.let()
+    wait_until(lambda: session.is_healthy)
+    assert [ask(server, n).result().as_numpy("y")[0, 0] for n in (2, 3)] == [4, 6]
+    assert far.rows() == [1, 2, 3]
+    server.wait_settled("doubles")
+    wait_until(lambda: not session.is_watched)
+
+
+def test_memory_of_a_late_answer_is_not_used_again(here: Here, far: Triton, proxy: Proxy) -> None:
+    here.add("wide", proxy.url)
+    engine = here.engine()
+    x = np.ones((1, WIDTH), np.float32)
+    engine.infer("wide", {"x": x})
+    (first,) = far.regions()
+    proxy.hold()
+    with pytest.raises(DeadlineExpired):
+        engine.infer("wide", {"x": x}, timeout=0.3)
+    proxy.let()
+    session = session_of(engine, "wide")
+    wait_until(lambda: session.is_healthy and not session.is_watched)
+    assert (engine.infer("wide", {"x": 2 * x})["y"] == 3).all()
+    (second,) = far.regions()
+    assert second != first
+
+
+def test_a_request_whose_time_is_over_is_not_sent(here: Here, far: Triton) -> None:
+    here.add("doubles", far.url)
+    session = session_of(here.engine(), "doubles")
+    far.forget_runs()
+    with pytest.raises(DeadlineExpired):
+        session.run(_Batch(rows(1), deadline=1))
+    assert far.rows() == []
+
+
+class _Batch:
+    """A batch of one request."""
+
+    def __init__(self, x: np.ndarray[Any, Any], deadline: int | None) -> None:
+        from headrace.request import Request
+
+        self.rows, self.offsets = len(x), [0, len(x)]
+        self.requests = self.heads = [Request("doubles", {"x": x}, deadline=deadline)]
+
+    def tensors(self) -> Any:
+        return self.requests[0].inputs
+
+    def wanted(self) -> tuple[str, ...]:
+        return ("y",)
+
+
+def test_a_server_that_stops_answering_altogether(here: Here, far: Triton) -> None:
+    """As a machine does that has no memory left: connections stay, nothing comes."""
+    here.add("doubles", far.url, connect_timeout_s="0.2", run_timeout_s="0.2")
+    engine = here.engine()
+    session = session_of(engine, "doubles")
+    far.stop_answering()
+    try:
+        with pytest.raises(RemoteFailed, match="has not answered within run_timeout_s"):
+            engine.infer("doubles", {"x": rows(1)})
+        wait_until(lambda: not session.is_healthy)
+        with pytest.raises(BackendDown, match="no Triton answers"):
+            engine.infer("doubles", {"x": rows(2)})
+    finally:
+        far.answer_again()
+    wait_until(lambda: session.is_healthy)
+    assert 2 not in far.rows()
+
+
+def test_closing_does_not_wait_for_a_server_that_is_gone(here: Here, far: Triton) -> None:
+    here.add("wide", far.url, connect_timeout_s="0.2")
+    engine = here.engine()
+    engine.infer("wide", {"x": np.ones((1, WIDTH), np.float32)})
+    before = {file.name for file in Path("/dev/shm").iterdir() if file.name.startswith("headrace-")}
+    far.kill()
+    with pytest.raises((BackendDown, RemoteFailed)):
+        engine.infer("wide", {"x": np.ones((1, WIDTH), np.float32)})
+    here.stack.close()
+    assert {file.name for file in Path("/dev/shm").iterdir() if file.name.startswith("headrace-")} == before == set()
+
+
+def test_what_is_left_of_a_server_that_was_killed(here: Here, far: Triton, transport: str) -> None:
+    """Nothing in /dev/shm; a mapping at the Triton, which the next one lets it forget."""
+    here.add("wide", far.url)
+    command = [sys.executable, "-m", "headrace", "serve", f"--repository={here.repository}", f"--transport={transport}"]
+    near = subprocess.Popen(
+        [*command, "--grpc=127.0.0.1:0", "--http=none", "--metrics=none"], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    try:
+        assert near.stdout is not None
+        address = near.stdout.readline().split("grpc=")[1].split()[0]
+        with triton.InferenceServerClient(address) as client:
+            client.infer("wide", [tensor("x", np.ones((1, WIDTH)), "FP32")])
+    finally:
+        near.send_signal(signal.SIGKILL)
+        near.communicate()
+    assert len(far.regions()) == 1
+    assert not list(Path("/dev/shm").glob("headrace-*"))
+    here.engine().infer("wide", {"x": np.ones((1, WIDTH), np.float32)})
+    assert len(far.regions()) == 1
+    here.stack.close()
+    assert far.regions() == []
