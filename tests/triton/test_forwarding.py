@@ -1,4 +1,4 @@
-"""What goes along: how long there is, the trace, parameters. The model there says what it got; no time is compared, only order."""
+"""What goes along: how long there is, the trace, parameters. The model there says what it got; only order is compared."""
 
 from __future__ import annotations
 
