@@ -141,29 +141,18 @@ class Client:
             Unreachable, TimedOut, Lost, UnknownRegion: see there.
             RemoteFailed: the server answered with an error.
         """
-        give_up = min(until, self._clock.now() + int(self._settings.connect_timeout * SECOND))
-        while True:
-            left = (until - self._clock.now()) / SECOND
-            if left <= 0:
-                raise TimedOut()
-            try:
-                return line.stub.ModelInfer(message, timeout=left, metadata=metadata)
-            except grpc.RpcError as error:
-                failure = failure_of(error)
-            if not isinstance(failure, Unreachable) or not self._connects(line, give_up):
-                raise failure
+        return self._send(line.stub.ModelInfer, line, message, until, metadata)
 
     def ask(self, method: str, request: Any) -> Any:
-        """A call about the server or the model, that waits for a connection and an answer as long as one may take to come about.
+        """A call about the server or the model, that waits for connection and answer as long as a connection may take.
 
         Raises:
             Unreachable, TimedOut, Lost, RemoteFailed: see `infer`.
         """
         line = self.take()
         try:
-            return getattr(line.stub, method)(request, timeout=self._settings.connect_timeout, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise failure_of(error) from None
+            until = self._clock.now() + int(self._settings.connect_timeout * SECOND)
+            return self._send(getattr(line.stub, method), line, request, until)
         finally:
             self.give_back(line)
 
@@ -184,6 +173,20 @@ class Client:
     def extensions(self) -> Sequence[str]:
         """What the server can do beyond the protocol. Raises as `ask`."""
         return self.ask("ServerMetadata", pb.ServerMetadataRequest()).extensions
+
+    def _send(self, call: Any, line: Line, message: Any, until: int, metadata: Metadata = ()) -> Any:
+        """Make a call; again, if there was no connection and there is one now."""
+        give_up = min(until, self._clock.now() + int(self._settings.connect_timeout * SECOND))
+        while True:
+            left = (until - self._clock.now()) / SECOND
+            if left <= 0:
+                raise TimedOut()
+            try:
+                return call(message, timeout=left, metadata=metadata)
+            except grpc.RpcError as error:
+                failure = failure_of(error)
+            if not isinstance(failure, Unreachable) or not self._connects(line, give_up):
+                raise failure
 
     def _connects(self, line: Line, until: int) -> bool:
         """Wait for a connection, at most until that instant (ns); says whether there is one."""
