@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -87,20 +88,26 @@ class Member:
         self.may_come = False
         """Whether trying again later may do."""
 
-    def load(self) -> GraphIO | None:
-        """Try to load it; what it takes and gives, or None."""
+    def load(self, check: Callable[[GraphIO], None]) -> bool:
+        """Try to load it; says whether it did.
+
+        Raises:
+            InvalidRepository: by `check`, which is given what it takes and gives.
+        """
         try:
             session = self._load()
         except (HeadraceError, ImportError) as error:
             self.why, self.may_come = sentence(error), isinstance(error, BackendUnreachable)
-            return None
-        self.session, self.why, self.may_come = session, "", False
-        return session.io
-
-    def refuse(self, why: str) -> None:
-        """Do without it."""
-        self.close()
-        self.why, self.may_come = why, False
+            return False
+        self.may_come = False
+        try:
+            check(session.io)
+        except InvalidRepository as error:
+            self.why = error.message
+            session.close()
+            raise
+        self.session, self.why = session, ""
+        return True
 
     @property
     def is_well(self) -> bool:
@@ -135,18 +142,15 @@ class FallbackSession:
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread: threading.Thread | None = None
-        found: GraphIO | None = None
+        self._io: GraphIO | None = None
         for member in members:
-            io = member.load()
-            if io is None:
+            if not member.load(partial(self._check, member.name)):
                 log.warning("backend '%s' of model '%s' did not load: %s", member.name, model, member.why)
-            else:
-                found = io if found is None else merged(model, member.name, found, io)
-        if found is None:
+        if self._io is None:
             told = "; ".join(f"{member.name}: {member.why}" for member in members)
             kind = BackendUnreachable if any(member.may_come for member in members) else InvalidRepository
             raise kind(f"model '{model}': none of its backends can load it: {told}")
-        self.io = found
+        self.io: GraphIO = self._io
         if any(member.may_come for member in members):
             self._thread = threading.Thread(target=self._try_again, name="headrace-fallback", daemon=True)
             self._thread.start()
@@ -234,18 +238,15 @@ class FallbackSession:
             for member in missing:
                 self._load_late(member)
 
+    def _check(self, backend: str, io: GraphIO) -> None:
+        self._io = io if self._io is None else merged(self._model, backend, self._io, io)
+
     def _load_late(self, member: Member) -> None:
-        io = member.load()
-        if io is None:
-            return
         try:
-            merged(self._model, member.name, self.io, io)
+            if member.load(partial(self._check, member.name)):
+                log.info("backend '%s' of model '%s' is loaded", member.name, self._model)
         except InvalidRepository as error:
-            member.refuse(error.message)
-        if member.session is None:
-            log.error("backend '%s' of model '%s' did not load: %s", member.name, self._model, member.why)
-        else:
-            log.info("backend '%s' of model '%s' is loaded", member.name, self._model)
+            log.error("%s", error.message)
 
 
 def merged(model: str, backend: str, first: GraphIO, other: GraphIO) -> GraphIO:

@@ -100,7 +100,7 @@ def response_of(request: Request, model: ModelSpec, outputs: dict[str, Tensor], 
 def log_failure(model: ModelSpec, error: BaseException) -> None:
     """A line about a batch that failed. What clients did is for them to know; a trace is for what model or server did."""
     if isinstance(error, (InvalidRequest, Overloaded, DeadlineExpired)):
-        level, shown = logging.INFO, None
+        level, shown = logging.INFO if isinstance(error, InvalidRequest) else logging.DEBUG, None
     else:
         level, shown = logging.ERROR, None if isinstance(error, RemoteFailed) else error
     where = {"model": model.name, "version": model.version}

@@ -208,7 +208,7 @@ def failure_of(error: grpc.RpcError) -> Exception:
         return Unreachable(words) if words.startswith(_UNCONNECTED) else Lost(words)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return TimedOut(words)
-    if code is grpc.StatusCode.NOT_FOUND and words.startswith(_UNKNOWN_REGION):
+    if words.startswith(_UNKNOWN_REGION):  # whose code is not the same in all versions
         return UnknownRegion(words)
     # A code that we have no word for is about the two servers, not about the client.
     return RemoteFailed(_CODES.get(code.name, Code.INTERNAL), words or code.name)
