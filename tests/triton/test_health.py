@@ -123,36 +123,6 @@ def test_a_connection_that_breaks_off_is_no_reason_to_run_twice(here: Here, far:
     assert far.rows() == [5, 6]
 
 
-def test_a_graph_does_not_run_its_nodes_twice_either(here: Here, far: Triton, proxy: Proxy, transport: str) -> None:
-    """A batch of several requests whose connection broke off is not tried request by request."""
-    here.add("doubles", proxy.url)
-    (here.repository / "graph").mkdir()
-    (here.repository / "graph/graph.yaml").write_text(
-        """
-max_batch_size: 16
-inputs: {x: "FP32[4]"}
-outputs: {y: "FP32[4]"}
-nodes:
-  only: {model: doubles, inputs: {x: x}, outputs: {y: y}}
-"""
-    )
-    server = here.serve(transport)
-    far.forget_runs()
-    proxy.hold()
-    first = Asked(server, "graph", [tensor("x", rows(1), "FP32")])
-    wait_until(lambda: far.rows() == [1])
-    others = [Asked(server, "graph", [tensor("x", rows(n), "FP32")]) for n in (2, 3)]
-    wait_until(lambda: server.waiting("graph") == 2)
-    proxy.cut()
-    assert refusal(first)[0] == str(grpc.StatusCode.UNAVAILABLE)
-    wait_until(lambda: sorted(far.rows()) == [1, 2, 3])
-    proxy.cut()
-    assert {refusal(each)[0] for each in others} == {str(grpc.StatusCode.UNAVAILABLE)}
-    proxy.let()
-    assert Asked(server, "graph", [tensor("x", rows(4), "FP32")]).result().as_numpy("y") is not None
-    assert sorted(far.rows()) == [1, 2, 3, 4]
-
-
 def test_silence_ends_with_the_run_timeout_and_then_nothing_is_sent(
     here: Here, far: Triton, proxy: Proxy, transport: str
 ) -> None:
