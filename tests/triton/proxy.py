@@ -35,12 +35,13 @@ class Proxy:
             self._changed.notify_all()
 
     def cut(self) -> None:
-        """Break off every connection."""
+        """Break off every connection, and what is held of them; new ones are passed on."""
         with self._changed:
             sockets, self._sockets = self._sockets, set()
         for each in sockets:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+        self.let()
 
     def __enter__(self) -> Proxy:
         self._start(self._accept)

@@ -118,7 +118,6 @@ def test_a_connection_that_breaks_off_is_no_reason_to_run_twice(here: Here, far:
     wait_until(lambda: far.rows() == [5])
     proxy.cut()
     assert refusal(asked)[0] == str(grpc.StatusCode.UNAVAILABLE)
-    proxy.let()
     assert ask(server, 6).result().as_numpy("y")[0, 0] == 12
     assert far.rows() == [5, 6]
 
