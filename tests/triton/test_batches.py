@@ -111,6 +111,21 @@ def test_large_tensors_in_shared_memory_and_without(here: Here, far: Triton, tra
     assert far.regions() == []
 
 
+def test_several_instances_have_each_their_own_line(here: Here, far: Triton, transport: str) -> None:
+    three = "instance_group { count: 3 kind: KIND_CPU }"
+    here.add("doubles", far.url, config=three)
+    here.add("wide", far.url, config=f"max_batch_size: 1\n{three}")
+    server = here.serve(transport)
+    far.forget_runs()
+    small = [Asked(server, "doubles", [given("x", rows(n), "FP32")]) for n in range(200)]
+    large = [Asked(server, "wide", [given("x", np.full((1, WIDTH), n, np.float32), "FP32")]) for n in range(30)]
+    assert [float(asked.result().as_numpy("y")[0, 0]) for asked in small] == [2 * n for n in range(200)]  # type: ignore[index]
+    for n, asked in enumerate(large):
+        assert (asked.result().as_numpy("y") == n + 1).all()  # type: ignore[union-attr]
+    assert sorted(far.rows()) == list(range(200))
+    assert 1 <= len(far.regions()) <= 3
+
+
 def test_small_tensors_stay_out_of_shared_memory(here: Here, far: Triton) -> None:
     here.add("doubles", far.url)
     assert np.array_equal(here.engine().infer("doubles", {"x": rows(1)})["y"], 2 * rows(1))

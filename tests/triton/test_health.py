@@ -83,6 +83,31 @@ def test_it_goes_and_comes_back(here: Here, far: Triton, transport: str) -> None
     wait_until(lambda: not session.is_watched)
 
 
+def test_it_is_killed_in_the_middle_of_a_load(here: Here, far: Triton, transport: str) -> None:
+    """Everybody is answered, well or with an error; nothing has run twice, and what was answered well has run."""
+    here.add("doubles", far.url, config="instance_group { count: 2 kind: KIND_CPU }", connect_timeout_s="0.2")
+    server = here.serve(transport)
+    far.forget_runs()
+    asked = [ask(server, n) for n in range(300)]
+    wait_until(lambda: len(far.rows()) >= 20)
+    far.kill()
+    asked += [ask(server, n) for n in range(300, 400)]
+    good: list[float] = []
+    for n, each in enumerate(asked):
+        try:
+            assert float(each.result().as_numpy("y")[0, 0]) == 2 * n
+            good.append(n)
+        except InferenceServerException as error:
+            assert error.status() == str(grpc.StatusCode.UNAVAILABLE), error
+    ran = far.rows()
+    assert len(ran) == len(set(ran))
+    assert set(good) <= set(ran)
+    server.wait_settled("doubles")
+    ended = server.ledger("doubles")
+    assert sum(ended.values()) == 400
+    assert ended[Outcome.ANSWERED] == len(good)
+
+
 def test_a_request_waits_for_a_connection_that_was_refused(here: Here, far: Triton, transport: str) -> None:
     """It is sent when there is one, once."""
     here.add("doubles", far.url, connect_timeout_s=PATIENCE)
