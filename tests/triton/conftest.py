@@ -14,6 +14,13 @@ from tests.triton.here import Here
 from tests.triton.proxy import Proxy
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where Triton is not installed yet, the first test does it, which takes minutes."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(600))
+
+
 @pytest.fixture(scope="session", params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> str:
     """The way in, by name."""

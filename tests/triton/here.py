@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ def session_of(engine: Engine, model: str) -> TritonSession:
     session = found.opened.sessions[0][0]
     assert isinstance(session, TritonSession)
     return session
+
+
+def named_memory(process: int = 0) -> set[str]:
+    """The shared memory that this process, or another one, has made for a Triton and that still has a name."""
+    return {file.name for file in Path("/dev/shm").glob(f"headrace-{process or os.getpid()}-*")}
 
 
 def reason_of(engine: Engine, model: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import tritonclient.grpc as triton
 
 from tests.transport.serving import Asked, Server, wait_until
 from tests.triton.far import Triton
-from tests.triton.here import Here, rows, session_of
+from tests.triton.here import Here, named_memory, rows, session_of
 from tests.triton.proxy import Proxy
 
 WIDTH = 65536
@@ -96,7 +95,6 @@ def behind_one(server: Server, far: Triton, proxy: Proxy, arrays: list[np.ndarra
 @pytest.mark.parametrize("sharing", ["auto", "off"])
 def test_large_tensors_in_shared_memory_and_without(here: Here, far: Triton, transport: str, sharing: str) -> None:
     here.add("wide", far.url, shared_memory=sharing)
-    before = ours()
     server = here.serve(transport)
     random = np.random.default_rng(0)
     for count in (1, 4, 2):
@@ -106,7 +104,7 @@ def test_large_tensors_in_shared_memory_and_without(here: Here, far: Triton, tra
         assert np.array_equal(answer.as_numpy("open"), x[:, ::2])
     assert len(far.regions()) == (1 if sharing == "auto" else 0)
     # Nobody can find them by name any more, so that they go with the last who maps them.
-    assert ours() == before
+    assert named_memory() == set()
     here.stack.close()
     assert far.regions() == []
 
@@ -152,12 +150,7 @@ def test_a_server_that_forgets_the_memory_gets_other(here: Here, far: Triton) ->
     wait_until(lambda: session_of(engine, "wide").is_healthy)
     assert (engine.infer("wide", {"x": x}, timeout=60)["y"] == 2).all()
     assert len(far.regions()) == 1
-    assert ours() == set()
-
-
-def ours() -> set[str]:
-    """The shared memory of this server that has a name."""
-    return {file.name for file in Path("/dev/shm").glob("headrace-*")}
+    assert named_memory() == set()
 
 
 def test_more_rows_than_it_takes_run_in_slices(here: Here, far: Triton, transport: str) -> None:

@@ -48,7 +48,7 @@ def shown(engine: Engine, name: str) -> dict[str, float]:
 
 
 def test_the_next_serves_while_the_first_is_down(here: Here, far: Triton, transport: str) -> None:
-    here.add_several(far.url, "triton, onnxruntime", doubling(), connect_timeout_s="0.2")
+    here.add_several(far.url, "triton, onnxruntime", doubling(), connect_timeout_s="1")
     server = here.serve(transport)
     far.forget_runs()
     assert [ask(server, n) for n in (1, 2)] == [2, 4]
@@ -81,7 +81,7 @@ def test_the_next_serves_while_the_first_is_down(here: Here, far: Triton, transp
 
 def test_a_refused_batch_is_run_by_the_next(here: Here, far: Triton) -> None:
     """Nothing of it was sent, so it is asked at once, and nobody gets an error."""
-    here.add_several(far.url, "triton, onnxruntime", doubling(), connect_timeout_s="0.2")
+    here.add_several(far.url, "triton, onnxruntime", doubling(), connect_timeout_s="1")
     engine = here.engine()
     session: Any = next(iter(engine.catalog.running())).opened.sessions[0][0]
     far.kill()
@@ -114,7 +114,7 @@ def test_the_first_serves_as_long_as_it_is_well(here: Here, far: Triton) -> None
 
 def test_one_that_was_not_there_comes_later(here: Here, far: Triton) -> None:
     far.kill()
-    here.add_several(far.url, "triton, onnxruntime", doubling(), connect_timeout_s="0.2")
+    here.add_several(far.url, "triton, onnxruntime", doubling(), connect_timeout_s="1")
     engine = here.engine()
     assert (engine.infer("doubles", {"x": rows(1)})["y"] == 2 * rows(1)).all()
     assert shown(engine, "headrace_model_backend") == {"triton": 0, "onnxruntime": 1}

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,7 +18,7 @@ from headrace.errors import BackendDown, DeadlineExpired, RemoteFailed
 from headrace.ledger.ledger import Outcome
 from tests.transport.serving import PATIENCE, Asked, Server, tensor, wait_until
 from tests.triton.far import Triton
-from tests.triton.here import Here, rows, session_of
+from tests.triton.here import Here, named_memory, rows, session_of
 from tests.triton.proxy import Proxy
 
 WIDTH = 65536
@@ -60,7 +59,7 @@ def test_its_errors_are_those_of_the_client(here: Here, far: Triton, transport: 
 
 def test_it_goes_and_comes_back(here: Here, far: Triton, transport: str) -> None:
     """Every request is answered once, and what was answered well has run once."""
-    here.add("doubles", far.url, connect_timeout_s="0.2")
+    here.add("doubles", far.url, connect_timeout_s="1")
     server = here.serve(transport)
     session = session_of(server.engine, "doubles")
     good = [float(ask(server, n).result().as_numpy("y")[0, 0]) / 2 for n in range(3)]
@@ -85,7 +84,7 @@ def test_it_goes_and_comes_back(here: Here, far: Triton, transport: str) -> None
 
 def test_it_is_killed_in_the_middle_of_a_load(here: Here, far: Triton, transport: str) -> None:
     """Everybody is answered, well or with an error; nothing has run twice, and what was answered well has run."""
-    here.add("doubles", far.url, config="instance_group { count: 2 kind: KIND_CPU }", connect_timeout_s="0.2")
+    here.add("doubles", far.url, config="instance_group { count: 2 kind: KIND_CPU }", connect_timeout_s="1")
     server = here.serve(transport)
     far.forget_runs()
     asked = [ask(server, n) for n in range(300)]
@@ -150,13 +149,13 @@ def test_a_connection_that_breaks_off_is_no_reason_to_run_twice(here: Here, far:
 def test_silence_ends_with_the_run_timeout_and_then_nothing_is_sent(
     here: Here, far: Triton, proxy: Proxy, transport: str
 ) -> None:
-    here.add("doubles", proxy.url, connect_timeout_s="0.2", run_timeout_s="0.2")
+    here.add("doubles", proxy.url, connect_timeout_s="1", run_timeout_s="0.5")
     server = here.serve(transport)
     session = session_of(server.engine, "doubles")
     proxy.hold()
     code, words = refusal(ask(server, 1))
     assert code == str(grpc.StatusCode.UNAVAILABLE)
-    assert words.endswith("has not answered within run_timeout_s, 0.2 s")
+    assert words.endswith("has not answered within run_timeout_s, 0.5 s")
     wait_until(lambda: not session.is_healthy)
     far.forget_runs()
     code, words = refusal(ask(server, 2))
@@ -169,7 +168,7 @@ def test_silence_ends_with_the_run_timeout_and_then_nothing_is_sent(
 
 
 def wait_for_answer(server: Server, first: float) -> float:
-    """Ask until there is an answer: on a busy machine, 0.2 s may be too short more than once."""
+    """Ask until there is an answer: on a busy machine, 0.5 s may be too short more than once."""
     found: list[float] = []
 
     def is_answered() -> bool:
@@ -183,18 +182,28 @@ def wait_for_answer(server: Server, first: float) -> float:
     return found[-1]
 
 
+def expired_there(server: Server, far: Triton) -> float:
+    """A request that ran there, and whose deadline passed before its answer came. On a busy machine, it may not get that far."""
+    for attempt in range(8):
+        first = 1000.0 + attempt
+        assert refusal(ask(server, first, client_timeout=0.3 * 2**attempt))[0] == str(grpc.StatusCode.DEADLINE_EXCEEDED)
+        if first in far.rows():
+            return first
+    raise AssertionError("no request got there in time")
+
+
 def test_a_late_answer_is_dropped(here: Here, far: Triton, proxy: Proxy, transport: str) -> None:
     here.add("doubles", proxy.url)
     server = here.serve(transport)
     session = session_of(server.engine, "doubles")
-    far.forget_runs()
     proxy.hold()
-    assert refusal(ask(server, 1, client_timeout=0.3))[0] == str(grpc.StatusCode.DEADLINE_EXCEEDED)
-    wait_until(lambda: far.rows() == [1])
+    late = expired_there(server, far)
     proxy.let()
     wait_until(lambda: session.is_healthy)
     assert [ask(server, n).result().as_numpy("y")[0, 0] for n in (2, 3)] == [4, 6]
-    assert far.rows() == [1, 2, 3]
+    ran = [first for first in far.rows() if first]
+    assert ran[-3:] == [late, 2, 3]
+    assert len(ran) == len(set(ran))
     server.wait_settled("doubles")
     wait_until(lambda: not session.is_watched)
 
@@ -205,11 +214,14 @@ def test_memory_of_a_late_answer_is_not_used_again(here: Here, far: Triton, prox
     x = np.ones((1, WIDTH), np.float32)
     engine.infer("wide", {"x": x})
     (first,) = far.regions()
+    session: Any = session_of(engine, "wide")
     proxy.hold()
-    with pytest.raises(DeadlineExpired):
-        engine.infer("wide", {"x": x}, timeout=0.3)
+    for attempt in range(8):  # on a busy machine, it may not be sent in time
+        with pytest.raises(DeadlineExpired):
+            engine.infer("wide", {"x": x}, timeout=0.3 * 2**attempt)
+        if session._client._free[-1].region is None:
+            break
     proxy.let()
-    session = session_of(engine, "wide")
     wait_until(lambda: session.is_healthy and not session.is_watched)
     assert (engine.infer("wide", {"x": 2 * x})["y"] == 3).all()
     (second,) = far.regions()
@@ -243,7 +255,7 @@ class _Batch:
 
 def test_a_server_that_stops_answering_altogether(here: Here, far: Triton) -> None:
     """As a machine does that has no memory left: connections stay, nothing comes."""
-    here.add("doubles", far.url, connect_timeout_s="0.2", run_timeout_s="0.2")
+    here.add("doubles", far.url, connect_timeout_s="1", run_timeout_s="0.5")
     engine = here.engine()
     session = session_of(engine, "doubles")
     far.stop_answering()
@@ -260,15 +272,14 @@ def test_a_server_that_stops_answering_altogether(here: Here, far: Triton) -> No
 
 
 def test_closing_does_not_wait_for_a_server_that_is_gone(here: Here, far: Triton) -> None:
-    here.add("wide", far.url, connect_timeout_s="0.2")
+    here.add("wide", far.url, connect_timeout_s="1")
     engine = here.engine()
     engine.infer("wide", {"x": np.ones((1, WIDTH), np.float32)})
-    before = {file.name for file in Path("/dev/shm").iterdir() if file.name.startswith("headrace-")}
     far.kill()
     with pytest.raises((BackendDown, RemoteFailed)):
         engine.infer("wide", {"x": np.ones((1, WIDTH), np.float32)})
     here.stack.close()
-    assert {file.name for file in Path("/dev/shm").iterdir() if file.name.startswith("headrace-")} == before == set()
+    assert named_memory() == set()
 
 
 def test_what_is_left_of_a_server_that_was_killed(here: Here, far: Triton, transport: str) -> None:
@@ -287,7 +298,7 @@ def test_what_is_left_of_a_server_that_was_killed(here: Here, far: Triton, trans
         near.send_signal(signal.SIGKILL)
         near.communicate()
     assert len(far.regions()) == 1
-    assert not list(Path("/dev/shm").glob("headrace-*"))
+    assert named_memory(near.pid) == set()
     here.engine().infer("wide", {"x": np.ones((1, WIDTH), np.float32)})
     assert len(far.regions()) == 1
     here.stack.close()
