@@ -14,8 +14,10 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from headrace.backends.triton.client import Unreachable
 from headrace.errors import BackendDown, DeadlineExpired, RemoteFailed
 from headrace.ledger.ledger import Outcome
+from headrace.request import Request
 from tests.transport.serving import PATIENCE, Asked, Server, tensor, wait_until
 from tests.triton.far import Triton
 from tests.triton.here import Here, named_memory, rows, session_of
@@ -237,12 +239,32 @@ def test_a_request_whose_time_is_over_is_not_sent(here: Here, far: Triton) -> No
     assert far.rows() == []
 
 
+def test_a_batch_that_went_in_part_is_not_said_to_be_unsent(here: Here, far: Triton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its requests have other parameters each, and the server is gone after the first."""
+    here.add("doubles", far.url)
+    session: Any = session_of(here.engine(), "doubles")
+    far.forget_runs()
+    infer, left = session._client.infer, [True]
+
+    def once(*arguments: Any) -> Any:
+        if not left:
+            raise Unreachable("gone")
+        left.clear()
+        return infer(*arguments)
+
+    monkeypatch.setattr(session._client, "infer", once)
+    batch = _Batch(rows(1, 2), None)
+    batch.offsets = [0, 1, 2]
+    batch.heads = [Request("doubles", {}, parameters={"k": n}) for n in range(2)]
+    with pytest.raises(RemoteFailed, match="gone"):
+        session.run(batch)
+    assert far.rows() == [1]
+
+
 class _Batch:
     """A batch of one request."""
 
     def __init__(self, x: np.ndarray[Any, Any], deadline: int | None) -> None:
-        from headrace.request import Request
-
         self.rows, self.offsets = len(x), [0, len(x)]
         self.requests = self.heads = [Request("doubles", {"x": x}, deadline=deadline)]
 

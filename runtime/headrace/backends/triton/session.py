@@ -92,10 +92,16 @@ class TritonSession:
         parts = parts_of(heads, batch.offsets)
         if len(parts) == 1:
             return self._run_part(parts[0], inputs, wanted)
-        done = [
-            self._run_part(part, {name: rows_of(tensor, part.start, part.stop) for name, tensor in inputs.items()}, wanted)
-            for part in parts
-        ]
+        done: list[Outputs] = []
+        for part in parts:
+            own = {name: rows_of(tensor, part.start, part.stop) for name, tensor in inputs.items()}
+            try:
+                done.append(self._run_part(part, own, wanted))
+            except BackendDown as error:
+                if not done:
+                    raise
+                # Some of the batch has run: nobody else may be asked for it.
+                raise RemoteFailed(error.code, error.message) from None
         return {name: concatenate([each[name] for each in done]) for name in wanted}
 
     def close(self) -> None:
