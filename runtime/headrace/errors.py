@@ -7,7 +7,7 @@ because clients match on them.
     HeadraceError
     ├── InvalidRequest        the client can mend it
     ├── InvalidRepository     a configuration or a file on disk can be mended
-    │   └── LoadFailed, NotInRepository, ModelMissing
+    │   └── LoadFailed, NotInRepository, ModelMissing, BackendUnreachable
     ├── InvalidLoad, TargetFailed    of the load generator
     ├── KernelsUnusable       the native data plane is not here, or is not ours
     ├── ModelNotFound, ModelNotReady
@@ -15,7 +15,7 @@ because clients match on them.
     ├── Unsupported, NotAllowed, CannotListen
     ├── Overloaded            refused: try again later, or elsewhere
     │   ├── QueueFull, QueueTimeout, QueueClosed, Draining, ServerExiting
-    │   └── CannotMeetDeadline, ReaderTooSlow
+    │   └── CannotMeetDeadline, ReaderTooSlow, BackendDown
     ├── DeadlineExpired, Cancelled
     └── BackendFailed         the model raised, or answered with something it had not declared
         ├── ModelError        the model answered with an error of its own
@@ -90,6 +90,12 @@ class LoadFailed(InvalidRepository):
     def __init__(self, model: str, reasons: dict[int, str]) -> None:
         told = "".join(f"version {v} is at UNAVAILABLE state: {why};\n" for v, why in sorted(reasons.items()))
         super().__init__(f"load failed for model '{model}': {told}")
+
+
+class BackendUnreachable(InvalidRepository):
+    """What is to run a model is not there yet. Loading it again later may do."""
+
+    code = Code.UNAVAILABLE
 
 
 class NotInRepository(InvalidRepository):
@@ -228,6 +234,14 @@ class QueueClosed(Overloaded):
         )
 
 
+class BackendDown(Overloaded):
+    """What runs the model is not there, or is not what was loaded. Nothing of the batch was sent to it."""
+
+    def __init__(self, model: str, why: str, retry_after_ns: int | None = None) -> None:
+        super().__init__(f"model '{model}' cannot run now: {why}")
+        self.retry_after_ns = retry_after_ns
+
+
 class Draining(Overloaded):
     """The server stops and takes no more."""
 
@@ -307,7 +321,7 @@ class BackendFailed(HeadraceError):
 
 
 class ModelError(BackendFailed):
-    """The model answered a request with an error of its own: its words, and its code."""
+    """The model, or the server that runs it, answered with an error of its own: its words as they are, and its code."""
 
     def __init__(self, message: str, code: Code) -> None:
         super().__init__(message)

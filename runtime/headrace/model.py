@@ -28,10 +28,14 @@ class GraphTensor:
 
 @dataclass(frozen=True, slots=True)
 class GraphIO:
-    """The inputs and outputs of a model file, in the file's order."""
+    """The inputs and outputs of a model file, in the file's order.
+
+    `max_batch_size` is how many rows it takes at once, 0 for one that has no rows; None where only the shapes tell.
+    """
 
     inputs: tuple[GraphTensor, ...]
     outputs: tuple[GraphTensor, ...]
+    max_batch_size: int | None = None
 
 
 class State(Enum):

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from google.protobuf.json_format import MessageToJson
 from tritonclient.grpc import InferRequestedOutput
+from tritonclient.utils import InferenceServerException
 
+from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
 from headrace.engine.engine import ModelControl
-from headrace.errors import HeadraceError
+from headrace.errors import BackendFailed, HeadraceError
 from headrace.model import State
 from headrace.models.graphs import Graph
 from headrace.models.pbtxt import parse
 from tests.graph.conftest import Home, Serve, statistics
-from tests.transport.serving import Asked, tensor
+from tests.transport.serving import Asked, tensor, wait_until
 from tests.waiting import until
 
 ADD = """
@@ -75,6 +77,33 @@ def test_a_graph_is_a_model_to_clients(added: Home, serve: Serve) -> None:
     assert (metadata.platform, metadata.inputs[0].shape, metadata.outputs[0].datatype) == ("headrace_graph", [-1, 3], "FP32")
     config: Any = server.client.get_model_config("g")
     assert config.config.max_batch_size == 8
+
+
+@pytest.mark.parametrize(("replayable", "ran"), [(True, [1, 2, 1, 1]), (False, [1, 2])])
+def test_a_failed_batch_runs_again_only_where_all_nodes_may(home: Home, serve: Serve, replayable: bool, ran: list[int]) -> None:
+    gate = Gate()
+    script = double()
+    script.replayable = replayable
+    home.model("double", script)
+    home.graph("g", ADD, NODES)
+    server = serve()
+    script.batches.clear()
+    script.gate = gate
+
+    def fail(batch: Batch) -> None:
+        raise BackendFailed("it cannot")
+
+    first = Asked(server, "g", [tensor("IN", ROW, "FP32")])
+    gate.wait_for(1)
+    script.fail = fail
+    others = [Asked(server, "g", [tensor("IN", ROW, "FP32")]) for _ in range(2)]
+    wait_until(lambda: server.waiting("g") == 2)
+    gate.open()
+    for asked in (first, *others):
+        with pytest.raises(InferenceServerException, match="it cannot"):
+            asked.result()
+    # The first was before the gate, and alone.
+    assert script.batches == ran
 
 
 def test_requests_share_the_batches_of_a_graph(added: Home, serve: Serve) -> None:

@@ -57,7 +57,7 @@ class Batch(Protocol):
 
     @property
     def heads(self) -> list[Request]:
-        """The requests without inputs, outputs and sequence: much less to make than all of them."""
+        """The requests as far as they go along with what is sent on for them: without inputs, outputs and sequence."""
         ...
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -142,8 +142,11 @@ class Session(Protocol):
     """One loaded version on one device."""
 
     io: GraphIO
-    replayable: bool
-    """Whether running the same rows a second time does no harm; then a failed batch is tried request by request."""
+
+    @property
+    def replayable(self) -> bool:
+        """Whether running the same rows a second time does no harm; then a failed batch is tried request by request."""
+        ...
 
     def run(self, batch: Batch) -> Outputs | Iterator[Piece] | None:
         """Run the batch. None: it has parted the requests of the batch, and answers them itself.
@@ -169,6 +172,20 @@ class Calling(Protocol):
 
     def connect(self, inner: Inner) -> None:
         """Give it the way into the engine. Once, before it loads anything."""
+        ...
+
+
+@runtime_checkable
+class Outside(Protocol):
+    """A session of something that is not in the repository, and can change without it."""
+
+    def has_changed(self) -> bool:
+        """Whether loading it now would give something else than what was loaded. May ask whoever has it."""
+        ...
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it is thought to answer, as far as that is known without asking."""
         ...
 
 

@@ -45,6 +45,16 @@ def check_onnxruntime() -> None:
         raise InvalidRepository("ONNX Runtime is not installed: pip install 'headrace[cpu]', or 'headrace[gpu]' for NVIDIA GPUs")
 
 
+def check_tritonclient() -> None:
+    """Make sure that Triton's client is there.
+
+    Raises:
+        InvalidRepository: it is not; the message has the command that mends it.
+    """
+    if find_spec("tritonclient") is None or find_spec("tritonclient.grpc") is None:
+        raise InvalidRepository("Triton's client is not installed: pip install 'headrace[triton]'")
+
+
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 
 from headrace.backends.base import Backend, Calling, Inner
-from headrace.backends.installed import check_onnxruntime
+from headrace.backends.fallback import SEVERAL, SeveralBackends
+from headrace.backends.installed import check_onnxruntime, check_tritonclient
 from headrace.errors import InvalidRepository
 
 _LOCK = threading.Lock()
@@ -26,7 +27,17 @@ def _python() -> Backend:
     return import_module("headrace.backends.python").PythonBackend()
 
 
-BUILT_IN: Mapping[str, Callable[[], Backend]] = {"onnxruntime": _onnxruntime, "python": _python, "fake": _fake}
+def _triton() -> Backend:
+    check_tritonclient()
+    return import_module("headrace.backends.triton.backend").TritonBackend()
+
+
+BUILT_IN: Mapping[str, Callable[[], Backend]] = {
+    "onnxruntime": _onnxruntime,
+    "python": _python,
+    "triton": _triton,
+    "fake": _fake,
+}
 
 
 class Backends:
@@ -48,9 +59,11 @@ class Backends:
             InvalidRepository: there is none of that name, or what it needs is not installed.
         """
         with _LOCK:
+            if name == SEVERAL:
+                return SeveralBackends(self.get)
             if name not in self._made:
                 if name not in BUILT_IN:
-                    known = ", ".join(sorted({*BUILT_IN, *self._made} - {"fake"}))
+                    known = ", ".join(sorted({*BUILT_IN, *self._made, SEVERAL} - {"fake"}))
                     raise InvalidRepository(
                         f"model '{model}' needs backend '{name}', which this server does not have; it has: {known}"
                     )

@@ -64,8 +64,8 @@ class Zeros:
 
     @property
     def heads(self) -> list[Request]:
-        """One."""
-        return self.requests
+        """One, that nobody has sent."""
+        return [Request(self._spec.name, {})]
 
     def wanted(self) -> tuple[str, ...]:
         """All outputs."""

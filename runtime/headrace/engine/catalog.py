@@ -19,6 +19,7 @@ from headrace.clock import SECOND, Clock
 from headrace.engine.lifecycle import Lent, Opened, Running, open_version, reason_of, warm_up
 from headrace.engine.probe import Probe
 from headrace.engine.routes import Routes
+from headrace.engine.several import with_accounts
 from headrace.errors import Draining, HeadraceError, LoadFailed, ModelMissing
 from headrace.ledger.ledger import Ledger
 from headrace.model import ModelSpec, State
@@ -346,7 +347,8 @@ class Catalog:
 
     def _open(self, files: ModelFiles, version: VersionFiles, changed: list[str] | None) -> Opened:
         if files.config.platform not in GRAPHS:
-            return open_version(files, version, self._backends, self._probe.advice(files, version) if self._probe else None)
+            opened = open_version(files, version, self._backends, self._probe.advice(files, version) if self._probe else None)
+            return with_accounts(opened, self._ledger, self._clock)
         from headrace.engine.graphs import open_graph  # for whoever has graphs
 
         def lend(node: str, model: str, number: int) -> Lent:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from headrace.backends.base import Device, Session, stands_zeros
+from headrace.backends.base import Device, Outside, Session, stands_zeros
 from headrace.backends.registry import Backends
 from headrace.backends.zeros import Zeros
 from headrace.clock import SECOND, Clock
@@ -85,7 +85,8 @@ class Opened:
     lent: tuple[Lent, ...] = ()
     """Of a graph: the versions its nodes run."""
     nodes: tuple[tuple[str, int], ...] = ()
-    """Of a graph: its nodes that run classes, by the name and the number under which the ledger has them."""
+    """By the name and the number under which the ledger has them: of a graph, its nodes that run classes; else its backends, if
+    there are several."""
 
     def close(self) -> None:
         """Close the sessions."""
@@ -98,6 +99,8 @@ class Opened:
             InvalidRepository: the files cannot be read.
         """
         if self.config_text != files.config_text or self.own_digest != version.digest():
+            return False
+        if any(isinstance(session, Outside) and session.has_changed() for session, _ in self.sessions):
             return False
         is_graph = self.config.platform in GRAPHS  # of which labels are no part
         return is_graph or spec_of(self.config, version.number, self.spec.digest, files.path) == self.spec
@@ -225,7 +228,7 @@ class Running:
 
     @property
     def inner(self) -> list[tuple[str, int]]:
-        """Of a graph: what else the ledger has accounts of, its segments and its classes, by name and number."""
+        """What else the ledger has accounts of, by name and number: segments and classes of a graph, several backends."""
         return [(crew.queue.spec.name, crew.queue.model_number) for crew in self.behind] + list(self.opened.nodes)
 
     def _connect(self, clock: Clock) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 
 from headrace import __version__
 from headrace.engine.engine import Engine
+from headrace.engine.several import backends_of
 from headrace.telemetry.metrics import Metrics, Present, RunningVersion
 
 
@@ -20,6 +21,7 @@ def metrics_of(engine: Engine, transport: str = "none") -> Metrics:
                 running.depth,
                 running.instances,
                 running.load_ns,
+                backends_of(running.opened),
             )
             for running in engine.catalog.running()
         ]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from headrace.backends.base import Session, stands_zeros
+from headrace.backends.base import Outside, Session, stands_zeros
 from headrace.backends.registry import Backends
 from headrace.backends.zeros import Zeros, lengths_of, sizes_of
 from headrace.clock import MILLISECOND, SECOND, Clock
@@ -340,6 +340,8 @@ def _unprofiled(running: Running) -> str:
         return "it answers a request several times"
     if spec.sequences:
         return "it has sequences"
+    if isinstance(running.opened.sessions[0][0], Outside):
+        return "it runs elsewhere, for others too"
     if not goes_back(running.opened.sessions[0][0]):
         return "its rows go on from one queue to the next"
     if not stands_zeros(running.opened.sessions[0][0]):

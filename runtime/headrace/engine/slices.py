@@ -32,7 +32,7 @@ class Slice:
 
     @property
     def heads(self) -> list[Request]:
-        """The request, as far as its head."""
+        """See `scheduling.base.Batch.heads`."""
         return self._whole.heads
 
     def tensors(self) -> Mapping[str, Tensor]:

@@ -37,7 +37,8 @@ class SegmentSession:
     def __init__(self, segment: Segment, steps: Sequence[Step], visits: Visits, clock: Clock, most_rows: int) -> None:
         self.segment, self.steps, self._visits, self._clock, self._most_rows = segment, steps, visits, clock, most_rows
         self._close: Callable[[], None] = lambda: None
-        self.replayable = not segment.borders
+        self._can_run_again = all(step.replayable for step in steps)
+        self.replayable = not segment.borders and self._can_run_again
         self.stands_zeros = all(step.stands_zeros for step in steps)
         self._has_rows = segment.max_batch_size > 0
         self._ways: dict[str, Way] = {}
@@ -89,7 +90,7 @@ class SegmentSession:
             offsets = batch.offsets
             done = [(place, values, fans, offsets[place], offsets[place + 1]) for place in range(len(batch))]
         except Exception as error:
-            if len(batch) == 1:
+            if len(batch) == 1 or not self._can_run_again:
                 raise
             log.info("a batch of %d requests failed, each runs alone now: %s", len(batch), sentence(error))
             done = [alone for place in range(len(batch)) if (alone := self._alone(batch, place)) is not None]

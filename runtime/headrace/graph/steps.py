@@ -74,7 +74,7 @@ class Step:
         has_rows: bool,
     ) -> None:
         self.name, self.spec, self.signature, self._number = name, spec, signature, number
-        self._runs = runs
+        self._runs, self.replayable = runs, runs.replayable
         self._lacks_rows = signature.is_class and not has_rows
         self._adds_rows = bool(signature.max_batch_size) and not has_rows
         declared = {tensor.name: tensor for tensor in spec.inputs}
@@ -186,7 +186,7 @@ class _Call:
 
     @property
     def heads(self) -> list[Request]:
-        """The requests of the graph, as far as their heads."""
+        """See `backends.base.Batch.heads`."""
         return self.whole.heads
 
     def tensors(self) -> Values:

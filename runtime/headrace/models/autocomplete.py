@@ -32,8 +32,8 @@ def complete(config: ModelConfig, io: GraphIO) -> list[str]:
     lines: list[str] = []
     if _can_batch(io):
         if config.max_batch_size == 0:
-            config.max_batch_size = DEFAULT_MAX_BATCH_SIZE
-            lines.append(f"max_batch_size: {DEFAULT_MAX_BATCH_SIZE}")
+            config.max_batch_size = io.max_batch_size or DEFAULT_MAX_BATCH_SIZE
+            lines.append(f"max_batch_size: {config.max_batch_size}")
         if config.max_batch_size > 1 and config.WhichOneof("scheduling_choice") is None:
             config.dynamic_batching.SetInParent()
             lines.append("dynamic_batching")
@@ -61,6 +61,8 @@ def fed_by_scheduler(config: ModelConfig) -> list[str]:
 
 
 def _can_batch(io: GraphIO) -> bool:
+    if io.max_batch_size is not None:
+        return io.max_batch_size > 0
     inputs = [tensor for tensor in io.inputs if not tensor.initializer]
     # Without an input nothing would say how many rows a request has.
     return bool(inputs) and all(tensor.shape[:1] == (-1,) for tensor in (*inputs, *io.outputs))

@@ -5,7 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from headrace.errors import BackendFailed, Code, HeadraceError, InvalidRequest, sentence
+from headrace.errors import (
+    BackendFailed,
+    Code,
+    DeadlineExpired,
+    HeadraceError,
+    InvalidRequest,
+    ModelError,
+    Overloaded,
+    sentence,
+)
 from headrace.ledger.ledger import Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.classification import classified
@@ -90,7 +99,10 @@ def response_of(request: Request, model: ModelSpec, outputs: dict[str, Tensor], 
 
 def log_failure(model: ModelSpec, error: BaseException) -> None:
     """A line about a batch that failed. What clients did is for them to know; a trace is for what model or server did."""
-    level, shown = (logging.INFO, None) if isinstance(error, InvalidRequest) else (logging.ERROR, error)
+    if isinstance(error, (InvalidRequest, Overloaded, DeadlineExpired)):
+        level, shown = logging.INFO if isinstance(error, InvalidRequest) else logging.DEBUG, None
+    else:
+        level, shown = logging.ERROR, None if isinstance(error, ModelError) else error
     where = {"model": model.name, "version": model.version}
     log.log(level, "batch failed: %s", sentence(error), extra=where, exc_info=shown)
 

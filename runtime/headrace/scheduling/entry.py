@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Protocol
 
 from headrace.errors import (
+    BackendFailed,
     Cancelled,
     CannotMeetDeadline,
     Code,
@@ -216,6 +217,8 @@ def outcome_of(error: HeadraceError) -> Outcome:
         return Outcome.CANCELLED
     if isinstance(error, Overloaded):
         return Outcome.REFUSED
+    if isinstance(error, BackendFailed):
+        return Outcome.FAILED
     if isinstance(error, InvalidRequest) or error.code in (Code.NOT_FOUND, Code.UNIMPLEMENTED):
         return Outcome.INVALID
     return Outcome.FAILED

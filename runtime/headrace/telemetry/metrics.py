@@ -37,13 +37,17 @@ _NOT_FOUND = ("", 0)
 
 @dataclass(frozen=True, slots=True)
 class RunningVersion:
-    """A version with a queue and instances. The same one may be there twice, while it is replaced."""
+    """A version with a queue and instances. The same one may be there twice, while it is replaced.
+
+    `backends` are those that can run it, in order, and whether each would be given a batch now.
+    """
 
     model: str
     version: int
     depth: Depth
     instances: int
     load_ns: int
+    backends: Mapping[str, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class _Past:
     reasons: Mapping[Reason, int]
     padding: int
     tritons: Mapping[Name, int]
+    batches: int
     wasted_rows: int
     histograms: VersionHistograms
 
@@ -99,7 +104,17 @@ class Metrics(Collector):
             running.setdefault((version.model, version.version), []).append(version)
         numbers = self._ledger.numbers()
         wanted = {key: numbers.get(key, []) for key in (_NOT_FOUND, *sorted(running))}
-        pasts = self._ledger.read(lambda: {key: self._past(of) for key, of in wanted.items()})
+        shares = {
+            (*key, backend): numbers.get((f"{key[0]}@{backend}", key[1]), [])
+            for key, versions in running.items()
+            for backend in versions[0].backends
+        }
+        pasts, ran = self._ledger.read(
+            lambda: (
+                {key: self._past(of) for key, of in wanted.items()},
+                {(key[0], str(key[1]), key[2]): self._batches(of) for key, of in shares.items()},
+            )
+        )
         page = _Page()
         self._add_server(page, now)
         for key, past in pasts.items():
@@ -116,6 +131,7 @@ class Metrics(Collector):
                 page.add(names.BATCH_PADDING, labels, past.padding)
                 page.add(names.WASTED_ROWS, labels, past.wasted_rows)
                 _add_present(page, labels, running[key])
+                _add_backends(page, labels, running[key][0].backends, past.batches, ran)
                 _add_tritons(page, labels, past, running[key])
         yield from page.families.values()
 
@@ -127,6 +143,9 @@ class Metrics(Collector):
             page.add(names.MODEL_VERSIONS, (state.value.lower(),), now.states.get(state, 0))
         for kind, written in zip(("request", "batch"), self._ledger.written, strict=True):
             page.add(names.LEDGER_RECORDS, (kind,), written)
+
+    def _batches(self, numbers: Sequence[int]) -> int:
+        return sum(found.execution_count for number in numbers if (found := self._statistics.versions.get(number)))
 
     def _past(self, numbers: Sequence[int]) -> _Past:
         """Called under the ledger's lock: sums and copies, no more."""
@@ -147,6 +166,7 @@ class Metrics(Collector):
             {reason: sum(part.reasons[reason] for part in parts) for reason in TAKEN},
             sum(part.padding for part in parts),
             {name: sum(map(total, parts)) for name, total in _TRITONS.items()},
+            sum(part.execution_count for part in parts),
             sum(part.wasted_rows for part in parts),
             VersionHistograms.sum_of(histograms),
         )
@@ -208,6 +228,15 @@ def _add_present(page: _Page, labels: tuple[str, str], running: Sequence[Running
     page.add(names.QUEUE_BYTES, labels, sum(each.depth.nbytes for each in running))
     page.add(names.INSTANCES, labels, sum(each.instances for each in running))
     page.add(names.LOAD, labels, running[0].load_ns / SECOND)
+
+
+def _add_backends(
+    page: _Page, labels: tuple[str, str], backends: Mapping[str, bool], batches: int, ran: Mapping[tuple[str, str, str], int]
+) -> None:
+    """Of one backend alone, what it ran is what the version ran."""
+    for backend, is_serving in backends.items():
+        page.add(names.BACKEND, (*labels, backend), is_serving)
+        page.add(names.BACKEND_BATCHES, (*labels, backend), batches if len(backends) == 1 else ran[*labels, backend])
 
 
 def _add_tritons(page: _Page, labels: tuple[str, str], past: _Past, running: Sequence[RunningVersion]) -> None:

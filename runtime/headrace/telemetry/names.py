@@ -75,6 +75,15 @@ QUEUE_BYTES = Name("headrace_queue_bytes", "gauge", "Bytes of the requests that 
 INSTANCES = Name("headrace_model_instances", "gauge", "Instances that run the version.", VERSION)
 LOAD = Name("headrace_model_load_seconds", "gauge", "How long it took to open, check and warm up the version.", VERSION)
 
+BACKEND = Name(
+    "headrace_model_backend", "gauge", "Whether the backend would be given a batch of the version now: 1 or 0.",
+    (*VERSION, "backend"),
+)  # fmt: skip
+BACKEND_BATCHES = Name(
+    "headrace_backend_batches_total", "counter", "Batches in which a request was answered, by the backend that ran them.",
+    (*VERSION, "backend"),
+)  # fmt: skip
+
 NV_SUCCESS = Name("nv_inference_request_success", "unknown", "Number of successful inference requests, all batch sizes", VERSION)
 NV_FAILURE = Name(
     "nv_inference_request_failure", "unknown", "Number of failed inference requests, all batch sizes", (*VERSION, "reason")

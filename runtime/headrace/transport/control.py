@@ -12,8 +12,11 @@ from google.protobuf.message import DecodeError, Message
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from headrace import __version__
+from headrace.backends.fallback import SEVERAL
 from headrace.engine.engine import Engine
 from headrace.engine.regions import Regions
+from headrace.engine.routes import Route
+from headrace.engine.several import backends_of
 from headrace.errors import HeadraceError, InvalidRequest, ServerExiting, Unsupported
 from headrace.ledger.views import Total, VersionTotals
 from headrace.model import State
@@ -155,15 +158,26 @@ class Control:
 
     def _model_metadata(self, request: pb.ModelMetadataRequest) -> Message:
         version = decode_version(request.version)
-        spec = self._engine.routes.resolve(request.name, version).spec
+        route = self._engine.routes.resolve(request.name, version)
+        spec = route.spec
         ready = [spec.version] if version else [route.spec.version for route in self._engine.routes.ready(request.name)]
+        properties = {"digest": spec.digest, **self._backends_of(route)}
         message = pb.ModelMetadataResponse(
-            name=spec.name, versions=map(str, ready), platform=spec.platform or spec.backend, properties={"digest": spec.digest}
+            name=spec.name, versions=map(str, ready), platform=spec.platform or spec.backend, properties=properties
         )
         batch = (-1,) if spec.max_batch_size > 0 else ()
         _declare(message.inputs, spec.inputs, batch)
         _declare(message.outputs, spec.outputs, batch)
         return message
+
+    def _backends_of(self, route: Route) -> dict[str, str]:
+        """Of a version with several backends: which there are, in order, and which one serves."""
+        if route.spec.backend != SEVERAL:
+            return {}
+        opened = next((each.opened for each in self._engine.catalog.running() if each.route is route), None)
+        backends = backends_of(opened) if opened is not None else {}
+        serving = next((name for name, serves in backends.items() if serves), "")
+        return {"backends": ", ".join(backends), "backend": serving}
 
     def _model_config(self, request: pb.ModelConfigRequest) -> Message:
         return pb.ModelConfigResponse(config=self._engine.routes.resolve(request.name, decode_version(request.version)).config)

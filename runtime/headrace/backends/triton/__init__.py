@@ -1,0 +1,1 @@
+"""Models that a Triton elsewhere runs. The only package that imports tritonclient."""
