@@ -58,10 +58,6 @@ def start(repository: Path, grpc_port: int, http_port: int) -> Start:
     for file in (*(triton / "backends" / "python").glob("*.*"), *stubs.iterdir()):
         if not (backend / file.name).exists():
             shutil.copy2(file, backend / file.name)
-    # The stub does not look at PYTHONPATH, but into the folder of its backend.
-    for package in packages.iterdir():
-        if not (backend / package.name).exists():
-            (backend / package.name).symlink_to(package)
     options = {
         "model-repository": repository,
         "backend-directory": backend.parent,
@@ -74,6 +70,9 @@ def start(repository: Path, grpc_port: int, http_port: int) -> Start:
         "pinned-memory-pool-byte-size": 0,
     }
     libraries = f"{sysconfig.get_config_var('LIBDIR')}:{packages / 'nvidia_pytriton.libs'}"
-    environment = {**os.environ, "LD_LIBRARY_PATH": libraries}
+    # The stub takes the packages of the first interpreter on the path: with those of an environment of ours, its answers are empty.
+    path = f"{packages.parents[2] / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    environment = {**os.environ, "LD_LIBRARY_PATH": libraries, "PATH": path}
+    environment.pop("PYTHONPATH", None)
     command = [str(triton / "bin" / "tritonserver"), *(f"--{key}={value}" for key, value in options.items())]
     return Start(command, environment)
