@@ -70,7 +70,7 @@ def start(repository: Path, grpc_port: int, http_port: int) -> Start:
         "pinned-memory-pool-byte-size": 0,
     }
     libraries = f"{sysconfig.get_config_var('LIBDIR')}:{packages / 'nvidia_pytriton.libs'}"
-    # The stub takes the packages of the first interpreter on the path: with those of an environment of ours, its answers are empty.
+    # The stub takes the packages of the first interpreter on the path; with those of an environment of ours, it answers nothing.
     path = f"{packages.parents[2] / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     environment = {**os.environ, "LD_LIBRARY_PATH": libraries, "PATH": path}
     environment.pop("PYTHONPATH", None)

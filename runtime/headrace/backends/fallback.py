@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from headrace.backends.backoff import Backoff
-from headrace.backends.base import Backend, Batch, Device, Outputs, Outside, Session
+from headrace.backends.base import Backend, Batch, Device, Outputs, Outside, Piece, Session
 from headrace.clock import Clock, MonotonicClock
 from headrace.errors import BackendDown, BackendFailed, BackendUnreachable, HeadraceError, InvalidRepository, sentence
 from headrace.model import GraphIO, GraphTensor
@@ -184,7 +184,7 @@ class FallbackSession:
         """Tell `ran` of every batch from now on."""
         self._ran = ran
 
-    def run(self, batch: Batch) -> Outputs:
+    def run(self, batch: Batch) -> Outputs | Iterator[Piece]:
         """Run the batch on the first backend that is well. See `Session.run`."""
         down: BackendDown | None = None
         for member, session in self._in_order():
@@ -197,8 +197,8 @@ class FallbackSession:
             except BaseException:
                 self._account(member, batch, began, is_well=False)
                 raise
-            if not isinstance(outputs, Mapping):
-                raise BackendFailed(f"backend '{member.name}' answers in pieces, which a model of several backends cannot")
+            if outputs is None:
+                raise BackendFailed(f"backend '{member.name}' answers later, which a model of several backends cannot")
             self._account(member, batch, began, is_well=True)
             return outputs
         raise down or BackendDown(self._model, "none of its backends is loaded")

@@ -29,7 +29,7 @@ def with_accounts(opened: Opened, ledger: Ledger, clock: Clock) -> Opened:
     }
 
     def ran(backend: str, batch: Batch, began: int, *, is_well: bool) -> None:
-        visits.write(numbers[backend], batch, batch.rows, began, is_well=is_well)
+        visits.write(numbers[backend], batch, batch.rows, began, 0 if is_well else None)
 
     for session in sessions:
         session.account_with(ran)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple, TypeAlias
 
 from headrace.backends.base import Batch as Readable
+from headrace.backends.base import Piece as BackendPiece
 from headrace.clock import Clock
-from headrace.errors import BackendFailed, InvalidRequest, sentence
+from headrace.errors import BackendFailed, HeadraceError, InvalidRequest, sentence
 from headrace.graph.fan import Fan
 from headrace.graph.join import Join, Way, pieces_of
+from headrace.graph.rest import Rest
 from headrace.graph.segments import Segment
 from headrace.graph.steps import Step, Values, Visits
 from headrace.model import GraphIO
@@ -17,6 +21,25 @@ from headrace.scheduling.base import Batch
 from headrace.tensor import Tensor, rows_of
 
 log = logging.getLogger(__name__)
+
+
+_Done: TypeAlias = tuple[int, Values, dict[str, Fan], int, int]
+"""Of one request: its place, the values and what borders gave, and where its rows begin and end in them."""
+
+
+class _Computed(NamedTuple):
+    """What the nodes made of a batch: values of the requests that are left, at `places` of it, and those that `failed`."""
+
+    values: Values
+    fans: dict[str, Fan]
+    places: list[int]
+    offsets: list[int]
+    failed: dict[int, HeadraceError]
+
+    def each(self) -> list[_Done]:
+        """By request."""
+        ends = zip(self.places, pairwise(self.offsets), strict=True)
+        return [(place, self.values, self.fans, first, last) for place, (first, last) in ends]
 
 
 class SegmentSession:
@@ -60,40 +83,61 @@ class SegmentSession:
         for way in self._ways.values():
             way.wait_for_room()
 
-    def run(self, batch: Readable) -> Mapping[str, Tensor] | None:
+    def run(self, batch: Readable) -> Mapping[str, Tensor] | Iterator[BackendPiece] | None:
         """Run the nodes. See `Session.run`."""
-        if not self.segment.borders:
-            values, _ = self._compute(batch)
-            return {name: values[name] for name in batch.wanted()}
-        self._send_on(batch)  # type: ignore[arg-type]  # whoever runs a segment with borders brings a batch of a queue
-        return None
+        if self.segment.borders:
+            self._send_on(batch)  # type: ignore[arg-type]  # whoever runs a segment with borders brings a batch of a queue
+            return None
+        done = self._compute(batch)
+        if done.failed:
+            return self._pieces(done, batch.asked())
+        return {name: done.values[name] for name in batch.wanted()}
 
     def close(self) -> None:
         """Give back what the steps run."""
         self._close()
 
-    def _compute(self, batch: Readable) -> tuple[Values, dict[str, Fan]]:
+    def _compute(self, batch: Readable) -> _Computed:
         values: Values = dict(batch.tensors())
         fans: dict[str, Fan] = {}
+        failed: dict[int, HeadraceError] = {}
+        places = [*range(len(batch.offsets) - 1)]
         for step in self.steps:
-            fan = step.run(values, batch, self._visits)
+            fan, own = step.run(values, batch, self._visits)
             if fan is not None:
                 fans[step.name] = fan
-        return values, fans
+            if own and fans:
+                raise next(iter(own.values()))  # what a border gave before is of all of them
+            if own:
+                left = [place for place in range(len(places)) if place not in own]
+                failed |= {places[place]: error for place, error in own.items()}
+                places = [places[place] for place in left]
+                batch = Rest(batch, left)
+            if not places:
+                break
+        return _Computed(values, fans, places, batch.offsets, failed)
+
+    def _pieces(self, done: _Computed, asked: Sequence[Sequence[str]]) -> Iterator[BackendPiece]:
+        """Each request's answer, where some have failed."""
+        for place, error in done.failed.items():
+            yield place, error, True
+        for place, (first, last) in zip(done.places, pairwise(done.offsets), strict=True):
+            yield place, {name: rows_of(done.values[name], first, last) for name in asked[place]}, True
 
     # Over the borders.
 
     def _send_on(self, batch: Batch) -> None:
         """Run the nodes; then each request goes its way. One that the nodes cannot stand must not fail its neighbours."""
         try:
-            values, fans = self._compute(batch)
-            offsets = batch.offsets
-            done = [(place, values, fans, offsets[place], offsets[place + 1]) for place in range(len(batch))]
+            computed = self._compute(batch)
+            for place, error in computed.failed.items():
+                batch.fail(error, place)
+            done = computed.each()
         except Exception as error:
             if len(batch) == 1 or not self._can_run_again:
                 raise
             log.info("a batch of %d requests failed, each runs alone now: %s", len(batch), sentence(error))
-            done = [alone for place in range(len(batch)) if (alone := self._alone(batch, place)) is not None]
+            done = [alone for place in range(len(batch)) for alone in self._alone(batch, place)]
         owners = batch.heads
         joins = {
             place: Join(
@@ -137,14 +181,13 @@ class SegmentSession:
                     "time, or raise max_rows_per_request of the graph"
                 )
 
-    def _alone(self, batch: Batch, place: int) -> tuple[int, Values, dict[str, Fan], int, int] | None:
+    def _alone(self, batch: Batch, place: int) -> list[_Done]:
         try:
-            one = batch.only(place)
-            values, fans = self._compute(one)
+            computed = self._compute(batch.only(place))
         except Exception as error:
             batch.fail(BackendFailed.of(error), place)
-            return None
-        return place, values, fans, 0, one.rows
+            return []
+        return [(place, *rest) for _, *rest in computed.each()]  # type: ignore[misc]  # mypy and pyright lose the types of a rest
 
     def _answers(
         self, join: Join, values: Values, fans: Mapping[str, Fan], first: int, last: int, wanted: Sequence[str]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
-from headrace.backends.base import Batch, Outputs, Session, stands_zeros
+from headrace.backends.base import Batch, Outputs, Piece, Session, stands_zeros
 from headrace.backends.nodes import NodeRunner
 from headrace.backends.zeros import Zeros
 from headrace.clock import Clock
 from headrace.errors import BackendFailed, HeadraceError, InvalidRequest, sentence
-from headrace.graph.fan import Fan, fan_of
+from headrace.graph.fan import Fan, fan_of, picked
+from headrace.graph.rest import Rest, rows_at
 from headrace.graph.segments import Signature, text_of, varies
 from headrace.ledger.ledger import BatchRecord
 from headrace.model import ModelSpec
@@ -19,7 +21,7 @@ from headrace.protocol.validate import resolve_reshape
 from headrace.request import Request
 from headrace.scheduling.answers import checked_outputs
 from headrace.scheduling.plan import Reason
-from headrace.tensor import Tensor, TensorSpec, format_shape
+from headrace.tensor import Tensor, TensorSpec, concatenate, format_shape
 
 if TYPE_CHECKING:
     from headrace.models.graphs import GraphNode
@@ -38,13 +40,20 @@ class Visits:
         """The instant, in ns."""
         return self._clock.now()
 
-    def write(self, number: int, batch: Batch, rows: int, began: int, *, is_well: bool) -> None:
-        """A node has run since `began`. Its requests are those of the batch: each had all of the time."""
+    def write(self, number: int, batch: Batch, rows: int, began: int, failed: int | None) -> None:
+        """A node has run the requests of the batch since `began`, each all of the time; so many failed, and None is all."""
         if is_rehearsal(batch):
             return
         now, requests = self._clock.now(), len(batch.offsets) - 1
-        failed = 0 if is_well else requests
+        failed = requests if failed is None else failed
         self._write(BatchRecord(0, began, began, now, now, number, rows, requests, 0, failed, 0, Reason.GRAPH))
+
+
+class Ran(NamedTuple):
+    """What became of a step, beside the values it wrote: what a border gave, and the requests that failed, by their places."""
+
+    fan: Fan | None = None
+    failed: Mapping[int, HeadraceError] = {}
 
 
 class Step:
@@ -90,32 +99,41 @@ class Step:
         self._writes = dict(node.outputs)
         self._wanted = tuple(output.name for output in spec.outputs if output.name in node.outputs)
 
-    def run(self, values: Values, batch: Batch, visits: Visits) -> Fan | None:
+    def run(self, values: Values, batch: Batch, visits: Visits) -> Ran:
         """Run it on `values`, and put there what it gives; what a border gives is returned instead.
+
+        Where requests fail for themselves, all values are left with the rows of the others.
 
         Raises:
             HeadraceError: it could not; the message names the node where its own does not.
         """
-        rows, began, is_well = 1, visits.now(), False
+        rows, began, failures = 1, visits.now(), None
         try:
             inputs = self._inputs(values)
             rows = batch.rows if not self._adds_rows else next(iter(inputs.values())).shape[0]
             result = self._call(inputs, batch, rows)
             if isinstance(result, Rows):
                 fan = fan_of(result, self.spec, rows).renamed(self._writes)
-                is_well = True
-                return fan
-            outputs = checked_outputs(self.spec, result, self._wanted, rows)
-            for own, tensor in self._writes.items():
+                failures = 0
+                return Ran(fan)
+            failed: Mapping[int, HeadraceError] = {}
+            if isinstance(result, Mapping):
+                outputs = checked_outputs(self.spec, result, self._wanted, rows)
+            else:
+                outputs, failed = self._together(result, batch, rows)
+                if failed:
+                    left = [place for place in range(len(batch.offsets) - 1) if place not in failed]
+                    values.update({name: picked(value, rows_at(batch.offsets, left)) for name, value in values.items()})
+            for own, tensor in self._writes.items() if outputs else ():
                 values[tensor] = outputs[own].reshape(outputs[own].shape[1:]) if self._lacks_rows else outputs[own]
-            is_well = True
-            return None
+            failures = len(failed)
+            return Ran(None, failed)
         except HeadraceError:
             raise
         except Exception as error:
             raise BackendFailed(f"{self._who}: {sentence(error)}") from error
         finally:
-            visits.write(self._number, batch, rows, began, is_well=is_well)
+            visits.write(self._number, batch, rows, began, failures)
 
     @property
     def stands_zeros(self) -> bool:
@@ -156,18 +174,42 @@ class Step:
             most = self.spec.max_batch_size
             raise InvalidRequest(f"{self._who}: its inputs have {told} rows; model '{self.spec.name}' takes up to {most}, alike")
 
-    def _call(self, inputs: Values, batch: Batch, rows: int) -> Outputs | Rows:
+    def _call(self, inputs: Values, batch: Batch, rows: int) -> Outputs | Iterator[Piece] | Rows:
         if self.signature.is_class:
             return self._runs.run(inputs)  # type: ignore[arg-type, return-value]
         result = self._runs.run(_Call(inputs, batch, rows, self._wanted))  # type: ignore[arg-type]
-        if not isinstance(result, Mapping):
-            raise BackendFailed(f"{self._who}: model '{self.spec.name}' answers in pieces, which a graph cannot be given")
-        return result
+        if result is None:
+            raise self._in_pieces()
+        return result  # type: ignore[return-value]  # only a class gives rows
+
+    def _together(self, pieces: Iterator[Piece], batch: Batch, rows: int) -> tuple[Outputs, dict[int, HeadraceError]]:
+        """One answer for each request, as outputs of those that did not fail, if there are any. One that is alone raises."""
+        counts = [after - before for before, after in pairwise(batch.offsets)] if rows == batch.rows else [rows]
+        answers: dict[int, Outputs] = {}
+        failed: dict[int, HeadraceError] = {}
+        for place, piece, is_final in pieces:
+            if not is_final or place in answers or place in failed:
+                raise self._in_pieces()
+            try:
+                if isinstance(piece, HeadraceError):
+                    raise piece
+                answers[place] = checked_outputs(self.spec, piece, self._wanted, counts[place])
+            except HeadraceError as error:
+                failed[place] = error
+        if len(answers) + len(failed) < len(counts):
+            raise self._in_pieces()
+        if failed and len(counts) == 1:
+            raise failed[0]
+        together = [answers[place] for place in sorted(answers)]
+        return {name: concatenate([each[name] for each in together]) for name in self._wanted if together}, failed
+
+    def _in_pieces(self) -> BackendFailed:
+        return BackendFailed(f"{self._who}: model '{self.spec.name}' answers in pieces, which a graph cannot be given")
 
 
 def is_rehearsal(batch: Batch) -> bool:
     """Whether no client has sent it: it warms something up, or measures it."""
-    return is_rehearsal(batch.whole) if isinstance(batch, _Call) else isinstance(batch, Zeros)
+    return is_rehearsal(batch.whole) if isinstance(batch, (_Call, Rest)) else isinstance(batch, Zeros)
 
 
 class _Call:

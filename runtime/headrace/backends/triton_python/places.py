@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from headrace.backends.base import Batch, Outputs, Part, Partable, Piece
 from headrace.backends.channel import Region
@@ -134,7 +134,7 @@ class Places:
         with self._lock:
             answers = {**self._kept, **_returned(told, tensors)}
             if not self.open:
-                return self._pieces(answers)
+                return [(place, answers[place], True) for place in sorted(answers)]
             assert self._partable is not None
             self._parts = self._partable.part(self._cancelled.add)
             for place, answer in answers.items():
@@ -147,17 +147,6 @@ class Places:
             places, self.open = self.open, set()
             for place in places if self._parts is not None else ():
                 self._deliver(place, error, is_final=True)
-
-    def _pieces(self, answers: Mapping[int, Outputs | HeadraceError]) -> Outputs | list[Piece]:
-        pieces: list[Piece] = [(place, answers[place], True) for place in sorted(answers)]
-        if not self.is_waited_for:
-            return pieces
-        for _, answer, _ in pieces:
-            if isinstance(answer, HeadraceError):
-                raise answer
-            if len(pieces) == 1:
-                return answer
-        raise BackendFailed("the outputs of the requests of a batch differ, or have other rows than its inputs")
 
     def _deliver(self, place: int, answer: Outputs | HeadraceError, is_final: bool) -> None:
         assert self._parts is not None
