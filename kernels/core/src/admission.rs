@@ -28,14 +28,14 @@ impl Line {
         self.base.saturating_add(times(rows, self.row))
     }
 
-    /// How long it takes to run so many rows: one batch; or full ones, and the fixed part of one to spare.
+    /// How long it takes to run so many rows: full batches, and one of what is left.
     fn work(&self, rows: u64) -> Nanos {
         let max_rows = self.max_rows.max(1);
-        match rows {
+        let left = match rows % max_rows {
             0 => 0,
-            _ if rows <= max_rows => self.lasts(rows),
-            _ => times(rows.div_ceil(max_rows), self.lasts(max_rows)).saturating_add(self.base),
-        }
+            left => self.lasts(left),
+        };
+        times(rows / max_rows, self.lasts(max_rows)).saturating_add(left)
     }
 }
 
@@ -55,7 +55,7 @@ impl Estimate {
     }
 }
 
-/// What rows take to run, added up: in batches of one bucket each, shared evenly by the instances.
+/// What rows take to run, added up: in full batches of one bucket each, shared evenly by the instances.
 pub struct Work<'a> {
     estimate: &'a Estimate,
     begins: Nanos,
@@ -71,22 +71,25 @@ impl<'a> Work<'a> {
     }
 
     pub fn add(&mut self, bucket: u64, rows: u64) {
-        let Some(line) = self.estimate.lines.get(&bucket) else {
-            return;
-        };
-        let place = self.rows.iter().position(|(known, _)| *known == bucket).unwrap_or_else(|| {
-            self.rows.push((bucket, 0));
-            self.rows.len() - 1
-        });
-        let before = self.rows[place].1;
-        let after = before.saturating_add(rows);
-        self.rows[place].1 = after;
-        self.total = self.total.saturating_add(line.work(after).saturating_sub(line.work(before)));
+        self.total = self.total.saturating_add(self.more(bucket, rows));
+        match self.rows.iter_mut().find(|(known, _)| *known == bucket) {
+            Some((_, count)) => *count = count.saturating_add(rows),
+            None => self.rows.push((bucket, rows)),
+        }
     }
 
-    /// When all of it is done; `lasts` is what a batch takes that cannot be shared.
-    pub fn done_at(&self, lasts: Nanos) -> Nanos {
-        self.begins.saturating_add(lasts.max(self.total / self.estimate.instances.max(1) as i64))
+    /// When all of it would be done with these rows of one request, which cannot be shared, as well.
+    pub fn done_with(&self, bucket: u64, rows: u64) -> Nanos {
+        let total = self.total.saturating_add(self.more(bucket, rows));
+        self.begins.saturating_add(self.estimate.lasts(bucket, rows).max(total / self.estimate.instances.max(1) as i64))
+    }
+
+    fn more(&self, bucket: u64, rows: u64) -> Nanos {
+        let Some(line) = self.estimate.lines.get(&bucket) else {
+            return 0;
+        };
+        let before = self.rows.iter().find(|(known, _)| *known == bucket).map_or(0, |(_, count)| *count);
+        line.work(before.saturating_add(rows)).saturating_sub(line.work(before))
     }
 }
 
@@ -163,11 +166,19 @@ pub struct Newcomer<'a> {
     pub bucket: u64,
 }
 
-/// What stands before a request, and when an instance is idle. Both lists have the bucket and the rows of each.
+/// Who goes before a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Before {
+    pub bucket: u64,
+    pub rows: u64,
+    pub deadline: Nanos,
+}
+
+/// What stands before a request, and when an instance is idle.
 pub struct Ahead<W, F> {
-    /// Everything that is queued, known without looking.
+    /// Everything that is queued, known without looking: buckets and rows.
     pub waiting: W,
-    /// Those of it who go before the request, one by one.
+    /// Those of it who go before the request, in order.
     pub first: F,
     pub free_at: Nanos,
 }
@@ -176,7 +187,7 @@ pub struct Ahead<W, F> {
 pub fn check(
     new: Newcomer<'_>,
     waiting: Depth,
-    ahead: Ahead<impl Iterator<Item = (u64, u64)>, impl Iterator<Item = (u64, u64)>>,
+    ahead: Ahead<impl Iterator<Item = (u64, u64)>, impl Iterator<Item = Before>>,
     limits: &Limits,
     now: Nanos,
 ) -> Result<()> {
@@ -205,28 +216,31 @@ pub fn check(
 pub fn lateness(
     estimate: &Estimate,
     new: Newcomer<'_>,
-    ahead: Ahead<impl Iterator<Item = (u64, u64)>, impl Iterator<Item = (u64, u64)>>,
+    ahead: Ahead<impl Iterator<Item = (u64, u64)>, impl Iterator<Item = Before>>,
     now: Nanos,
 ) -> Nanos {
     let (bucket, rows) = (new.bucket, new.size.rows);
     if !estimate.lines.contains_key(&bucket) {
         return 0;
     }
-    let latest = new.due.latest.saturating_sub(estimate.margin);
-    let lasts = estimate.lasts(bucket, rows);
-    let late = |before: &mut dyn Iterator<Item = (u64, u64)>| {
-        let mut work = Work::new(estimate, now.max(ahead.free_at));
-        work.add(bucket, rows);
-        while work.done_at(lasts) <= latest
-            && let Some((other, count)) = before.next()
-        {
-            work.add(other, count);
-        }
-        work.done_at(lasts).saturating_sub(latest)
-    };
-    let (mut waiting, mut first) = (ahead.waiting, ahead.first);
-    match late(&mut waiting) {
-        early if early <= 0 => early,
-        _ => late(&mut first),
+    let begins = now.max(ahead.free_at);
+    let late = |work: &Work<'_>| work.done_with(bucket, rows).saturating_sub(new.due.latest.saturating_sub(estimate.margin));
+    let mut everything = Work::new(estimate, begins);
+    for (other, count) in ahead.waiting {
+        everything.add(other, count);
     }
+    if late(&everything) <= 0 {
+        return late(&everything);
+    }
+    let mut work = Work::new(estimate, begins);
+    for before in ahead.first {
+        if late(&work) > 0 {
+            break;
+        }
+        // Who will be late himself will be dropped.
+        if work.done_with(before.bucket, before.rows) <= before.deadline.saturating_sub(estimate.margin) {
+            work.add(before.bucket, before.rows);
+        }
+    }
+    late(&work)
 }

@@ -34,10 +34,9 @@ class Line(NamedTuple):
         return self.base_ns + rows * self.row_ns
 
     def work(self, rows: int) -> int:
-        """How long it takes to run so many rows, in ns: one batch; or full ones, and the fixed part of one to spare."""
-        if rows <= self.max_rows:
-            return self.lasts(rows) if rows else 0
-        return -(-rows // self.max_rows) * self.lasts(self.max_rows) + self.base_ns
+        """How long it takes to run so many rows, in ns: full batches, and one of what is left."""
+        full, left = divmod(rows, self.max_rows)
+        return full * self.lasts(self.max_rows) + (self.lasts(left) if left else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +57,9 @@ class Estimate:
 
 
 class Work:
-    """What rows take to run, added up: in batches of one bucket each, shared evenly by the instances.
+    """What rows take to run, added up: in full batches of one bucket each, shared evenly by the instances.
 
-    What is more than one batch is counted as full ones, for whoever comes later fills the last of them, and with a little to
-    spare. Otherwise the queue would be full to the brim, its most urgent requests always in too much of a hurry for a full
-    batch, and smaller batches would keep it so.
+    Whole numbers only: kernels/ computes the same from the same golden vectors.
 
     Args:
         estimate: what a batch takes.
@@ -76,18 +73,20 @@ class Work:
 
     def add(self, bucket: int, rows: int) -> None:
         """These rows as well."""
+        self._ns += self._more(bucket, rows)
+        self._rows[bucket] = self._rows.get(bucket, 0) + rows
+
+    def done_with(self, bucket: int, rows: int) -> int:
+        """The instant at which all of it would be done, in ns, with these rows of one request, which cannot be shared, as well."""
+        lasts = self._estimate.lasts(bucket, rows)
+        return self._begins + max(lasts, (self._ns + self._more(bucket, rows)) // self._estimate.instances)
+
+    def _more(self, bucket: int, rows: int) -> int:
         line = self._estimate.lines.get(bucket)
-        if line is not None:
-            before = self._rows.get(bucket, 0)
-            self._rows[bucket] = before + rows
-            self._ns += line.work(before + rows) - line.work(before)
-
-    def done_at(self, lasts: int = 0) -> int:
-        """The instant at which all of it is done, in ns; `lasts` is what a batch takes that cannot be shared.
-
-        Whole numbers only: kernels/ computes the same from the same golden vectors.
-        """
-        return self._begins + max(lasts, self._ns // self._estimate.instances)
+        if line is None:
+            return 0
+        before = self._rows.get(bucket, 0)
+        return line.work(before + rows) - line.work(before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +181,12 @@ class Newcomer(Protocol):
 class Ahead(NamedTuple):
     """What stands before a request: rows by bucket, and the instant at which an instance is idle, in ns.
 
-    `waiting` is everything that is queued, known without looking; `first` are those of it who go before the request, one by
-    one, looked at only if everything were too much.
+    `waiting` is everything that is queued, known without looking; `first` are those of it who go before the request, in order
+    and with their deadlines, looked at only if everything were too much.
     """
 
     waiting: Iterable[tuple[int, int]] = ()
-    first: Iterable[tuple[int, int]] = ()
+    first: Iterable[tuple[int, int, int]] = ()
     free_at: int = 0
 
 
@@ -223,22 +222,26 @@ def refusal(request_id: str, new: Newcomer, waiting: Depth, ahead: Ahead, limits
 def lateness(estimate: Estimate, new: Newcomer, ahead: Ahead, now: int) -> int:
     """By how much a request will be done after `latest`, in ns; at most 0 if it will be in time.
 
-    Where it is late, not everybody before it was counted: the first who made it so are enough.
+    Who goes before it and will be late himself is not counted, for he will be dropped: behind a run that took far too long
+    there would be room for nobody otherwise. Where it is late, not everybody before it was counted: the first who made it so
+    are enough.
     """
-    bucket, rows = new.bucket, new.size.rows
+    bucket, rows, margin = new.bucket, new.size.rows, estimate.margin_ns
     if bucket not in estimate.lines:
         return 0
-    latest, lasts = new.due.latest - estimate.margin_ns, estimate.lasts(bucket, rows)
-    late = 0
-    for before in (ahead.waiting, ahead.first):
-        work = Work(estimate, max(now, ahead.free_at))
-        work.add(bucket, rows)
-        late = work.done_at(lasts) - latest
-        for other, count in before:
-            if late > 0:
-                break
-            work.add(other, count)
-            late = work.done_at(lasts) - latest
-        if late <= 0:
+    latest, begins = new.due.latest - margin, max(now, ahead.free_at)
+    everything = Work(estimate, begins)
+    for other, count in ahead.waiting:
+        everything.add(other, count)
+    late = everything.done_with(bucket, rows) - latest
+    if late <= 0:
+        return late
+    work = Work(estimate, begins)
+    late = work.done_with(bucket, rows) - latest
+    for other, count, deadline in ahead.first:
+        if late > 0:
             break
+        if work.done_with(other, count) <= deadline - margin:
+            work.add(other, count)
+            late = work.done_with(bucket, rows) - latest
     return late
