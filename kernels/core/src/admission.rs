@@ -28,14 +28,9 @@ impl Line {
         self.base.saturating_add(times(rows, self.row))
     }
 
-    /// How long it takes to run so many rows: full batches, and one of what is left.
+    /// How long it takes to run so many rows in as few batches as possible.
     fn work(&self, rows: u64) -> Nanos {
-        let max_rows = self.max_rows.max(1);
-        let left = match rows % max_rows {
-            0 => 0,
-            left => self.lasts(left),
-        };
-        times(rows / max_rows, self.lasts(max_rows)).saturating_add(left)
+        times(rows.div_ceil(self.max_rows.max(1)), self.base).saturating_add(times(rows, self.row))
     }
 }
 
@@ -59,37 +54,43 @@ impl Estimate {
 pub struct Work<'a> {
     estimate: &'a Estimate,
     begins: Nanos,
-    /// Few: a list is quicker than a map.
-    rows: Vec<(u64, u64)>,
+    /// By bucket: rows, and how long they take. Few: a list is quicker than a map.
+    by_bucket: Vec<(u64, u64, Nanos)>,
     total: Nanos,
 }
 
 impl<'a> Work<'a> {
     /// `begins`: when the first instance is idle.
     pub fn new(estimate: &'a Estimate, begins: Nanos) -> Work<'a> {
-        Work { estimate, begins, rows: Vec::new(), total: 0 }
+        Work { estimate, begins, by_bucket: Vec::new(), total: 0 }
     }
 
-    pub fn add(&mut self, bucket: u64, rows: u64) {
-        self.total = self.total.saturating_add(self.more(bucket, rows));
-        match self.rows.iter_mut().find(|(known, _)| *known == bucket) {
-            Some((_, count)) => *count = count.saturating_add(rows),
-            None => self.rows.push((bucket, rows)),
+    /// These rows of one request as well, unless they would be done after `by`.
+    pub fn add(&mut self, bucket: u64, rows: u64, by: Nanos) {
+        let Some(line) = self.estimate.lines.get(&bucket) else {
+            return;
+        };
+        let place = self.by_bucket.iter().position(|(known, ..)| *known == bucket).unwrap_or_else(|| {
+            self.by_bucket.push((bucket, 0, 0));
+            self.by_bucket.len() - 1
+        });
+        let (_, before, lasted) = self.by_bucket[place];
+        let count = before.saturating_add(rows);
+        let lasts = line.work(count);
+        let total = self.total.saturating_sub(lasted).saturating_add(lasts);
+        if self.done(total, line.lasts(rows)) <= by {
+            self.by_bucket[place] = (bucket, count, lasts);
+            self.total = total;
         }
     }
 
-    /// When all of it would be done with these rows of one request, which cannot be shared, as well.
-    pub fn done_with(&self, bucket: u64, rows: u64) -> Nanos {
-        let total = self.total.saturating_add(self.more(bucket, rows));
-        self.begins.saturating_add(self.estimate.lasts(bucket, rows).max(total / self.estimate.instances.max(1) as i64))
+    /// When all of it is done; `lasts` is what a batch takes that cannot be shared.
+    pub fn done_at(&self, lasts: Nanos) -> Nanos {
+        self.done(self.total, lasts)
     }
 
-    fn more(&self, bucket: u64, rows: u64) -> Nanos {
-        let Some(line) = self.estimate.lines.get(&bucket) else {
-            return 0;
-        };
-        let before = self.rows.iter().find(|(known, _)| *known == bucket).map_or(0, |(_, count)| *count);
-        line.work(before.saturating_add(rows)).saturating_sub(line.work(before))
+    fn done(&self, total: Nanos, lasts: Nanos) -> Nanos {
+        self.begins.saturating_add(lasts.max(total / self.estimate.instances.max(1) as i64))
     }
 }
 
@@ -223,24 +224,23 @@ pub fn lateness(
     if !estimate.lines.contains_key(&bucket) {
         return 0;
     }
-    let begins = now.max(ahead.free_at);
-    let late = |work: &Work<'_>| work.done_with(bucket, rows).saturating_sub(new.due.latest.saturating_sub(estimate.margin));
-    let mut everything = Work::new(estimate, begins);
-    for (other, count) in ahead.waiting {
-        everything.add(other, count);
-    }
-    if late(&everything) <= 0 {
-        return late(&everything);
+    let (latest, begins) = (new.due.latest.saturating_sub(estimate.margin), now.max(ahead.free_at));
+    let lasts = estimate.lasts(bucket, rows);
+    let mut work = Work::new(estimate, begins);
+    work.add(bucket, rows, NEVER);
+    ahead.waiting.for_each(|(other, count)| work.add(other, count, NEVER));
+    let late = work.done_at(lasts).saturating_sub(latest);
+    if late <= 0 {
+        return late;
     }
     let mut work = Work::new(estimate, begins);
     for before in ahead.first {
-        if late(&work) > 0 {
+        // Who will be late himself will be dropped.
+        work.add(before.bucket, before.rows, before.deadline.saturating_sub(estimate.margin));
+        if work.done_at(0) > latest {
             break;
         }
-        // Who will be late himself will be dropped.
-        if work.done_with(before.bucket, before.rows) <= before.deadline.saturating_sub(estimate.margin) {
-            work.add(before.bucket, before.rows);
-        }
     }
-    late(&work)
+    work.add(bucket, rows, NEVER);
+    work.done_at(lasts).saturating_sub(latest)
 }

@@ -33,11 +33,8 @@ fn the_golden_vectors_of_the_estimate() {
         let lines = lists("lines").iter().map(|given| (given[0] as u64, line(given))).collect();
         let estimate = Estimate { lines, instances: number("instances") as usize, margin: number("margin_ns") };
         let waiting = lists("waiting").into_iter().map(|given| (given[0] as u64, given[1] as u64));
-        let first = lists("first").into_iter().map(|given| Before {
-            bucket: given[0] as u64,
-            rows: given[1] as u64,
-            deadline: given[2],
-        });
+        let first =
+            lists("first").into_iter().map(|given| Before { bucket: given[0] as u64, rows: given[1] as u64, deadline: given[2] });
         let ahead = Ahead { waiting, first, free_at: number("free_at") };
         let due = Due { deadline: NEVER, target: NEVER, latest: number("latest"), queue_until: NEVER, key: 0, level: 0 };
         let size = Depth { requests: 1, rows: number("rows") as u64, nbytes: 0 };
@@ -69,12 +66,7 @@ fn house() -> Arc<House> {
 
 fn house_by(clock: Clock) -> Arc<House> {
     let news = Arc::new(News::default());
-    Arc::new(House {
-        clock,
-        ledger: Arc::new(Ledger::new(Arc::clone(&news))),
-        news,
-        expiry: Arc::new(Expiry::default()),
-    })
+    Arc::new(House { clock, ledger: Arc::new(Ledger::new(Arc::clone(&news))), news, expiry: Arc::new(Expiry::default()) })
 }
 
 fn queue(house: &Arc<House>, sequences: bool) -> Arc<Queue> {

@@ -34,9 +34,8 @@ class Line(NamedTuple):
         return self.base_ns + rows * self.row_ns
 
     def work(self, rows: int) -> int:
-        """How long it takes to run so many rows, in ns: full batches, and one of what is left."""
-        full, left = divmod(rows, self.max_rows)
-        return full * self.lasts(self.max_rows) + (self.lasts(left) if left else 0)
+        """How long it takes to run so many rows in as few batches as possible, in ns."""
+        return -(-rows // self.max_rows) * self.base_ns + rows * self.row_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +67,28 @@ class Work:
 
     def __init__(self, estimate: Estimate, begins: int) -> None:
         self._estimate, self._begins = estimate, begins
-        self._rows: dict[int, int] = {}
+        self._by_bucket: dict[int, tuple[int, int]] = {}
+        """Rows, and how long they take."""
         self._ns = 0
 
-    def add(self, bucket: int, rows: int) -> None:
-        """These rows as well."""
-        self._ns += self._more(bucket, rows)
-        self._rows[bucket] = self._rows.get(bucket, 0) + rows
-
-    def done_with(self, bucket: int, rows: int) -> int:
-        """The instant at which all of it would be done, in ns, with these rows of one request, which cannot be shared, as well."""
-        lasts = self._estimate.lasts(bucket, rows)
-        return self._begins + max(lasts, (self._ns + self._more(bucket, rows)) // self._estimate.instances)
-
-    def _more(self, bucket: int, rows: int) -> int:
+    def add(self, bucket: int, rows: int, by: int = NEVER) -> None:
+        """These rows of one request as well, unless they would be done after `by`."""
         line = self._estimate.lines.get(bucket)
         if line is None:
-            return 0
-        before = self._rows.get(bucket, 0)
-        return line.work(before + rows) - line.work(before)
+            return
+        count, before = self._by_bucket.get(bucket, (0, 0))
+        after = line.work(count + rows)
+        total = self._ns - before + after
+        if self._done(total, line.lasts(rows)) <= by:
+            self._by_bucket[bucket] = count + rows, after
+            self._ns = total
+
+    def done_at(self, lasts: int = 0) -> int:
+        """The instant at which all of it is done, in ns; `lasts` is what a batch takes that cannot be shared."""
+        return self._done(self._ns, lasts)
+
+    def _done(self, total: int, lasts: int) -> int:
+        return self._begins + max(lasts, total // self._estimate.instances)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,26 +224,25 @@ def refusal(request_id: str, new: Newcomer, waiting: Depth, ahead: Ahead, limits
 def lateness(estimate: Estimate, new: Newcomer, ahead: Ahead, now: int) -> int:
     """By how much a request will be done after `latest`, in ns; at most 0 if it will be in time.
 
-    Who goes before it and will be late himself is not counted, for he will be dropped: behind a run that took far too long
+    Who goes before it and will be late himself is not counted, for he will be dropped: behind a run that takes far too long
     there would be room for nobody otherwise. Where it is late, not everybody before it was counted: the first who made it so
     are enough.
     """
     bucket, rows, margin = new.bucket, new.size.rows, estimate.margin_ns
     if bucket not in estimate.lines:
         return 0
-    latest, begins = new.due.latest - margin, max(now, ahead.free_at)
-    everything = Work(estimate, begins)
+    latest, begins, lasts = new.due.latest - margin, max(now, ahead.free_at), estimate.lasts(bucket, rows)
+    work = Work(estimate, begins)
+    work.add(bucket, rows)
     for other, count in ahead.waiting:
-        everything.add(other, count)
-    late = everything.done_with(bucket, rows) - latest
+        work.add(other, count)
+    late = work.done_at(lasts) - latest
     if late <= 0:
         return late
     work = Work(estimate, begins)
-    late = work.done_with(bucket, rows) - latest
     for other, count, deadline in ahead.first:
-        if late > 0:
+        work.add(other, count, deadline - margin)
+        if work.done_at() > latest:
             break
-        if work.done_with(other, count) <= deadline - margin:
-            work.add(other, count)
-            late = work.done_with(bucket, rows) - latest
-    return late
+    work.add(bucket, rows)
+    return work.done_at(lasts) - latest
