@@ -161,7 +161,7 @@ def test_a_queue_that_stands_refuses_who_names_no_deadline() -> None:
 
 
 def test_who_comes_while_a_run_takes_far_too_long_is_done_after_it() -> None:
-    """The first run lasts ten times as long, and whoever waits for it will be late; they are no reason to refuse who comes then."""
+    """The first run lasts ten times as long, and whoever waits for it will be late: no reason to refuse who comes then."""
     service_ns, max_rows = 10 * MILLISECOND, 4
     lost = [Arrival(MILLISECOND, deadline_ns=8 * service_ns) for _ in range(6 * max_rows)]
     late_comers = [Arrival(55 * MILLISECOND, deadline_ns=75 * MILLISECOND) for _ in range(2 * max_rows)]
