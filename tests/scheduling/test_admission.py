@@ -131,7 +131,7 @@ def test_what_is_predicted_to_be_late_is_refused_at_the_door() -> None:
     refused = refuse(late, Depth(), limits, busy)
     assert isinstance(refused, CannotMeetDeadline)
     assert refused.retry_after_ns == 1
-    assert refuse(never, Depth(), limits, Ahead([(0, 10**6)], [(0, 10**6)], NOW + 5)) is None
+    assert refuse(never, Depth(), limits, Ahead([(0, 10**6)], [(0, 10**6, NEVER)], NOW + 5)) is None
 
 
 def test_nobody_is_refused_by_prediction_while_an_instance_is_idle_and_nobody_waits() -> None:

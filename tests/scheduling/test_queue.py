@@ -6,11 +6,12 @@ import threading
 
 import pytest
 
-from headrace.clock import SECOND
+from headrace.clock import MILLISECOND, SECOND
 from headrace.errors import CannotMeetDeadline, DeadlineExpired, InvalidRequest, QueueClosed, QueueFull, QueueTimeout
 from headrace.ledger.ledger import Outcome, Refusal
 from headrace.model import QueuePolicy
-from headrace.scheduling.admission import Depth, Limits
+from headrace.protocol.validate import bucket_of
+from headrace.scheduling.admission import Depth, Estimate, Limits, Line
 from headrace.scheduling.plan import Plan, Reason
 from headrace.scheduling.queue import PortableQueue
 from tests.scheduling.support import House, spec
@@ -97,6 +98,23 @@ def test_limits_change_from_the_next_push_on(house: House) -> None:
     house.queue.set_limits(Limits(requests=1))
     with pytest.raises(QueueFull):
         house.push("b")
+
+
+def test_behind_a_run_that_takes_too_long_who_will_be_late_counts_for_nothing(house: House) -> None:
+    """A batch of 4 was to last 10 ms and still runs after 30, with 8 behind it.
+
+    Of those, 4 can be in time if they run at once, and 4 cannot; so who comes now goes into the second batch, not the third.
+    """
+    line = Line(10 * MILLISECOND, 0, 4)
+    house.queue.set_limits(Limits(estimate=Estimate({bucket_of(((2,),)): line})))
+    house.push("long")
+    assert house.take() is not None
+    for number in range(8):
+        house.push(str(number), deadline=40 * MILLISECOND)
+    house.clock.advance(30 * MILLISECOND)
+    house.push("in time", deadline=20 * MILLISECOND)
+    with pytest.raises(CannotMeetDeadline):
+        house.push("late", deadline=20 * MILLISECOND, rows=4)
 
 
 def test_expiry_answers_without_anyone_taking_a_turn(house: House) -> None:

@@ -28,14 +28,9 @@ impl Line {
         self.base.saturating_add(times(rows, self.row))
     }
 
-    /// How long it takes to run so many rows: one batch; or full ones, and the fixed part of one to spare.
+    /// How long it takes to run so many rows in as few batches as possible.
     fn work(&self, rows: u64) -> Nanos {
-        let max_rows = self.max_rows.max(1);
-        match rows {
-            0 => 0,
-            _ if rows <= max_rows => self.lasts(rows),
-            _ => times(rows.div_ceil(max_rows), self.lasts(max_rows)).saturating_add(self.base),
-        }
+        times(rows.div_ceil(self.max_rows.max(1)), self.base).saturating_add(times(rows, self.row))
     }
 }
 
@@ -55,38 +50,47 @@ impl Estimate {
     }
 }
 
-/// What rows take to run, added up: in batches of one bucket each, shared evenly by the instances.
+/// What rows take to run, added up: in full batches of one bucket each, shared evenly by the instances.
 pub struct Work<'a> {
     estimate: &'a Estimate,
     begins: Nanos,
-    /// Few: a list is quicker than a map.
-    rows: Vec<(u64, u64)>,
+    /// By bucket: rows, and how long they take. Few: a list is quicker than a map.
+    by_bucket: Vec<(u64, u64, Nanos)>,
     total: Nanos,
 }
 
 impl<'a> Work<'a> {
     /// `begins`: when the first instance is idle.
     pub fn new(estimate: &'a Estimate, begins: Nanos) -> Work<'a> {
-        Work { estimate, begins, rows: Vec::new(), total: 0 }
+        Work { estimate, begins, by_bucket: Vec::new(), total: 0 }
     }
 
-    pub fn add(&mut self, bucket: u64, rows: u64) {
+    /// These rows of one request as well, unless they would be done after `by`.
+    pub fn add(&mut self, bucket: u64, rows: u64, by: Nanos) {
         let Some(line) = self.estimate.lines.get(&bucket) else {
             return;
         };
-        let place = self.rows.iter().position(|(known, _)| *known == bucket).unwrap_or_else(|| {
-            self.rows.push((bucket, 0));
-            self.rows.len() - 1
+        let place = self.by_bucket.iter().position(|(known, ..)| *known == bucket).unwrap_or_else(|| {
+            self.by_bucket.push((bucket, 0, 0));
+            self.by_bucket.len() - 1
         });
-        let before = self.rows[place].1;
-        let after = before.saturating_add(rows);
-        self.rows[place].1 = after;
-        self.total = self.total.saturating_add(line.work(after).saturating_sub(line.work(before)));
+        let (_, before, lasted) = self.by_bucket[place];
+        let count = before.saturating_add(rows);
+        let lasts = line.work(count);
+        let total = self.total.saturating_sub(lasted).saturating_add(lasts);
+        if self.done(total, line.lasts(rows)) <= by {
+            self.by_bucket[place] = (bucket, count, lasts);
+            self.total = total;
+        }
     }
 
     /// When all of it is done; `lasts` is what a batch takes that cannot be shared.
     pub fn done_at(&self, lasts: Nanos) -> Nanos {
-        self.begins.saturating_add(lasts.max(self.total / self.estimate.instances.max(1) as i64))
+        self.done(self.total, lasts)
+    }
+
+    fn done(&self, total: Nanos, lasts: Nanos) -> Nanos {
+        self.begins.saturating_add(lasts.max(total / self.estimate.instances.max(1) as i64))
     }
 }
 
@@ -163,11 +167,19 @@ pub struct Newcomer<'a> {
     pub bucket: u64,
 }
 
-/// What stands before a request, and when an instance is idle. Both lists have the bucket and the rows of each.
+/// Who goes before a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Before {
+    pub bucket: u64,
+    pub rows: u64,
+    pub deadline: Nanos,
+}
+
+/// What stands before a request, and when an instance is idle.
 pub struct Ahead<W, F> {
-    /// Everything that is queued, known without looking.
+    /// Everything that is queued, known without looking: buckets and rows.
     pub waiting: W,
-    /// Those of it who go before the request, one by one.
+    /// Those of it who go before the request, in order.
     pub first: F,
     pub free_at: Nanos,
 }
@@ -176,7 +188,7 @@ pub struct Ahead<W, F> {
 pub fn check(
     new: Newcomer<'_>,
     waiting: Depth,
-    ahead: Ahead<impl Iterator<Item = (u64, u64)>, impl Iterator<Item = (u64, u64)>>,
+    ahead: Ahead<impl Iterator<Item = (u64, u64)>, impl Iterator<Item = Before>>,
     limits: &Limits,
     now: Nanos,
 ) -> Result<()> {
@@ -205,28 +217,30 @@ pub fn check(
 pub fn lateness(
     estimate: &Estimate,
     new: Newcomer<'_>,
-    ahead: Ahead<impl Iterator<Item = (u64, u64)>, impl Iterator<Item = (u64, u64)>>,
+    ahead: Ahead<impl Iterator<Item = (u64, u64)>, impl Iterator<Item = Before>>,
     now: Nanos,
 ) -> Nanos {
     let (bucket, rows) = (new.bucket, new.size.rows);
     if !estimate.lines.contains_key(&bucket) {
         return 0;
     }
-    let latest = new.due.latest.saturating_sub(estimate.margin);
+    let (latest, begins) = (new.due.latest.saturating_sub(estimate.margin), now.max(ahead.free_at));
     let lasts = estimate.lasts(bucket, rows);
-    let late = |before: &mut dyn Iterator<Item = (u64, u64)>| {
-        let mut work = Work::new(estimate, now.max(ahead.free_at));
-        work.add(bucket, rows);
-        while work.done_at(lasts) <= latest
-            && let Some((other, count)) = before.next()
-        {
-            work.add(other, count);
-        }
-        work.done_at(lasts).saturating_sub(latest)
-    };
-    let (mut waiting, mut first) = (ahead.waiting, ahead.first);
-    match late(&mut waiting) {
-        early if early <= 0 => early,
-        _ => late(&mut first),
+    let mut work = Work::new(estimate, begins);
+    work.add(bucket, rows, NEVER);
+    ahead.waiting.for_each(|(other, count)| work.add(other, count, NEVER));
+    let late = work.done_at(lasts).saturating_sub(latest);
+    if late <= 0 {
+        return late;
     }
+    let mut work = Work::new(estimate, begins);
+    for before in ahead.first {
+        // Who will be late himself will be dropped.
+        work.add(before.bucket, before.rows, before.deadline.saturating_sub(estimate.margin));
+        if work.done_at(0) > latest {
+            break;
+        }
+    }
+    work.add(bucket, rows, NEVER);
+    work.done_at(lasts).saturating_sub(latest)
 }

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::admission::{BEHIND_EVERYONE, Depth};
+use crate::admission::{BEHIND_EVERYONE, Before, Depth};
 use crate::clock::{NEVER, Nanos};
 use crate::entry::{Entry, Fate, Lane, Settlement};
 
 /// What waits for one version, and what is known of those that were taken.
 #[derive(Default)]
 pub struct State {
-    /// (key, number) → bucket and rows.
-    pub order: BTreeMap<(i64, u64), (u64, u64)>,
+    /// By key and number.
+    pub order: BTreeMap<(i64, u64), Before>,
     pub waiting: FxHashMap<u64, Box<Entry>>,
     pub overdue: BinaryHeap<Reverse<(Nanos, u64)>>,
     /// Busy lanes: those behind the one that is under way, by number.
@@ -78,7 +78,8 @@ impl State {
     pub fn show(&mut self, number: u64) {
         if let Some(entry) = self.waiting.get_mut(&number) {
             entry.is_parked = false;
-            self.order.insert((entry.key, number), (entry.admitted.bucket, entry.size().rows));
+            let before = Before { bucket: entry.admitted.bucket, rows: entry.size().rows, deadline: entry.due.deadline };
+            self.order.insert((entry.key, number), before);
             self.has_news = true;
         }
     }

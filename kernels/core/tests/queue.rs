@@ -4,10 +4,10 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use headrace_core::admission::{Ahead, Depth, Due, Estimate, Limits, Line, Newcomer, lateness};
+use headrace_core::admission::{Ahead, Before, Depth, Due, Estimate, Limits, Line, Newcomer, lateness};
 use headrace_core::batch::{Batch, Returned};
 use headrace_core::clock::{Clock, NEVER};
 use headrace_core::codec::{Input, Request};
@@ -28,14 +28,14 @@ fn the_golden_vectors_of_the_estimate() {
     assert!(!vectors.is_empty());
     for vector in vectors {
         let number = |key: &str| vector[key].as_i64().unwrap();
-        let triples = |key: &str| -> Vec<Vec<i64>> { serde_json::from_value(vector[key].clone()).unwrap() };
+        let lists = |key: &str| -> Vec<Vec<i64>> { serde_json::from_value(vector[key].clone()).unwrap() };
         let line = |given: &[i64]| Line { base: given[1], row: given[2], max_rows: given[3] as u64 };
-        let lines = triples("lines").iter().map(|given| (given[0] as u64, line(given))).collect();
+        let lines = lists("lines").iter().map(|given| (given[0] as u64, line(given))).collect();
         let estimate = Estimate { lines, instances: number("instances") as usize, margin: number("margin_ns") };
-        let pairs =
-            |key: &str| -> Vec<(u64, u64)> { triples(key).iter().map(|given| (given[0] as u64, given[1] as u64)).collect() };
-        let ahead =
-            Ahead { waiting: pairs("waiting").into_iter(), first: pairs("first").into_iter(), free_at: number("free_at") };
+        let waiting = lists("waiting").into_iter().map(|given| (given[0] as u64, given[1] as u64));
+        let first =
+            lists("first").into_iter().map(|given| Before { bucket: given[0] as u64, rows: given[1] as u64, deadline: given[2] });
+        let ahead = Ahead { waiting, first, free_at: number("free_at") };
         let due = Due { deadline: NEVER, target: NEVER, latest: number("latest"), queue_until: NEVER, key: 0, level: 0 };
         let size = Depth { requests: 1, rows: number("rows") as u64, nbytes: 0 };
         let new = Newcomer { id: "", due: &due, size, bucket: number("bucket") as u64 };
@@ -61,13 +61,12 @@ fn the_golden_vectors_of_buckets() {
 }
 
 fn house() -> Arc<House> {
+    house_by(Clock::Monotonic)
+}
+
+fn house_by(clock: Clock) -> Arc<House> {
     let news = Arc::new(News::default());
-    Arc::new(House {
-        clock: Clock::Monotonic,
-        ledger: Arc::new(Ledger::new(Arc::clone(&news))),
-        news,
-        expiry: Arc::new(Expiry::default()),
-    })
+    Arc::new(House { clock, ledger: Arc::new(Ledger::new(Arc::clone(&news))), news, expiry: Arc::new(Expiry::default()) })
 }
 
 fn queue(house: &Arc<House>, sequences: bool) -> Arc<Queue> {
@@ -123,14 +122,19 @@ fn instance(queue: &Arc<Queue>, number: u16) {
     while let Some(turn) = queue.turn(None) {
         let entries = turn.view.chunks_exact(VIEW_BYTES).take(8);
         let numbers: Vec<u64> = entries.map(|entry| u64::from_le_bytes(entry[..8].try_into().unwrap())).collect();
-        let Some(mut batch) = queue.take(&numbers, &[], number, 0) else { continue };
-        let all = 0..batch.len();
-        let gathered = batch.gather(all).unwrap();
-        batch.stamp_executed(None);
-        let echo = Returned { output: 0, shape: &gathered[0].shape, data: gathered[0].data.as_slice(), offsets: None };
-        assert!(batch.reply(&[echo]).is_empty());
-        batch.finish();
+        let Some(batch) = queue.take(&numbers, &[], number, 0) else { continue };
+        echo(batch);
     }
+}
+
+/// Answer a batch with what it gathers.
+fn echo(mut batch: Batch) {
+    let all = 0..batch.len();
+    let gathered = batch.gather(all).unwrap();
+    batch.stamp_executed(None);
+    let echo = Returned { output: 0, shape: &gathered[0].shape, data: gathered[0].data.as_slice(), offsets: None };
+    assert!(batch.reply(&[echo]).is_empty());
+    batch.finish();
 }
 
 #[test]
@@ -183,6 +187,37 @@ fn threads_that_push_cancel_and_run_at_once() {
     assert!(outcomes[5] <= gone);
     assert_eq!(outcomes[0] + outcomes[5], (PUSHERS * EACH) as usize);
     assert!(answered >= outcomes[0]);
+}
+
+/// A batch of 4 was to last 10 and still runs after 30, with 8 behind it. Of those, 4 can be in time if they run at once, and 4
+/// cannot; so who comes now goes into the second batch, not the third.
+#[test]
+fn behind_a_run_that_takes_too_long_who_will_be_late_counts_for_nothing() {
+    let now = Arc::new(AtomicI64::new(1));
+    let house = house_by(Clock::Manual(Arc::clone(&now)));
+    let queue = queue(&house, false);
+    let mut bucket = Bucket::default();
+    bucket.add(&[1]);
+    let lines = [(bucket.0, Line { base: 10, row: 0, max_rows: 4 })].into_iter().collect();
+    let estimate = Some(Estimate { lines, instances: 1, margin: 0 });
+    queue.set_limits(Limits { requests: 100, rows: 100, nbytes: 1 << 20, undated: 100, estimate });
+    let counter = Arc::new(Counter::default());
+    let push = |value: u32, deadline: Option<i64>| {
+        let outbox = Arc::clone(&counter) as Arc<dyn Outbox>;
+        let request = Box::new(Request { deadline, received: now.load(Ordering::Relaxed), ..*request(value) });
+        queue.push(request, Sink::Remote { outbox, mailbox: 0, ask: u64::from(value), is_stream: false })
+    };
+    assert!(push(0, None).is_ok());
+    let turn = queue.turn(None).unwrap();
+    let number = u64::from_le_bytes(turn.view[..8].try_into().unwrap());
+    let batch = queue.take(&[number], &[], 0, 0).unwrap();
+    for value in 1..=8 {
+        assert!(push(value, Some(41)).is_ok());
+    }
+    now.store(31, Ordering::Relaxed);
+    assert!(push(9, Some(50)).is_err(), "the second batch is done at 51");
+    assert!(push(9, Some(51)).is_ok());
+    echo(batch);
 }
 
 #[test]

@@ -34,10 +34,8 @@ class Line(NamedTuple):
         return self.base_ns + rows * self.row_ns
 
     def work(self, rows: int) -> int:
-        """How long it takes to run so many rows, in ns: one batch; or full ones, and the fixed part of one to spare."""
-        if rows <= self.max_rows:
-            return self.lasts(rows) if rows else 0
-        return -(-rows // self.max_rows) * self.lasts(self.max_rows) + self.base_ns
+        """How long it takes to run so many rows in as few batches as possible, in ns."""
+        return -(-rows // self.max_rows) * self.base_ns + rows * self.row_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +56,9 @@ class Estimate:
 
 
 class Work:
-    """What rows take to run, added up: in batches of one bucket each, shared evenly by the instances.
+    """What rows take to run, added up: in full batches of one bucket each, shared evenly by the instances.
 
-    What is more than one batch is counted as full ones, for whoever comes later fills the last of them, and with a little to
-    spare. Otherwise the queue would be full to the brim, its most urgent requests always in too much of a hurry for a full
-    batch, and smaller batches would keep it so.
+    Whole numbers only: kernels/ computes the same from the same golden vectors.
 
     Args:
         estimate: what a batch takes.
@@ -71,23 +67,28 @@ class Work:
 
     def __init__(self, estimate: Estimate, begins: int) -> None:
         self._estimate, self._begins = estimate, begins
-        self._rows: dict[int, int] = {}
+        self._by_bucket: dict[int, tuple[int, int]] = {}
+        """Rows, and how long they take."""
         self._ns = 0
 
-    def add(self, bucket: int, rows: int) -> None:
-        """These rows as well."""
+    def add(self, bucket: int, rows: int, by: int = NEVER) -> None:
+        """These rows of one request as well, unless they would be done after `by`."""
         line = self._estimate.lines.get(bucket)
-        if line is not None:
-            before = self._rows.get(bucket, 0)
-            self._rows[bucket] = before + rows
-            self._ns += line.work(before + rows) - line.work(before)
+        if line is None:
+            return
+        count, before = self._by_bucket.get(bucket, (0, 0))
+        after = line.work(count + rows)
+        total = self._ns - before + after
+        if self._done(total, line.lasts(rows)) <= by:
+            self._by_bucket[bucket] = count + rows, after
+            self._ns = total
 
     def done_at(self, lasts: int = 0) -> int:
-        """The instant at which all of it is done, in ns; `lasts` is what a batch takes that cannot be shared.
+        """The instant at which all of it is done, in ns; `lasts` is what a batch takes that cannot be shared."""
+        return self._done(self._ns, lasts)
 
-        Whole numbers only: kernels/ computes the same from the same golden vectors.
-        """
-        return self._begins + max(lasts, self._ns // self._estimate.instances)
+    def _done(self, total: int, lasts: int) -> int:
+        return self._begins + max(lasts, total // self._estimate.instances)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +183,12 @@ class Newcomer(Protocol):
 class Ahead(NamedTuple):
     """What stands before a request: rows by bucket, and the instant at which an instance is idle, in ns.
 
-    `waiting` is everything that is queued, known without looking; `first` are those of it who go before the request, one by
-    one, looked at only if everything were too much.
+    `waiting` is everything that is queued, known without looking; `first` are those of it who go before the request, in order
+    and with their deadlines, looked at only if everything were too much.
     """
 
     waiting: Iterable[tuple[int, int]] = ()
-    first: Iterable[tuple[int, int]] = ()
+    first: Iterable[tuple[int, int, int]] = ()
     free_at: int = 0
 
 
@@ -223,22 +224,25 @@ def refusal(request_id: str, new: Newcomer, waiting: Depth, ahead: Ahead, limits
 def lateness(estimate: Estimate, new: Newcomer, ahead: Ahead, now: int) -> int:
     """By how much a request will be done after `latest`, in ns; at most 0 if it will be in time.
 
-    Where it is late, not everybody before it was counted: the first who made it so are enough.
+    Who goes before it and will be late himself is not counted, for he will be dropped: behind a run that takes far too long
+    there would be room for nobody otherwise. Where it is late, not everybody before it was counted: the first who made it so
+    are enough.
     """
-    bucket, rows = new.bucket, new.size.rows
+    bucket, rows, margin = new.bucket, new.size.rows, estimate.margin_ns
     if bucket not in estimate.lines:
         return 0
-    latest, lasts = new.due.latest - estimate.margin_ns, estimate.lasts(bucket, rows)
-    late = 0
-    for before in (ahead.waiting, ahead.first):
-        work = Work(estimate, max(now, ahead.free_at))
-        work.add(bucket, rows)
-        late = work.done_at(lasts) - latest
-        for other, count in before:
-            if late > 0:
-                break
-            work.add(other, count)
-            late = work.done_at(lasts) - latest
-        if late <= 0:
+    latest, begins, lasts = new.due.latest - margin, max(now, ahead.free_at), estimate.lasts(bucket, rows)
+    work = Work(estimate, begins)
+    work.add(bucket, rows)
+    for other, count in ahead.waiting:
+        work.add(other, count)
+    late = work.done_at(lasts) - latest
+    if late <= 0:
+        return late
+    work = Work(estimate, begins)
+    for other, count, deadline in ahead.first:
+        work.add(other, count, deadline - margin)
+        if work.done_at() > latest:
             break
-    return late
+    work.add(bucket, rows)
+    return work.done_at(lasts) - latest

@@ -278,9 +278,9 @@ class PortableQueue:
         """With `preserve_ordering`, one batch at a time: the next could overtake it."""
         return self.spec.batching.preserve_ordering and self._running > 0
 
-    def _first(self, key: int) -> Iterator[tuple[int, int]]:
-        """Bucket and rows of everybody who goes before a newcomer with this key."""
-        return ((entry.bucket, entry.size.rows) for at, _, entry, _ in self._order if at <= key)
+    def _first(self, key: int) -> Iterator[tuple[int, int, int]]:
+        """Bucket, rows and deadline of everybody who goes before a newcomer with this key."""
+        return ((entry.bucket, entry.size.rows, entry.due.deadline) for at, _, entry, _ in self._order if at <= key)
 
     def _idle_at(self) -> int:
         """When the first of the instances is predicted to be idle; one that has not taken anything yet is."""
