@@ -191,7 +191,7 @@ def test_one_whose_files_have_changed_does_not_come_back_as_another(process: Ope
 def test_one_that_does_not_load(process: Open, body: str, told: str) -> None:
     text = NODE.format(body="        return {}").replace("self.context = context", body)
     with pytest.raises(InvalidRepository, match=told):
-        process(text, timeouts=Timeouts(load=1))
+        process(text, timeouts=Timeouts(load=1 if "pause" in body else 60))
 
 
 def test_parameters_that_cannot_be_sent(process: Open) -> None:

@@ -1,6 +1,6 @@
 """What a server and the process of a node say to each other: messages over a socket, tensors in memory that both map.
 
-Messages are JSON behind their length. Memory belongs to the server's side: it makes regions
+Messages are JSON behind their length, in packets that hold nothing else. Memory belongs to the server's side: it makes regions
 (memfd, so that nothing of them is in /dev/shm and all of it is gone with the last who maps it), passes them with a message, and
 reuses one when nobody looks at it any more.
 """
@@ -17,7 +17,8 @@ import socket
 import struct
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,9 +29,13 @@ from headrace.node import Rows
 from headrace.tensor import DTYPES, BytesTensor, Tensor, datatype_of
 
 _LENGTH = struct.Struct("<I")
+_PACKET = 1 << 15
+_MARK = b"!"
 _ROOM = socket.CMSG_SPACE(16 * array.array("i").itemsize)
 """For more descriptors than ever come with a message."""
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: `json.dumps` makes one a call
+_SHORT = 1 << 12
+"""Messages up to this length are looked up before they are parsed: most say what the one before them said."""
 
 _ALIGNMENT = 64
 _LEAST_REGION = 1 << 16
@@ -51,30 +56,25 @@ def send(sock: socket.socket, message: Mapping[str, Any], descriptors: Sequence[
     """
     text = _encode(message).encode()
     data = _LENGTH.pack(len(text)) + text
-    sent = socket.send_fds(sock, [data], descriptors) if descriptors else sock.send(data)
-    if sent < len(data):
-        sock.sendall(data[sent:])
+    if descriptors:
+        socket.send_fds(sock, [data[:_PACKET]], descriptors)
+    else:
+        sock.send(data[:_PACKET])
+    for at in range(_PACKET, len(data), _PACKET):
+        sock.send(data[at : at + _PACKET])
 
 
-def receive(sock: socket.socket, wait: Callable[[], object] = lambda: None) -> tuple[dict[str, Any], list[int]]:
-    """The next message, and the descriptors that came with it; `wait` is called before each look.
+def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """The next message, which is not to be changed, and the descriptors that came with it.
 
     Raises:
         EOFError: the other side is gone.
+        BlockingIOError: nothing came in the time that the socket has for it.
     """
-    descriptors: list[int] = []
-    # No byte of the next message, nor its descriptors, which come with the first.
-    (length,) = _LENGTH.unpack(_read(sock, _LENGTH.size, wait, descriptors))
-    return json.loads(_read(sock, length, wait, descriptors)), descriptors
-
-
-def _read(sock: socket.socket, nbytes: int, wait: Callable[[], object], descriptors: list[int]) -> bytes:
-    """So many bytes, and all descriptors that come with them."""
-    data = b""
-    while len(data) < nbytes:
-        wait()
+    data, descriptors = b"", list[int]()
+    while len(data) < _LENGTH.size or len(data) < _LENGTH.size + _LENGTH.unpack_from(data)[0]:
         try:
-            chunk, beside, _, _ = sock.recvmsg(nbytes - len(data), _ROOM, socket.MSG_CMSG_CLOEXEC)
+            chunk, beside, _, _ = sock.recvmsg(_PACKET, _ROOM, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:  # it left something unread
             chunk, beside = b"", []
         for _, _, numbers in beside:
@@ -83,8 +83,34 @@ def _read(sock: socket.socket, nbytes: int, wait: Callable[[], object], descript
             for descriptor in descriptors:
                 os.close(descriptor)
             raise EOFError("the other side is gone")
-        data = data + chunk if data else chunk
-    return data
+        data += chunk
+    return (_known(data) if len(data) < _SHORT else _parsed(data)), descriptors
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    return json.loads(data[_LENGTH.size :].decode())
+
+
+_known = lru_cache(64)(_parsed)
+
+
+def mark(sock: socket.socket) -> None:
+    """Say that the memory is written of which the last message spoke.
+
+    Raises:
+        OSError: the other side is gone.
+    """
+    sock.send(_MARK)
+
+
+def wait_for_mark(sock: socket.socket) -> None:
+    """Return when the other side has said so.
+
+    Raises:
+        EOFError: it is gone.
+    """
+    if not sock.recv(len(_MARK)):
+        raise EOFError("the other side is gone")
 
 
 class Region:
@@ -113,6 +139,7 @@ class Regions:
     def __init__(self) -> None:
         self._made = 0
         self._free: list[Region] = []
+        self._lent: dict[int, weakref.ref[Memory]] = {}
         self._returned: deque[Region] = deque()
         """No lock: an array may end, and return its region, while this thread holds one."""
         self._new: list[Region] = []
@@ -122,9 +149,11 @@ class Regions:
         """A region of at least so many bytes that nobody looks at."""
         while self._returned:
             self.give_back(self._returned.popleft())
-        fitting = [region for region in self._free if region.size >= nbytes]
-        if fitting:
-            best = min(reversed(fitting), key=lambda region: region.size)  # the last one used is warm
+        best: Region | None = None
+        for region in reversed(self._free):  # the last one used is warm
+            if region.size >= nbytes and (best is None or region.size < best.size):
+                best = region
+        if best is not None:
             self._free.remove(best)
             return best
         region = Region(self._made, nbytes)
@@ -145,7 +174,11 @@ class Regions:
     def lend(self, region: Region) -> Memory:
         """The memory of a region; it is given back when that array and all its views are gone."""
         memory = region.memory()
-        weakref.finalize(memory, self._returned.append, region).atexit = False
+
+        def give_back(_: object) -> None:
+            self._returned.append(region)
+
+        self._lent[region.number] = weakref.ref(memory, give_back)  # `weakref.finalize` would cost four times as much
         return memory
 
     def send(self, sock: socket.socket, message: Mapping[str, Any]) -> None:

@@ -7,10 +7,12 @@ Triton's Python backend (`triton_python/process.py`).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -21,7 +23,7 @@ from typing import IO, Any, Generic, TypeVar
 from headrace.backends.backoff import Backoff
 from headrace.backends.channel import receive, send
 from headrace.backends.loading import words
-from headrace.clock import MILLISECOND, SECOND, MonotonicClock
+from headrace.clock import SECOND, MonotonicClock
 from headrace.errors import BackendFailed, HeadraceError, InvalidRepository
 
 _PATIENCE_NS = SECOND
@@ -31,6 +33,9 @@ _CLOSE_SECONDS = 5.0
 _GRACE_SECONDS = 1.0
 """How long a process may take to end, once it has said that it will or was told to."""
 _LONGEST_LINE = 8192
+_TIMEVAL = struct.Struct("@ll")
+_LEAST_SECONDS = 0.001
+"""To wait for 0 seconds is to wait for ever."""
 
 
 class ProcessGone(Exception):
@@ -65,7 +70,7 @@ class Process:
         self.log = logging.getLogger(f"headrace.{kind}")
         self._in_use, self._ending = threading.Lock(), threading.Lock()
         self._is_closed, self._why = False, ""
-        self._socket, theirs = socket.socketpair()
+        self._socket, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         with theirs:
             try:
                 self._process = subprocess.Popen(
@@ -80,12 +85,12 @@ class Process:
             except BaseException:
                 self._socket.close()
                 raise
-        # Its end is seen by this even where a process that it has started holds its socket open.
         self._pidfd = os.pidfd_open(self._process.pid)
-        self._life, self._look = select.poll(), select.poll()
+        self._life = select.poll()
         self._life.register(self._pidfd, select.POLLIN)
-        self._look.register(self._socket, select.POLLIN)
-        self._look.register(self._pidfd, select.POLLIN)
+        self._patience: float | None = None
+        self._end = threading.Thread(target=self._hang_up, name=f"{name} end", daemon=True)
+        self._end.start()
         self._lines = threading.Thread(target=self._log_lines, args=(self._process.stdout,), name=f"{name} log", daemon=True)
         self._lines.start()
 
@@ -132,28 +137,38 @@ class Process:
         """Give back the descriptors of a process that has ended, once nobody uses them any more."""
         with self._in_use:
             self._is_closed = True
+            self._end.join()
             self._socket.close()
             os.close(self._pidfd)
         self._lines.join(_GRACE_SECONDS)
 
     def next_message(self, seconds: float | None) -> tuple[dict[str, Any], list[int]]:
+        """As `listen`; if it says nothing in this time, it is ended.
+
+        Raises:
+            ProcessGone: it has ended, or was.
+        """
+        try:
+            return self.listen(seconds)
+        except TimeoutError:
+            raise self.late(seconds or 0) from None
+
+    def listen(self, seconds: float | None) -> tuple[dict[str, Any], list[int]]:
         """What it says next, and the descriptors that came with it; None waits for as long as it lives.
 
         Raises:
-            ProcessGone: it has ended, or said nothing in this time and was ended.
+            ProcessGone: it has ended.
+            TimeoutError: it said nothing in this time.
         """
-        until = None if seconds is None else MonotonicClock.now() + int(seconds * SECOND)
-
-        def wait() -> None:
-            left = None if until is None else max(0, -(-(until - MonotonicClock.now()) // MILLISECOND))
-            ready = dict(self._look.poll(left))
-            if not ready:
-                raise self.late(seconds or 0)
-            if self._socket.fileno() not in ready:
-                raise EOFError
-
+        if seconds != self._patience:
+            # The kernel looks at the clock: to poll first is one more call for each message.
+            fraction, whole = math.modf(0 if seconds is None else max(seconds, _LEAST_SECONDS))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(int(whole), math.ceil(fraction * 1e6)))
+            self._patience = seconds
         try:
-            return receive(self._socket, wait)
+            return receive(self._socket)
+        except BlockingIOError:
+            raise TimeoutError from None
         except (EOFError, OSError) as error:
             raise ProcessGone(self.how_gone(error)) from None
 
@@ -170,6 +185,12 @@ class Process:
     def heard(self, line: str) -> None:
         """A line that it wrote to its output, or that something wrote which it has started."""
         self.log.info("%s", line, extra={self.kind: self.name})
+
+    def _hang_up(self) -> None:
+        """Let whoever listens hear of its end, even where a process that it has started holds its socket open."""
+        self.wait_ended()
+        with suppress(OSError):  # nothing is connected any more
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

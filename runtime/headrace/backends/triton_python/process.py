@@ -7,7 +7,6 @@ listens all the time.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -183,10 +182,10 @@ class ModelProcess(Process):
     # What it says.
 
     def _receive(self, seconds: float | None) -> tuple[Message, list[int]]:
-        if not self._look.poll(None if seconds is None else math.ceil(seconds * 1000)):
-            raise Late
         try:
-            return self.next_message(None)
+            return self.listen(seconds)
+        except TimeoutError:
+            raise Late from None
         except ProcessGone as gone:
             raise Over(str(gone)) from None
 
