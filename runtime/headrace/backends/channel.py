@@ -30,7 +30,6 @@ from headrace.tensor import DTYPES, BytesTensor, Tensor, datatype_of
 
 _LENGTH = struct.Struct("<I")
 _PACKET = 1 << 15
-_MARK = b"!"
 _ROOM = socket.CMSG_SPACE(16 * array.array("i").itemsize)
 """For more descriptors than ever come with a message."""
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: `json.dumps` makes one a call
@@ -92,25 +91,6 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 
 _known = lru_cache(64)(_parsed)
-
-
-def mark(sock: socket.socket) -> None:
-    """Say that the memory is written of which the last message spoke.
-
-    Raises:
-        OSError: the other side is gone.
-    """
-    sock.send(_MARK)
-
-
-def wait_for_mark(sock: socket.socket) -> None:
-    """Return when the other side has said so.
-
-    Raises:
-        EOFError: it is gone.
-    """
-    if not sock.recv(len(_MARK)):
-        raise EOFError("the other side is gone")
 
 
 class Region:

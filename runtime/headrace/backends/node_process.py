@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from headrace.backends.channel import Regions, lay_out, look, mark, send, unflat, write
+from headrace.backends.channel import Regions, lay_out, look, send, unflat, write
 from headrace.backends.nodes import Declared, Result, Timeouts
 from headrace.backends.process import Keeper, Process, ProcessGone, check_possible, python_of
 from headrace.errors import BackendFailed, HeadraceError, InvalidRepository, InvalidRequest
@@ -15,8 +15,6 @@ from headrace.node import Context
 from headrace.tensor import Tensor
 
 _MODULE = "headrace.backends.worker"
-_MUCH = 1 << 18
-"""Bytes that take longer to write than it takes to wake a process."""
 
 
 class NodeProcess(Process):
@@ -65,15 +63,8 @@ class NodeProcess(Process):
         places, nbytes = lay_out(values)
         given, taken = self._regions.take(nbytes), self._regions.take(self._expected)
         inputs = list(zip(tensors, places, strict=True))
-        order = {"do": "run", "inputs": inputs, "from": given.number, "to": taken.number}
-        if nbytes < _MUCH:
-            write(given.memory(), values, places)
-            self._regions.send(self._socket, order)
-        else:
-            # While the inputs are written, the process wakes and reads what it is to do.
-            self._regions.send(self._socket, {**order, "marks": True})
-            write(given.memory(), values, places)
-            mark(self._socket)
+        write(given.memory(), values, places)
+        self._regions.send(self._socket, {"do": "run", "inputs": inputs, "from": given.number, "to": taken.number})
         answer, _ = self.next_message(seconds)
         if "needs" in answer:
             self._regions.give_back(taken)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headrace.backends.channel import Mapped, Memory, flat, lay_out, look, receive, send, wait_for_mark, write
+from headrace.backends.channel import Mapped, Memory, flat, lay_out, look, receive, send, write
 from headrace.backends.nodes import LocalRunner, failure_of
 from headrace.errors import InvalidRepository, InvalidRequest
 from headrace.node import Context
@@ -61,8 +61,6 @@ def _run(
     runner: LocalRunner, mapped: Mapped, order: Mapping[str, Any], sock: socket.socket
 ) -> tuple[dict[str, Any], weakref.ref[Memory]]:
     """The answer, and what tells whether the inputs are still looked at."""
-    if "marks" in order:
-        wait_for_mark(sock)
     memory = mapped.readable(order["from"])
     inputs = weakref.ref(memory)
     given: dict[str, Tensor] = {name: look(memory, place) for name, place in order["inputs"]}
