@@ -8,9 +8,10 @@ of each part must have run at least, and no test may skip but those marked `gpu`
 from __future__ import annotations
 
 import os
+import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What servers under test measure is none of this user's business, nor the other way round."""
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What servers under test measure, and what they keep in memory, is none of this user's business, nor the other way round."""
     os.environ["HEADRACE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    with tempfile.TemporaryDirectory(prefix="headrace-tests-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as memory:
+        os.environ["HEADRACE_RUNTIME_DIR"] = memory
+        yield
 
 
 def part_of(item: pytest.Item) -> str:

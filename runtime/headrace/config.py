@@ -75,6 +75,16 @@ class ServerConfig(BaseModel):
     """How long a stopping server, no longer ready, still takes new requests: for balancers to notice."""
     drain_seconds: Seconds = 30.0
     """How long, after that, accepted requests have to finish."""
+    ledger: Path | None = None
+    """Where to keep the records of requests and batches, as Parquet files. In a file, as `repository`."""
+    ledger_segment_bytes: Annotated[int, Field(ge=1 << 16)] = 64 << 20
+    """Records in memory that make a file, and …"""
+    ledger_segment_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
+    """… how long they wait for it."""
+    ledger_keep_bytes: Annotated[int, Field(gt=0)] = 4 << 30
+    """What the files may take in all; above it, the oldest go."""
+    ledger_keep_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """How old files may become."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"
 
@@ -87,8 +97,9 @@ def server_config(file: Path | None, options: Mapping[str, object]) -> ServerCon
     """
     given = {key: value for key, value in options.items() if value is not None}
     stated = read_yaml(file) if file is not None else {}
-    if file is not None and isinstance(stated.get("repository"), str):
-        stated["repository"] = file.parent / str(stated["repository"])
+    for key in ("repository", "ledger"):
+        if file is not None and isinstance(stated.get(key), str):
+            stated[key] = file.parent / str(stated[key])
     try:
         config = ServerConfig.model_validate({**stated, **given})
     except ValidationError as error:

@@ -84,6 +84,12 @@ class InvalidRepository(HeadraceError):
     code = Code.INVALID_ARGUMENT
 
 
+class InvalidLedger(HeadraceError):
+    """A ledger, or a question to it, that cannot be used as it is."""
+
+    code = Code.INVALID_ARGUMENT
+
+
 class LoadFailed(InvalidRepository):
     """A model did not come up; the reasons name the versions."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from headrace.tensor import RawTensor, Tensor
 
@@ -62,6 +62,28 @@ class Windows(Protocol):
         ...
 
 
+class Origin(NamedTuple):
+    """Where a request comes from: who asks, and within which trace. Zeros where nobody said so.
+
+    `client` is a pseudonym; `span` the caller's span. `context` is 1 if a trace was given, 2 if what was given could not be
+    understood. Of rows that a graph sent on, `parent` is the number of their request, `parent_model` the ledger's number of its
+    version.
+    """
+
+    client: int = 0
+    trace_high: int = 0
+    trace_low: int = 0
+    span: int = 0
+    parent: int = 0
+    parent_model: int = 0
+    trace_flags: int = 0
+    context: int = 0
+
+
+NOWHERE = Origin()
+"""Of requests of this process."""
+
+
 @dataclass(slots=True)
 class Request:
     """One V2 inference call. Nothing in it is validated until a queue takes it.
@@ -87,6 +109,7 @@ class Request:
     wants_empty_final: bool = False
     classes: Mapping[str, int] = field(default_factory=dict[str, int])
     placed: Mapping[str, Window] = field(default_factory=dict[str, Window])
+    origin: Origin = NOWHERE
 
 
 @dataclass(slots=True)

@@ -30,10 +30,13 @@ class Reader:
 
     ports: dict[str, int]
     """Free ones, by those in the text."""
+    memory: str
+    """Where its servers keep what other processes read: those of other tests are none of its business."""
     servers: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "160"}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, "COLUMNS": "160", "HEADRACE_RUNTIME_DIR": self.memory}
 
     def follow(self, language: str, text: str) -> None:
         for shown, free in self.ports.items():
@@ -67,10 +70,10 @@ def pattern(shown: str) -> str:
 
 
 @pytest.fixture
-def reader() -> Iterator[Reader]:
+def reader(tmp_path: Path) -> Iterator[Reader]:
     with ExitStack() as stack:
         free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in WAYS]
-    reader = Reader(dict(zip(WAYS.values(), free, strict=True)))
+    reader = Reader(dict(zip(WAYS.values(), free, strict=True)), str(tmp_path))
     yield reader
     for server in reader.servers:
         server.send_signal(signal.SIGTERM)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.scheduling.plan import NEVER, VIEW, Plan, Reason, SetPoints, Unlearned, plan
+from headrace.scheduling.plan import NEVER, VIEW, Plan, Reason, SetPoints, Unlearned
+from headrace.scheduling.plan import plan as decide
 
 NOW = 1_000_000
 
@@ -35,6 +38,25 @@ class Known:
 
 
 ROWS = [dict(rows=1)] * 3
+
+
+def plan(*given: Any) -> Plan:
+    """What is decided; how long it will last has a test of its own."""
+    return decide(*given)._replace(predicted=0)
+
+
+@pytest.mark.parametrize(
+    ("entries", "points"),
+    [(ROWS, SetPoints(8)), (ROWS, SetPoints(1)), (ROWS, SetPoints(2)), ([dict(target=NOW + 125), *ROWS], SetPoints(8))],
+)
+def test_a_plan_says_how_long_its_batch_will_run(entries: list[dict[str, int]], points: SetPoints) -> None:
+    decided = decide(view(*entries), Known(100, 10), points, NOW)
+    assert decided.predicted == 100 + 10 * len(decided.take)
+    assert decide(view(*entries), Unlearned(), points, NOW).predicted == 0
+
+
+def test_who_waits_is_predicted_nothing() -> None:
+    assert decide(view(*ROWS), Known(100, 10), SetPoints(8, delay_ns=100), NOW) == Plan((), (), NOW + 100, Reason.WAIT)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import pytest
 
 from headrace.backends.fake import Script
 from headrace.engine.engine import Engine
+from headrace.ledger.tally import Tally, make_tally
+from headrace.telemetry.pulse import Pulse
 from tests.telemetry.reading import Observed
 from tests.transport.serving import fill
 
@@ -24,6 +26,7 @@ def observe(tmp_path: Path) -> Iterator[Observe]:
         def start(models: Mapping[str, tuple[str, Script]], **options: Any) -> Observed:
             backend = fill(tmp_path / "repository", models)
             engine = Engine(tmp_path / "repository", backends={"fake": backend}, **options)
-            return Observed(stack.enter_context(engine), tmp_path / "repository")
+            make_tally(tmp_path / "tally")
+            return Observed(stack.enter_context(engine), tmp_path / "repository", Pulse(), Tally(tmp_path / "tally"))
 
         yield start

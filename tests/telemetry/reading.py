@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.engine.engine import Engine
 from headrace.engine.observed import metrics_of
+from headrace.ledger.tally import Tally
+from headrace.telemetry.pulse import Pulse
 
 Series: TypeAlias = tuple[str, frozenset[tuple[str, str]]]
 
@@ -35,9 +37,9 @@ def _bare(name: str) -> str:
 class Observed:
     """An engine, the folder of its models, and its metrics."""
 
-    def __init__(self, engine: Engine, root: Path) -> None:
+    def __init__(self, engine: Engine, root: Path, pulse: Pulse | None = None, side: Tally | None = None) -> None:
         self.engine, self.root = engine, root
-        self.metrics = metrics_of(engine, "portable")
+        self.metrics = metrics_of(engine, "portable", pulse, side)
 
     def page(self) -> dict[Series, float]:
         return parse(self.metrics.render()[0])

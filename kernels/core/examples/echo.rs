@@ -102,7 +102,7 @@ fn run(queue: &Arc<Queue>) {
     while let Some(turn) = queue.turn(None) {
         let entries = turn.view.chunks_exact(VIEW_BYTES).take(ROWS as usize);
         let numbers: Vec<u64> = entries.filter_map(|entry| entry.first_chunk().copied().map(u64::from_le_bytes)).collect();
-        let Some(mut batch) = queue.take(&numbers, &[], 0, 0) else { continue };
+        let Some(mut batch) = queue.take(&numbers, &[], 0, 0, 0) else { continue };
         let all = 0..batch.len();
         if let Ok(gathered) = batch.gather(all) {
             batch.stamp_executed(None);

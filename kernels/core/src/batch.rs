@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use crate::buffer::Buffer;
 use crate::classify;
-use crate::clock::Nanos;
 use crate::codec::{Encoder, MAX_MESSAGE, Part, Wanted};
 use crate::datatype::Datatype;
 use crate::entry::{Entry, Letter, Sink};
@@ -58,7 +57,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    pub fn new(queue: Arc<Queue>, number: u64, mut entries: Vec<Box<Entry>>, instance: u16, reason: u16, taken: Nanos) -> Batch {
+    /// `record` says what the plan and the queue know.
+    pub fn new(queue: Arc<Queue>, mut entries: Vec<Box<Entry>>, record: BatchRecord) -> Batch {
         if queue.spec.padding.is_some() {
             padding::settle(&mut entries);
         }
@@ -69,16 +69,13 @@ impl Batch {
             rows += entry.admitted.rows;
             offsets.push(rows);
         }
+        let number = record.number;
         let record = BatchRecord {
-            number,
-            taken,
             model: queue.model,
             rows: rows.max(1),
             requests: entries.len() as u32,
             padding: padding::counted(entries.iter().map(|entry| &entry.admitted)),
-            instance,
-            reason,
-            ..BatchRecord::default()
+            ..record
         };
         let members = entries.into_iter().map(|entry| Member { entry, is_open: true, is_given_up: false }).collect();
         Batch { queue, number, offsets, is_part: false, members, record, is_finished: false }

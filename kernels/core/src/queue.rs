@@ -118,7 +118,7 @@ impl Queue {
             model: self.model,
             rows: admitted.rows,
             level: times.level,
-            ..RequestRecord::default()
+            ..RequestRecord::default().with_origin(&request.origin)
         };
         let settlement = Settlement::new(Arc::clone(self), record, lane.clone(), Arc::clone(&fate));
         let entry = Box::new(Entry {
@@ -201,7 +201,16 @@ impl Queue {
     }
 
     /// Carry out a plan and end the turn: these entries as one batch, those are expired.
-    pub fn take(self: &Arc<Self>, take: &[u64], drop_them: &[u64], instance: u16, reason: u16) -> Option<Batch> {
+    ///
+    /// `predicted` is how long the batch will run, as far as that is known, in ns.
+    pub fn take(
+        self: &Arc<Self>,
+        take: &[u64],
+        drop_them: &[u64],
+        instance: u16,
+        reason: u16,
+        predicted: Nanos,
+    ) -> Option<Batch> {
         let now = self.clock.now();
         let mut state = self.state.lock();
         let expired: Vec<_> = drop_them.iter().filter_map(|number| state.leave(*number)).collect();
@@ -237,9 +246,11 @@ impl Queue {
             if let Some(settlement) = &mut entry.settlement {
                 let record = &mut settlement.record;
                 (record.batch, record.place, record.taken) = (number, place as u32, now);
+                record.predicted = predicted;
             }
         }
-        Some(Batch::new(Arc::clone(self), number, entries, instance, reason, now))
+        let record = BatchRecord { number, taken: now, predicted, instance, reason, ..BatchRecord::default() };
+        Some(Batch::new(Arc::clone(self), entries, record))
     }
 
     /// End a turn that no plan came out of.

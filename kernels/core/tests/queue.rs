@@ -14,11 +14,14 @@ use headrace_core::codec::{Input, Request};
 use headrace_core::datatype::Datatype;
 use headrace_core::entry::{Letter, Outbox, Sink};
 use headrace_core::expiry::Expiry;
-use headrace_core::ledger::{Ledger, RECORD_BYTES};
+use headrace_core::ledger::{Ledger, RECORD_BYTES, RequestRecord};
 use headrace_core::news::News;
 use headrace_core::queue::{House, Queue, VIEW_BYTES};
 use headrace_core::spec::{Batching, Spec, TensorSpec};
 use headrace_core::validate::Bucket;
+
+/// Where the outcome of a request stands in its record.
+const OUTCOME_AT: usize = std::mem::offset_of!(RequestRecord, outcome);
 
 #[test]
 fn the_golden_vectors_of_the_estimate() {
@@ -122,7 +125,7 @@ fn instance(queue: &Arc<Queue>, number: u16) {
     while let Some(turn) = queue.turn(None) {
         let entries = turn.view.chunks_exact(VIEW_BYTES).take(8);
         let numbers: Vec<u64> = entries.map(|entry| u64::from_le_bytes(entry[..8].try_into().unwrap())).collect();
-        let Some(batch) = queue.take(&numbers, &[], number, 0) else { continue };
+        let Some(batch) = queue.take(&numbers, &[], number, 0, 0) else { continue };
         echo(batch);
     }
 }
@@ -181,7 +184,7 @@ fn threads_that_push_cancel_and_run_at_once() {
     assert_eq!(requests.len() / RECORD_BYTES.0, (PUSHERS * EACH) as usize, "one record a request");
     assert!(batches.len() / RECORD_BYTES.1 > 0);
     let mut outcomes = [0; 6];
-    requests.chunks_exact(RECORD_BYTES.0).for_each(|record| outcomes[record[128] as usize] += 1);
+    requests.chunks_exact(RECORD_BYTES.0).for_each(|record| outcomes[record[OUTCOME_AT] as usize] += 1);
     let (answered, gone) = (counter.answers.load(Ordering::Relaxed), cancelled.load(Ordering::Relaxed));
     // Who cancelled may have had the answer already.
     assert!(outcomes[5] <= gone);
@@ -210,7 +213,7 @@ fn behind_a_run_that_takes_too_long_who_will_be_late_counts_for_nothing() {
     assert!(push(0, None).is_ok());
     let turn = queue.turn(None).unwrap();
     let number = u64::from_le_bytes(turn.view[..8].try_into().unwrap());
-    let batch = queue.take(&[number], &[], 0, 0).unwrap();
+    let batch = queue.take(&[number], &[], 0, 0, 0).unwrap();
     for value in 1..=8 {
         assert!(push(value, Some(41)).is_ok());
     }
@@ -241,7 +244,7 @@ fn a_batch_that_is_dropped_fails_what_it_holds() {
         assert!(queue.push(request(value), sink).is_ok());
     }
     assert!(queue.turn(None).is_some());
-    drop(queue.take(&[1, 2, 3], &[], 0, 0));
+    drop(queue.take(&[1, 2, 3], &[], 0, 0, 0));
     assert_eq!(outbox.0.load(Ordering::Relaxed), 3);
     assert!(queue.wait_settled(0));
 }
@@ -254,7 +257,7 @@ fn an_answer_that_comes_after_its_cancel_is_settled() {
         assert!(queue.push(request(value), Sink::Local).is_ok());
     }
     assert!(queue.turn(None).is_some());
-    let mut batch = queue.take(&[1, 2, 3], &[], 0, 0).unwrap();
+    let mut batch = queue.take(&[1, 2, 3], &[], 0, 0, 0).unwrap();
     let data: Vec<u8> = (0..3_u32).flat_map(u32::to_le_bytes).collect();
     let echo = Returned { output: 0, shape: &[3, 1], data: &data, offsets: None };
     assert_eq!(batch.reply(&[echo]), [0, 1, 2]);
@@ -311,7 +314,7 @@ fn parts_are_answered_dropped_and_cancelled_at_once() {
             while let Some(turn) = queue.turn(None) {
                 let entries = turn.view.chunks_exact(VIEW_BYTES).take(8);
                 let numbers: Vec<u64> = entries.map(|entry| u64::from_le_bytes(entry[..8].try_into().unwrap())).collect();
-                let Some(mut batch) = queue.take(&numbers, &[], 0, 0) else { continue };
+                let Some(mut batch) = queue.take(&numbers, &[], 0, 0, 0) else { continue };
                 batch.part().into_iter().for_each(|part| parts.send(part).unwrap());
             }
         });
@@ -348,7 +351,7 @@ fn parts_are_answered_dropped_and_cancelled_at_once() {
     assert_eq!(requests.len() / RECORD_BYTES.0, EACH as usize, "one record a request");
     assert!(batches.len() / RECORD_BYTES.1 <= EACH as usize, "and none for a part");
     let mut outcomes = [0; 6];
-    requests.chunks_exact(RECORD_BYTES.0).for_each(|record| outcomes[record[128] as usize] += 1);
+    requests.chunks_exact(RECORD_BYTES.0).for_each(|record| outcomes[record[OUTCOME_AT] as usize] += 1);
     assert_eq!(outcomes.iter().sum::<usize>(), EACH as usize);
     assert!(outcomes[5] <= cancelled.len());
     assert!(tally.answers.load(Ordering::Relaxed) >= outcomes[0]);
@@ -370,7 +373,7 @@ fn a_cancel_is_news_once_whether_it_comes_before_a_batch_is_taken_apart_or_after
     let tickets: Vec<_> = (0..3).map(push).collect();
     assert!(queue.push(request(3), Sink::Local).is_ok());
     assert!(queue.turn(None).is_some());
-    let mut batch = queue.take(&[1, 2, 3, 4], &[], 0, 0).unwrap();
+    let mut batch = queue.take(&[1, 2, 3, 4], &[], 0, 0, 0).unwrap();
     let gone = || house.news.wait(false).map_or_else(Vec::new, |items| items.gone);
     tickets[0].cancel();
     assert!(gone().is_empty());
@@ -396,7 +399,7 @@ fn a_local_request_whose_part_is_dropped_is_told_of_in_the_news() {
     let queue = queue(&house, false);
     assert!(queue.push(request(0), Sink::Local).is_ok());
     assert!(queue.turn(None).is_some());
-    drop(queue.take(&[1], &[], 0, 0).unwrap().part());
+    drop(queue.take(&[1], &[], 0, 0, 0).unwrap().part());
     let answers = house.news.wait(false).unwrap().answers;
     assert_eq!(answers.iter().map(|answer| (answer.queue, answer.number)).collect::<Vec<_>>(), [(1, 1)]);
     queue.take_handed(1).unwrap().failed(&answers[0].error, 1);

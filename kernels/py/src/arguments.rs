@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use headrace_core::admission;
 use headrace_core::codec::{Output, Parameter, Request, Sequence};
 use headrace_core::datatype::Datatype;
+use headrace_core::origin::Origin;
 use headrace_core::spec::{Batching, Pad, Padding, QueuePolicy, Spec, TensorSpec};
 use headrace_core::wire::Text;
 use pyo3::exceptions::PyValueError;
@@ -115,7 +116,12 @@ pub struct GivenRequest {
     received: i64,
     decoded: i64,
     wants_empty_final: bool,
+    origin: GivenOrigin,
 }
+
+/// `headrace.request.Origin`, which is a tuple.
+#[derive(FromPyObject)]
+struct GivenOrigin(u64, u64, u64, u64, u64, u32, u8, u8);
 
 impl GivenTensor {
     fn read(self) -> PyResult<TensorSpec> {
@@ -194,6 +200,13 @@ impl From<GivenLimits> for admission::Limits {
     }
 }
 
+impl From<GivenOrigin> for Origin {
+    fn from(given: GivenOrigin) -> Origin {
+        let GivenOrigin(client, trace_high, trace_low, span, parent, parent_model, trace_flags, context) = given;
+        Origin { client, trace_high, trace_low, span, parent, parent_model, trace_flags, context }
+    }
+}
+
 impl From<GivenRequest> for Request {
     fn from(given: GivenRequest) -> Request {
         let classes = given.classes;
@@ -220,6 +233,7 @@ impl From<GivenRequest> for Request {
             wants_empty_final: given.wants_empty_final,
             received: given.received,
             decoded: given.decoded,
+            origin: given.origin.into(),
         }
     }
 }

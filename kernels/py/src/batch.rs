@@ -24,7 +24,9 @@ const SMALL: usize = 256 << 10;
 /// An output: which one, its shape, its bytes, and the offsets of BYTES.
 type GivenOutput = (usize, Vec<i64>, PyBuffer<u8>, Option<PyBuffer<i64>>);
 /// See `Batch::heads`.
-type Head<'py> = (String, Bound<'py, PyDict>, Option<i64>, i64, u64, i64);
+type Head<'py> = (String, Bound<'py, PyDict>, Option<i64>, i64, u64, i64, Origin);
+/// `headrace.request.Origin`.
+type Origin = (u64, u64, u64, u64, u64, u32, u8, u8);
 /// An input: which one, its shape, its bytes, and the offsets of BYTES.
 type GatheredInput = (usize, Vec<i64>, Buffer, Option<Buffer>);
 
@@ -205,15 +207,26 @@ impl Batch {
         }
     }
 
-    /// Of each request what has to go along when it is sent on: id, parameters, deadline, timeout, priority, received.
+    /// Of each request what has to go along when it is sent on: id, parameters, deadline, timeout, priority, received, and where it
+    /// comes from: itself.
     fn heads<'py>(&self, py: Python<'py>) -> PyResult<Vec<Head<'py>>> {
         let core = self.core.lock();
         let entries = (0..core.len()).filter_map(|index| core.entry(index));
-        let head = |request: &Request| {
-            let parameters = parameters(py, request)?;
-            Ok((request.id.to_string(), parameters, request.deadline, request.timeout, request.priority, request.received))
+        let model = core.queue.model;
+        let head = |number: u64, request: &Request| {
+            let (parameters, from) = (parameters(py, request)?, &request.origin);
+            let origin = (from.client, from.trace_high, from.trace_low, from.span, number, model, from.trace_flags, from.context);
+            Ok((
+                request.id.to_string(),
+                parameters,
+                request.deadline,
+                request.timeout,
+                request.priority,
+                request.received,
+                origin,
+            ))
         };
-        entries.map(|entry| head(&entry.request)).collect()
+        entries.map(|entry| head(entry.number, &entry.request)).collect()
     }
 
     /// The request at `index`, field by field; its inputs as (name, datatype, shape, bytes).

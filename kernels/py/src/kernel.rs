@@ -11,10 +11,11 @@ use headrace_core::clock::Clock;
 use headrace_core::error::Kind;
 use headrace_core::expiry::Expiry;
 use headrace_core::grpc;
-use headrace_core::ledger::Ledger;
+use headrace_core::ledger::{Ledger, RECORD_BYTES};
 use headrace_core::news::{Level, News};
 use headrace_core::queue::House;
 use headrace_core::regions::{Region, Regions};
+use headrace_core::ring::Ring;
 use headrace_core::routes::Routes;
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -120,6 +121,19 @@ impl Kernel {
     fn take_records<'py>(&self, py: Python<'py>) -> (Bound<'py, PyBytes>, Bound<'py, PyBytes>) {
         let (requests, batches) = self.house.ledger.take();
         (PyBytes::new(py, &requests), PyBytes::new(py, &batches))
+    }
+
+    /// Write records into the rings of these files from now on, which others may map; the descriptors stay the caller's.
+    fn share_records(&self, requests: i32, batches: i32) -> PyResult<()> {
+        let map = |descriptor: i32, record_bytes: usize| {
+            if descriptor < 0 {
+                return Err(PyValueError::new_err("a descriptor is not below 0"));
+            }
+            // SAFETY: the caller keeps it open during the call.
+            Ok(Ring::map(unsafe { BorrowedFd::borrow_raw(descriptor) }, record_bytes)?)
+        };
+        self.house.ledger.write_to(map(requests, RECORD_BYTES.0)?, map(batches, RECORD_BYTES.1)?);
+        Ok(())
     }
 
     fn written(&self) -> (u64, u64) {

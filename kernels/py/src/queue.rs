@@ -100,8 +100,8 @@ impl Queue {
 
     /// Carry out a plan and end the turn.
     #[allow(clippy::needless_pass_by_value)]
-    fn take(&self, py: Python<'_>, take: Vec<u64>, drop: Vec<u64>, instance: u16, reason: u16) -> Option<Batch> {
-        let carry_out = || self.core.take(&take, &drop, instance, reason);
+    fn take(&self, py: Python<'_>, take: Vec<u64>, drop: Vec<u64>, instance: u16, reason: u16, predicted: i64) -> Option<Batch> {
+        let carry_out = || self.core.take(&take, &drop, instance, reason, predicted);
         // Whoever is dropped is answered, which may wait for a reader of the ledger, who needs the interpreter.
         let batch = if drop.is_empty() { carry_out() } else { outside(py, carry_out) };
         batch.map(Batch::new)

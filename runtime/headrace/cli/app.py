@@ -11,12 +11,13 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from headrace import __version__
 from headrace.cli.bench import bench
+from headrace.cli.ledger import ledger as ledger_commands
 from headrace.errors import HeadraceError, InvalidRepository
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+app.add_typer(ledger_commands, name="ledger")
 
 RepositoryOption = Annotated[Path, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -87,6 +89,7 @@ def options(
       headrace models --repository models --profile
       headrace graph --repository models embed
       headrace bench load --target 127.0.0.1:8001 --model magika --concurrency 16
+      headrace ledger tail -f
       headrace doctor
     """
 
@@ -135,6 +138,21 @@ def serve(
     grpc_header_forward_pattern: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Headers of these names become parameters of their requests.")
     ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the records of all requests there; see headrace ledger.")
+    ] = None,
+    ledger_segment_bytes: Annotated[
+        int | None, typer.Option(metavar="BYTES", help="Records that make a file of it. [67108864]")
+    ] = None,
+    ledger_segment_seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="How long records wait for their file. [60]")
+    ] = None,
+    ledger_keep_bytes: Annotated[
+        int | None, typer.Option(metavar="BYTES", help="What its files may take; the oldest go. [4294967296]")
+    ] = None,
+    ledger_keep_seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="How old its files may become. [no limit]")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(metavar="debug|info|warning|error", help="[info]")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="auto|text|json", help="auto: text on a terminal. [auto]")] = None,
 ) -> None:
@@ -150,6 +168,7 @@ def serve(
       headrace serve --repository models --grpc 0.0.0.0:8001 --http 0.0.0.0:8000
       headrace serve --repository models --grpc 127.0.0.1:0 --http none --metrics none
       headrace serve --repository models --model-control explicit --load-model magika
+      headrace serve --repository models --ledger ledger
       headrace serve --config configs/server/local.yaml --repository models --grpc 127.0.0.1:0
     """
     from headrace.cli.serve import run_server
@@ -172,6 +191,11 @@ def serve(
         "http_max_input_size": http_max_input_size,
         "allow_client_shm": allow_client_shm,
         "grpc_header_forward_pattern": grpc_header_forward_pattern,
+        "ledger": ledger,
+        "ledger_segment_bytes": ledger_segment_bytes,
+        "ledger_segment_seconds": ledger_segment_seconds,
+        "ledger_keep_bytes": ledger_keep_bytes,
+        "ledger_keep_seconds": ledger_keep_seconds,
         "log_level": log_level,
         "log_format": log_format,
     }
@@ -235,6 +259,42 @@ def graph(
     if svg is not None:
         raise InvalidRepository("--svg draws one graph: give its name")
     raise typer.Exit(show_graphs(repository, json=json))
+
+
+@app.command()
+def observe(
+    ledger: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")],
+    of: Annotated[
+        str | None, typer.Option(metavar="PID|DIR", help="The server, or its directory in memory; left out, the only one.")
+    ] = None,
+    segment_bytes: Annotated[int, typer.Option(metavar="BYTES", help="Records that make a file.", min=1 << 16)] = 64 << 20,
+    segment_seconds: Annotated[float, typer.Option(metavar="S", help="How long they wait for it.", min=0.01)] = 60.0,
+    keep_bytes: Annotated[int, typer.Option(metavar="BYTES", help="What the files may take; the oldest go.", min=1)] = 4 << 30,
+    keep_seconds: Annotated[float | None, typer.Option(metavar="S", help="How old they may become.")] = None,
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(metavar="LEVEL")] = "info",
+    log_format: Annotated[Literal["auto", "text", "json"], typer.Option(metavar="auto|text|json")] = "auto",
+) -> None:
+    """The side process of a server: writes the records of its requests to Parquet files until the server ends.
+
+    `headrace serve --ledger DIR` starts it; by hand, it follows a server that was started without.
+
+    \b
+    Examples:
+      headrace observe --ledger ledger
+      headrace observe --of 4711 --ledger ledger --keep-seconds 604800
+    """
+    from headrace.cli.logs import configure_logs
+    from headrace.cli.observe import run_observer
+
+    configure_logs(log_level, log_format)
+    run_observer(
+        of,
+        ledger,
+        segment_bytes=segment_bytes,
+        segment_seconds=segment_seconds,
+        keep_bytes=keep_bytes,
+        keep_seconds=keep_seconds,
+    )
 
 
 @app.command()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.cli.keeper import Keeper
 from headrace.cli.logs import configure_logs
 from headrace.clock import SECOND
 from headrace.config import ServerConfig
@@ -106,10 +107,16 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
         profiles=Profiles() if config.probe else None,
     )
     ways_in: dict[str, Transport] = {"grpc": grpc, **_other_ways_in(config)}
-    metrics = _metrics(config, engine, name)
+    try:
+        keeper = Keeper(config, engine)
+    except BaseException:
+        engine.close(0)
+        raise
+    metrics = _metrics(config, engine, name, keeper)
     deadline = 0
     try:
         signals = StopSignals()
+        keeper.start()
         control = Control(engine, config.server_name, config.allow_client_shm)
         for way_in in ways_in.values():
             way_in.start(engine.routes, control)
@@ -135,6 +142,7 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
         if metrics is not None:
             metrics.close()
         engine.close(deadline)
+        keeper.close()
     log.info("drained", extra=engine.statistics.summary())
 
 
@@ -146,13 +154,13 @@ def _other_ways_in(config: ServerConfig) -> dict[str, Transport]:
     return {"http": RestTransport(config.http, max_input_bytes=config.http_max_input_size)}
 
 
-def _metrics(config: ServerConfig, engine: Engine, transport: str) -> MetricsEndpoint | None:
+def _metrics(config: ServerConfig, engine: Engine, transport: str, keeper: Keeper) -> MetricsEndpoint | None:
     if config.metrics is None:
         return None
     from headrace.engine.observed import metrics_of
     from headrace.transport.metrics import MetricsEndpoint
 
-    return MetricsEndpoint(config.metrics, metrics_of(engine, transport).render)
+    return MetricsEndpoint(config.metrics, metrics_of(engine, transport, keeper.pulse, keeper.tally).render)
 
 
 def _source(config: ServerConfig, model: Path | None) -> Repository | ModelFile:

@@ -7,11 +7,20 @@ from collections import Counter
 from headrace import __version__
 from headrace.engine.engine import Engine
 from headrace.engine.several import backends_of
+from headrace.ledger.tally import Tally
 from headrace.telemetry.metrics import Metrics, Present, RunningVersion
+from headrace.telemetry.pulse import Pulse
 
 
-def metrics_of(engine: Engine, transport: str = "none") -> Metrics:
-    """The metrics of an engine. `transport` is the name of the way in."""
+def metrics_of(engine: Engine, transport: str = "none", pulse: Pulse | None = None, side: Tally | None = None) -> Metrics:
+    """The metrics of an engine.
+
+    Args:
+        engine: the engine.
+        transport: the name of the way in.
+        pulse: what measures the waits for the interpreter.
+        side: the counters of the side process, if there is to be one.
+    """
 
     def look() -> Present:
         versions = [
@@ -26,6 +35,6 @@ def metrics_of(engine: Engine, transport: str = "none") -> Metrics:
             for running in engine.catalog.running()
         ]
         states = Counter(status.state for status in engine.catalog.statuses(include_unloaded=False))
-        return Present(__version__, engine.ready, transport, states, versions)
+        return Present(__version__, engine.ready, transport, states, versions, pulse and pulse.waits, side)
 
     return Metrics(engine.ledger, engine.statistics, engine.histograms, look)

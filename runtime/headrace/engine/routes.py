@@ -14,7 +14,7 @@ from headrace.errors import Draining, HeadraceError, ModelNotFound, ModelNotRead
 from headrace.ledger.ledger import Ledger, RequestRecord
 from headrace.model import ModelSpec
 from headrace.protocol.headrace_pb2 import ModelConfig
-from headrace.request import Request
+from headrace.request import NOWHERE, Origin, Request
 from headrace.scheduling.base import Queue
 from headrace.scheduling.entry import Entry, Sink, outcome_of, refusal_of
 
@@ -126,10 +126,10 @@ class Routes:
                 # The version was replaced between the two lines above: once more, to its successor.
                 return self.resolve(request.model, request.version).queue.push(request, sink)
         except HeadraceError as error:
-            self.turned_away(error, request.received, route.queue.model_number if route else 0)
+            self.turned_away(error, request.received, route.queue.model_number if route else 0, request.origin)
             raise
 
-    def turned_away(self, error: HeadraceError, received: int, model: int = 0) -> None:
+    def turned_away(self, error: HeadraceError, received: int, model: int = 0, origin: Origin = NOWHERE) -> None:
         """Write the record of a request that got no entry. `model` is the ledger's number, 0 if none was found."""
         self._ledger.write(
             RequestRecord(
@@ -139,6 +139,7 @@ class Routes:
                 outcome=outcome_of(error),
                 code=error.code.value,
                 refusal=refusal_of(error),
+                **origin._asdict(),
             )
         )
 

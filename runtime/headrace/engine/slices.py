@@ -21,6 +21,16 @@ class Slice:
         self.offsets = [0, stop - start]
 
     @property
+    def number(self) -> int:
+        """That of the batch."""
+        return self._whole.number
+
+    @property
+    def model_number(self) -> int:
+        """The ledger's number of the version."""
+        return self._whole.model_number
+
+    @property
     def rows(self) -> int:
         """Rows of this slice."""
         return self._stop - self._start

@@ -112,6 +112,7 @@ class Way:
             priority=owner.priority,
             received=owner.received,
             decoded=self._clock.now(),
+            origin=owner.origin,
             join=join,
             piece=piece,
         )

@@ -46,7 +46,8 @@ class Visits:
             return
         now, requests = self._clock.now(), len(batch.offsets) - 1
         failed = requests if failed is None else failed
-        self._write(BatchRecord(0, began, began, now, now, number, rows, requests, 0, failed, 0, Reason.GRAPH))
+        parent, of = _maker(batch)
+        self._write(BatchRecord(0, began, began, now, now, number, rows, requests, 0, failed, 0, Reason.GRAPH, 0, parent, of))
 
 
 class Ran(NamedTuple):
@@ -210,6 +211,13 @@ class Step:
 def is_rehearsal(batch: Batch) -> bool:
     """Whether no client has sent it: it warms something up, or measures it."""
     return is_rehearsal(batch.whole) if isinstance(batch, (_Call, Rest)) else isinstance(batch, Zeros)
+
+
+def _maker(batch: Batch) -> tuple[int, int]:
+    """The batch of a queue that this one is, or is a part of: its number, and the ledger's number of its version."""
+    while isinstance(batch, (_Call, Rest)):
+        batch = batch.whole
+    return getattr(batch, "number", 0), getattr(batch, "model_number", 0)
 
 
 class _Call:

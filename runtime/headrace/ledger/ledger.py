@@ -2,114 +2,34 @@
 
 Owner: the engine. Written by whoever settles, from any thread, under one lock. Read in bulk: whoever wants to know
 something drains what is unread into the views. A ring that is full is drained by the writer, so nothing is ever lost.
-Instants are ns of CLOCK_MONOTONIC; 0 means that the request never got there.
+Where the rings are in files (`ledger.home`), other processes read them, too, each at its own pace.
 """
 
 from __future__ import annotations
 
-import mmap
-import struct
 import threading
 from collections.abc import Callable
-from enum import IntEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from headrace.ledger.home import Home
+from headrace.ledger.records import BATCH, BATCHES, REQUEST, REQUESTS, BatchRecord, Outcome, Records, Refusal, RequestRecord
+from headrace.ledger.ring import Ring
 from headrace.model import ModelSpec
 
+__all__ = ["BATCH", "REQUEST", "BatchRecord", "Ledger", "Outcome", "Records", "Refusal", "RequestRecord", "in_turn"]
 
-class Outcome(IntEnum):
-    """How a request ended. Every request ends in exactly one of these."""
-
-    ANSWERED = 0
-    FAILED = 1
-    REFUSED = 2
-    INVALID = 3
-    EXPIRED = 4
-    CANCELLED = 5
-
-
-class Refusal(IntEnum):
-    """Why a refused request was refused."""
-
-    NONE = 0
-    QUEUE_FULL = 1
-    QUEUE_CLOSED = 2
-    DRAINING = 3
-    CANNOT_MEET_DEADLINE = 4
-    OTHER = 5
-
-
-class RequestRecord(NamedTuple):
-    """One request.
-
-    `model` is the ledger's number of the version (0: none was found); `batch` 0 means it never ran, `place` is which of its
-    requests this is. `first` is when its first answer was scattered, `scattered` when the last one was. `refusal` is a `Refusal`.
-    """
-
-    number: int = 0
-    batch: int = 0
-    received: int = 0
-    decoded: int = 0
-    queued: int = 0
-    taken: int = 0
-    gathered: int = 0
-    executed: int = 0
-    first: int = 0
-    scattered: int = 0
-    sent: int = 0
-    deadline: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    model: int = 0
-    rows: int = 0
-    place: int = 0
-    level: int = 0
-    outcome: int = 0
-    code: int = 0
-    refusal: int = 0
-
-
-class BatchRecord(NamedTuple):
-    """One batch, or one visit of a graph to a model: that has no queue, and no `number`.
-
-    `reason` is the plan's, as its place in `scheduling.plan.Reason`; `padding` counts elements along the padded dimension that
-    nobody sent: of each row, the length it was padded to less its own.
-    """
-
-    number: int
-    taken: int
-    gathered: int
-    executed: int
-    scattered: int
-    model: int
-    rows: int
-    requests: int
-    padding: int = 0
-    failed: int = 0
-    instance: int = 0
-    reason: int = 0
-
-
-def _layout(record: type[Any], formats: str) -> tuple[struct.Struct, np.dtype[Any]]:
-    names: tuple[str, ...] = record._fields
-    kinds = {"Q": "<u8", "q": "<i8", "I": "<u4", "H": "<u2", "B": "u1"}
-    dtype = np.dtype([(name, kinds[kind]) for name, kind in zip(names, formats, strict=True)])
-    return struct.Struct("<" + formats), dtype
-
-
-_REQUEST, REQUEST = _layout(RequestRecord, "QQqqqqqqqqqqQQIIIIBBH")
-_BATCH, BATCH = _layout(BatchRecord, "QqqqqIIIIIHH")
-
-Records = NDArray[np.void]
 Source = Callable[[], tuple[bytes, bytes]]
 """Packed records that are written elsewhere and were not taken yet: of requests, of batches."""
+Share = Callable[[int, int], None]
+"""Lets whoever writes them do so into the rings of two files, given their descriptors: of requests, of batches."""
 Fold = Callable[[Records, Records], None]
 """What takes (request records, batch records) and adds them to whatever it keeps."""
 
 _T = TypeVar("_T")
+_SHARED = (1 << 15, 1 << 13)
+"""Records that the rings of the kernels hold, which write most of them: of requests, of batches."""
 
 
 def in_turn(*folds: Fold) -> Fold:
@@ -122,29 +42,6 @@ def in_turn(*folds: Fold) -> Fold:
     return fold
 
 
-class _Ring:
-    """Fixed-size records in one preallocated, anonymous shared mapping."""
-
-    def __init__(self, pack: struct.Struct, dtype: np.dtype[Any], capacity: int) -> None:
-        self._pack, self._capacity = pack, capacity
-        self._memory = mmap.mmap(-1, capacity * pack.size)
-        self._records = np.frombuffer(self._memory, dtype)
-        self.written = self._read = 0
-
-    @property
-    def is_full(self) -> bool:
-        return self.written - self._read == self._capacity
-
-    def write(self, record: tuple[int, ...]) -> None:
-        self._pack.pack_into(self._memory, self.written % self._capacity * self._pack.size, *record)
-        self.written += 1
-
-    def take_unread(self) -> Records:
-        slots = np.arange(self._read, self.written) % self._capacity
-        self._read = self.written
-        return self._records[slots]
-
-
 class Ledger:
     """The rings, the numbers of the versions, and where the records go when they are read.
 
@@ -154,14 +51,34 @@ class Ledger:
     """
 
     def __init__(self, fold: Fold, capacity: int = 1 << 14) -> None:
-        self._fold = fold
-        self._requests = _Ring(_REQUEST, REQUEST, capacity)
-        self._batches = _Ring(_BATCH, BATCH, capacity)
+        self._fold, self._capacity = fold, capacity
+        self._requests = Ring(REQUESTS, capacity)
+        self._batches = Ring(BATCHES, capacity)
         self._lock = threading.Lock()
-        self._sources: list[Source] = []
+        self._sources: list[tuple[Source, Share | None]] = []
         self._taken = (0, 0)
         self._models: dict[tuple[str, int, str], int] = {("", 0, ""): 0}
         self._names = list(self._models)
+        self._home: Home | None = None
+
+    def share(self, home: Home) -> None:
+        """Write into rings of files from now on, for other processes to read. Once.
+
+        Raises:
+            OSError: there is no room for them; then nothing has changed.
+        """
+        with self._lock:
+            self._drain()
+            rings = home.make_rings("python", self._capacity, self._capacity)
+            for number, (_, share) in enumerate(self._sources):
+                if share is not None:
+                    self._share_source(home, number, share)
+            self._taken = self._taken[0] + self._requests.written, self._taken[1] + self._batches.written
+            self._requests = Ring(REQUESTS, 0, rings[0])
+            self._batches = Ring(BATCHES, 0, rings[1])
+            for number, name in enumerate(self._names):
+                home.name(number, *name)
+            self._home = home
 
     def register(self, spec: ModelSpec) -> int:
         """The number under which records name this model, version and digest. A reload of the same gets the same number."""
@@ -170,6 +87,8 @@ class Ledger:
             if key not in self._models:
                 self._models[key] = len(self._names)
                 self._names.append(key)
+                if self._home is not None:
+                    self._home.name(self._models[key], *key)
             return self._models[key]
 
     def model(self, number: int) -> tuple[str, int, str]:
@@ -185,10 +104,12 @@ class Ledger:
             found.setdefault((model, version), []).append(number)
         return found
 
-    def add_source(self, source: Source) -> None:
-        """Take records from there, too, whenever the ledger is drained."""
+    def add_source(self, source: Source, share: Share | None = None) -> None:
+        """Take records from there, too, whenever the ledger is drained; `share` lets other processes read them."""
         with self._lock:
-            self._sources.append(source)
+            self._sources.append((source, share))
+            if self._home is not None and share is not None:
+                self._share_source(self._home, len(self._sources) - 1, share)
 
     def write(self, record: RequestRecord) -> None:
         """One request has been settled."""
@@ -223,9 +144,12 @@ class Ledger:
         """How many records there have been, up to the last drain: of requests, of batches."""
         return self._requests.written + self._taken[0], self._batches.written + self._taken[1]
 
+    def _share_source(self, home: Home, number: int, share: Share) -> None:
+        share(*home.make_rings(f"native{number or ''}", *_SHARED))
+
     def _drain(self) -> None:
         self._fold(self._requests.take_unread(), self._batches.take_unread())
-        for source in self._sources:
+        for source, _ in self._sources:
             requests, batches = (np.frombuffer(packed, kind) for packed, kind in zip(source(), (REQUEST, BATCH), strict=True))
             self._taken = self._taken[0] + len(requests), self._taken[1] + len(batches)
             if len(requests) or len(batches):

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from headrace.ledger.ledger import Outcome, Records, Refusal
+from headrace.ledger.records import Outcome, Records, Refusal
+from headrace.protocol.origin import MALFORMED
 
 
 @dataclass(slots=True)
@@ -59,6 +60,8 @@ class VersionTotals:
     """Batches by why they had their size: the numbers of `scheduling.plan.Reason`."""
     wasted_rows: int = 0
     """Rows of requests that ran, and that nobody waited for any more: cancelled or expired."""
+    malformed_traces: int = 0
+    """Requests whose trace context could not be understood, and was ignored."""
     batches: dict[int, BatchTotals] = field(default_factory=lambda: defaultdict(BatchTotals))
 
 
@@ -92,6 +95,7 @@ class Statistics:
         for refusal, count in zip(*np.unique(records["refusal"], return_counts=True), strict=True):
             totals.refusals[Refusal(refusal)] += int(count)
         totals.failed_unrun += int(((records["outcome"] == Outcome.FAILED) & (records["taken"] == 0)).sum())
+        totals.malformed_traces += int((records["context"] == MALFORMED).sum())
         gone = (records["outcome"] == Outcome.CANCELLED) | (records["outcome"] == Outcome.EXPIRED)
         totals.wasted_rows += int(np.maximum(records["rows"][gone & (records["executed"] > 0)], 1).sum())
         totals.pushed += int((records["queued"] > 0).sum())

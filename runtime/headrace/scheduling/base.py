@@ -24,6 +24,16 @@ class Batch(Protocol):
     """Entries that run together. A context manager: leaving it fails what was not answered."""
 
     @property
+    def number(self) -> int:
+        """Tells the batches of its queue apart; the records of its requests name it."""
+        ...
+
+    @property
+    def model_number(self) -> int:
+        """The ledger's number of the version."""
+        ...
+
+    @property
     def rows(self) -> int:
         """Rows in all; 1 when the model does not batch."""
         ...
@@ -40,7 +50,10 @@ class Batch(Protocol):
 
     @property
     def heads(self) -> list[Request]:
-        """The requests as far as they go along with what is sent on for them: without inputs, outputs and sequence."""
+        """The requests as far as they go along with what is sent on for them: without inputs, outputs and sequence.
+
+        Their origin says that they are the parents.
+        """
         ...
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Protocol
@@ -77,7 +78,16 @@ class PortableBatch:
     @property
     def heads(self) -> list[Request]:
         """The requests, as far as they go along with what is sent on for them."""
-        return self.requests
+        model = self.model_number
+        return [
+            replace(entry.request, origin=entry.request.origin._replace(parent=entry.number, parent_model=model))
+            for entry in self._entries
+        ]
+
+    @property
+    def model_number(self) -> int:
+        """The ledger's number of the version."""
+        return self._owner.model_number
 
     @property
     def is_wanted(self) -> bool:
@@ -202,6 +212,7 @@ class PortableBatch:
                 failed=self._failed,
                 instance=self._instance,
                 reason=self._reason,
+                predicted=self._entries[0].predicted,
             )
         )
 

@@ -108,7 +108,7 @@ class PortableEntry:
 
     __slots__ = (
         "admitted", "batch", "bucket", "bytes_out", "cancelled", "due", "gone", "index", "key", "lane", "number", "owner",
-        "request", "sink", "size", "stamps", "state",
+        "predicted", "request", "sink", "size", "stamps", "state",
     )  # fmt: skip
 
     def __init__(
@@ -122,7 +122,7 @@ class PortableEntry:
         self.cancelled = False
         # Who is told, once, that it was cancelled: whoever has it as a part of its batch.
         self.gone: Callable[[], None] | None = None
-        self.batch = self.index = self.bytes_out = 0
+        self.batch = self.index = self.bytes_out = self.predicted = 0
         # What it adds to the depth of its queue. Zero rows still count as one: they take a turn.
         self.size = Depth(1, max(1, admitted.rows), admitted.nbytes)
 
@@ -140,7 +140,7 @@ class PortableEntry:
 
     def record(self, model: int, outcome: Outcome, code: Code, sent: int) -> RequestRecord:
         """What the ledger keeps of it."""
-        request, stamps = self.request, self.stamps
+        request, stamps, origin = self.request, self.stamps, self.request.origin
         # By position: with so many fields, their names would cost more than the record.
         return RequestRecord(
             self.number,
@@ -155,8 +155,15 @@ class PortableEntry:
             stamps.scattered,
             sent,
             0 if self.due.deadline == NEVER else self.due.deadline,
+            self.predicted,
             self.admitted.nbytes,
             self.bytes_out,
+            origin.client,
+            origin.trace_high,
+            origin.trace_low,
+            origin.span,
+            origin.parent,
+            origin.parent_model,
             model,
             self.admitted.rows,
             self.index,
@@ -164,6 +171,8 @@ class PortableEntry:
             outcome,
             code.value,
             _refusal_of_admitted(outcome, code),
+            origin.trace_flags,
+            origin.context,
         )
 
     def __repr__(self) -> str:

@@ -27,7 +27,7 @@ from headrace.errors import BackendFailed, Broken, HeadraceError
 from headrace.ledger.ledger import Ledger, Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.validate import encode_bytes
-from headrace.request import Request
+from headrace.request import Origin, Request
 from headrace.request import Sequence as SequencePlace
 from headrace.scheduling.admission import Depth, Limits
 from headrace.scheduling.answers import checked_outputs, deliver, log_failure, response_of
@@ -60,7 +60,7 @@ class NativeQueues:
     def __init__(self, kernel: native.Kernel, ledger: Ledger, clock: Clock) -> None:
         self._kernel, self._ledger, self._clock = kernel, ledger, clock
         self._queues: WeakValueDictionary[int, NativeQueue] = WeakValueDictionary()
-        ledger.add_source(kernel.take_records)
+        ledger.add_source(kernel.take_records, kernel.share_records)
         self._thread = threading.Thread(target=self._listen, name="headrace-news", daemon=True)
 
     def start(self) -> NativeQueues:
@@ -257,7 +257,7 @@ class NativeTurn:
     def take(self, plan: Plan, instance: int) -> NativeBatch | None:
         """Carry out a plan; None when nothing of it was left to take."""
         self._open = False
-        core = self._queue.core.take(plan.take, plan.drop, instance, plan.reason)
+        core = self._queue.core.take(plan.take, plan.drop, instance, plan.reason, plan.predicted)
         return None if core is None else NativeBatch(self._queue, core)
 
     def __enter__(self) -> NativeTurn:
@@ -279,6 +279,16 @@ class NativeBatch:
         self._padded, self._lengths = core.lengths if queue.spec.padding is not None else (0, ())
         offsets = core.offsets
         self.offsets = offsets if only is None else [0, offsets[only + 1] - offsets[only]]
+
+    @property
+    def number(self) -> int:
+        """Tells the batches of its queue apart."""
+        return self._core.number
+
+    @property
+    def model_number(self) -> int:
+        """The ledger's number of the version."""
+        return self._queue.model_number
 
     @property
     def rows(self) -> int:
@@ -309,9 +319,17 @@ class NativeBatch:
         heads = self._core.heads()
         return [
             Request(
-                name, {}, id=id, parameters=parameters, deadline=due, timeout_ns=timeout, priority=priority, received=received
+                name,
+                {},
+                id=id,
+                parameters=parameters,
+                deadline=due,
+                timeout_ns=timeout,
+                priority=priority,
+                received=received,
+                origin=Origin(*origin),
             )
-            for id, parameters, due, timeout, priority, received in (heads if self._only is None else [heads[self._only]])
+            for id, parameters, due, timeout, priority, received, origin in (heads if self._only is None else [heads[self._only]])
         ]
 
     def wanted(self) -> tuple[str, ...]:

@@ -110,7 +110,8 @@ class SetPoints:
 class Plan(NamedTuple):
     """Take these entries as one batch, answer those with an error; or, taking none, come back at `until` (None: when more come).
 
-    Whoever is dropped is expired, or cannot be done in time. `bucket` is that of the batch.
+    Whoever is dropped is expired, or cannot be done in time. `bucket` is that of the batch, and `predicted` how long it will
+    run, in ns, 0 while that is unknown.
     """
 
     take: tuple[int, ...]
@@ -118,6 +119,7 @@ class Plan(NamedTuple):
     until: int | None
     reason: Reason
     bucket: int = 0
+    predicted: int = 0
 
 
 class Predictor(Protocol):
@@ -188,18 +190,18 @@ def plan(view: NDArray[np.void], predictor: Predictor, set_points: SetPoints, no
     if run is None:
         return Plan((), drop, None, Reason.WAIT)
     if set_points.max_rows == 1:
-        return Plan(tuple(run.numbers), drop, None, Reason.ALONE, run.bucket)
+        return Plan(tuple(run.numbers), drop, None, Reason.ALONE, run.bucket, lasts(run.sums[-1]))
     punctual = _punctual(run, lasts, now)
     if punctual < len(run.numbers):
         more = None if set_points.in_order else _more_in_time(run, punctual, lasts, now)
         if more is None:
-            return Plan(tuple(run.numbers[:punctual]), drop, None, Reason.SLACK, run.bucket)
+            return Plan(tuple(run.numbers[:punctual]), drop, None, Reason.SLACK, run.bucket, lasts(run.sums[punctual - 1]))
         # Only who has a deadline wants no answer after it. An objective is ours, and its answer is still wanted.
         chosen, late = more
         gone = tuple([number for number, _, deadline, _ in run.mates if deadline < late])
-        return Plan(tuple(chosen), drop + gone, None, Reason.SLACK, run.bucket)
+        return Plan(tuple(chosen), drop + gone, None, Reason.SLACK, run.bucket, late - now)
     count, reason, until = _size(run, lasts, set_points, now, busy_until)
-    return Plan(tuple(run.numbers[:count]), drop, until, reason, run.bucket)
+    return Plan(tuple(run.numbers[:count]), drop, until, reason, run.bucket, lasts(run.sums[count - 1]) if count else 0)
 
 
 class _Lasts:

@@ -224,6 +224,7 @@ class PortableQueue:
             for index, entry in enumerate(entries):
                 self._leave(entry, EntryState.TAKEN)
                 entry.batch, entry.index, entry.stamps.taken = number, index, now
+                entry.predicted = plan.predicted
             self._running += bool(entries)
             if entries and self._limits.estimate is not None:
                 rows = sum(entry.size.rows for entry in entries)

@@ -22,6 +22,7 @@ from prometheus_client.utils import floatToGoString
 from headrace.clock import MICROSECOND, MILLISECOND, SECOND
 from headrace.ledger.histograms import FIRST_RESPONSE, STAGES, WHOLE, Histogram, Histograms, VersionHistograms
 from headrace.ledger.ledger import Ledger, Outcome, Refusal
+from headrace.ledger.tally import Tally
 from headrace.ledger.views import Statistics, VersionTotals
 from headrace.model import State
 from headrace.scheduling.admission import Depth
@@ -52,13 +53,19 @@ class RunningVersion:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """How things stand now, which the ledger does not say. `states` counts versions."""
+    """How things stand now, which the ledger does not say. `states` counts versions.
+
+    `gil_wait` is what was waited for the interpreter, where that is measured; `side` what the side process has done, if there
+    is to be one.
+    """
 
     release: str
     is_ready: bool
     transport: str
     states: Mapping[State, int]
     versions: Sequence[RunningVersion]
+    gil_wait: Histogram | None = None
+    side: Tally | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,7 @@ class _Past:
     tritons: Mapping[Name, int]
     batches: int
     wasted_rows: int
+    malformed_traces: int
     histograms: VersionHistograms
 
 
@@ -124,6 +132,7 @@ class Metrics(Collector):
             for refusal in Refusal:
                 if refusal is not Refusal.NONE:
                     page.add(names.REFUSALS, (*labels, refusal.name.lower()), past.refusals[refusal])
+            page.add(names.MALFORMED_TRACES, labels, past.malformed_traces)
             if key in running:
                 _add_distributions(page, labels, past.histograms)
                 for reason in TAKEN:
@@ -143,6 +152,13 @@ class Metrics(Collector):
             page.add(names.MODEL_VERSIONS, (state.value.lower(),), now.states.get(state, 0))
         for kind, written in zip(("request", "batch"), self._ledger.written, strict=True):
             page.add(names.LEDGER_RECORDS, (kind,), written)
+        if now.gil_wait is not None:
+            page.add_histogram(names.GIL_WAIT, (), now.gil_wait, SECOND)
+        if now.side is not None:
+            page.add(names.SIDE_PROCESS, (), now.side.pid > 0)
+            page.add(names.LEDGER_OVERRUN, (), now.side.overrun)
+            page.add(names.LEDGER_SPILLED, (), now.side.spilled)
+            page.add(names.LEDGER_UNWRITTEN, (), now.side.unwritten)
 
     def _batches(self, numbers: Sequence[int]) -> int:
         return sum(found.execution_count for number in numbers if (found := self._statistics.versions.get(number)))
@@ -168,6 +184,7 @@ class Metrics(Collector):
             {name: sum(map(total, parts)) for name, total in _TRITONS.items()},
             sum(part.execution_count for part in parts),
             sum(part.wasted_rows for part in parts),
+            sum(part.malformed_traces for part in parts),
             VersionHistograms.sum_of(histograms),
         )
 

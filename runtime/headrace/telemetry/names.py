@@ -43,6 +43,18 @@ TRANSPORT = Name("headrace_transport", "info", "Which transport takes the reques
 READY = Name("headrace_ready", "gauge", "Whether the server is ready: 1 or 0.")
 MODEL_VERSIONS = Name("headrace_model_versions", "gauge", "Versions of models that were not unloaded, by state.", ("state",))
 LEDGER_RECORDS = Name("headrace_ledger_records_total", "counter", "Records written to the ledger.", ("kind",))
+LEDGER_OVERRUN = Name(
+    "headrace_ledger_overrun_total", "counter", "Records that were written over before the side process had read them."
+)
+LEDGER_SPILLED = Name("headrace_ledger_spilled_total", "counter", "Records that the side process has written to segments.")
+LEDGER_UNWRITTEN = Name(
+    "headrace_ledger_unwritten_total", "counter", "Records that the side process could not write to segments, and dropped."
+)
+SIDE_PROCESS = Name("headrace_side_process_up", "gauge", "Whether the side process runs: 1 or 0.")
+GIL_WAIT = Name(
+    "headrace_gil_wait_seconds", "histogram",
+    "What a thread of the server waits for the interpreter, sampled; how late the operating system wakes it is in that.",
+)  # fmt: skip
 
 REQUESTS = Name(
     "headrace_requests_total", "counter", "Requests by how they ended. No model: none was found, or none was looked for.",
@@ -69,6 +81,10 @@ BATCHES = Name(
 WASTED_ROWS = Name(
     "headrace_wasted_rows_total", "counter", "Rows of requests that ran for nobody: cancelled or expired.", VERSION
 )
+MALFORMED_TRACES = Name(
+    "headrace_malformed_traces_total", "counter",
+    "Requests whose traceparent could not be understood, and was ignored. No model: none was found.", VERSION,
+)  # fmt: skip
 QUEUE_REQUESTS = Name("headrace_queue_requests", "gauge", "Requests that wait.", VERSION)
 QUEUE_ROWS = Name("headrace_queue_rows", "gauge", "Rows of the requests that wait.", VERSION)
 QUEUE_BYTES = Name("headrace_queue_bytes", "gauge", "Bytes of the requests that wait.", VERSION)

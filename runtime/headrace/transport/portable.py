@@ -20,14 +20,15 @@ from headrace.engine.routes import Routes
 from headrace.errors import Broken, CannotListen, Draining, HeadraceError, Unsupported
 from headrace.protocol.codec import MAX_MESSAGE_BYTES, decode_request, encode_response
 from headrace.protocol.headers import HeaderForwarding
-from headrace.request import Request, Response
+from headrace.protocol.origin import origin_of, peer_of_grpc
+from headrace.request import Origin, Request, Response
 from headrace.scheduling.entry import Answer
 from headrace.scheduling.expiry import PortableQueues
 from headrace.scheduling.sinks import LoopSink
 from headrace.transport.base import WINDOW, ControlCalls, StreamWindow
 from headrace.transport.listening import is_unix, listen, unlink
 from headrace.transport.loop import LoopThread
-from headrace.transport.streams import Streams
+from headrace.transport.streams import Call, Streams
 
 log = logging.getLogger(__name__)
 
@@ -135,16 +136,16 @@ class PortableTransport:
         await self._server.stop(max(0.0, (deadline - self._clock.now()) / SECOND))
 
     async def _infer(self, payload: bytes, context: _Context) -> bytes:
-        received = self._clock.now()
+        received, origin = self._clock.now(), _origin(context)
         try:
             self._check_accepting(received)
             request = decode_request(payload, self._control.regions, self._forwarded(context))
             if (route := self._routes.find(request.model, request.version)) is not None and route.spec.decoupled:
                 raise Unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy")
         except HeadraceError as error:
-            self._routes.turned_away(error, received)
+            self._routes.turned_away(error, received, origin=origin)
             return await _abort(context, error)
-        request.received, request.decoded = received, self._clock.now()
+        request.received, request.decoded, request.origin = received, self._clock.now(), origin
         request.deadline = _deadline(context, received)
         try:
             answer = await self._sink.ask(request)
@@ -174,7 +175,8 @@ class PortableTransport:
         closes_on_error = ("triton_grpc_error", "true") in (context.invocation_metadata() or ())
         try:
             self._check_accepting(now)
-            await self._streams.serve(requests, context.write, self._decoder(context), _deadline(context, now), closes_on_error)
+            call = Call(self._decoder(context), _deadline(context, now), _origin(context), closes_on_error)
+            await self._streams.serve(requests, context.write, call)
         except HeadraceError as error:
             await _abort(context, error)
 
@@ -247,6 +249,10 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         return self._handlers.get(handler_call_details.method)
+
+
+def _origin(context: _Context) -> Origin:
+    return origin_of(context.invocation_metadata(), peer_of_grpc(context.peer()))
 
 
 def _deadline(context: _Context, now: int) -> int | None:

@@ -28,6 +28,7 @@ from headrace.engine.routes import Routes
 from headrace.errors import Broken, Code, Draining, HeadraceError, InvalidRequest, Unsupported, sentence
 from headrace.protocol.codec import MAX_MESSAGE_BYTES, decode_version
 from headrace.protocol.http_coding import CODINGS, UnsupportedCoding, check_coding, compress, decompress, wanted_coding
+from headrace.protocol.origin import origin_of, peer_of_host
 from headrace.protocol.rest import (
     MAX_INPUT_BYTES,
     Encoded,
@@ -39,6 +40,7 @@ from headrace.protocol.rest import (
 )
 from headrace.protocol.rest_calls import CALLS, Call
 from headrace.protocol.rest_json import encode_json, parse_object
+from headrace.request import Origin
 from headrace.request import Response as InferResponse
 from headrace.scheduling.entry import Answer
 from headrace.scheduling.sinks import LoopSink
@@ -176,13 +178,14 @@ class RestTransport:
         return answer
 
     async def _infer(self, http: Http) -> Response:
-        received = self._clock.now()
+        received, origin = self._clock.now(), _origin(http)
         try:
             asked = await self._decode(http)
         except HeadraceError as error:
-            self._routes.turned_away(error, received)
+            self._routes.turned_away(error, received, origin=origin)
             raise
-        asked.request.received, asked.request.decoded = received, self._clock.now()
+        request = asked.request
+        request.received, request.decoded, request.origin = received, self._clock.now(), origin
         answer = await self._ask(http, asked)
         return _hang_up(http, None) if answer is None else await self._encode(http, asked, answer)
 
@@ -252,6 +255,10 @@ class RestTransport:
             answer.result = error
         answer.settle(self._clock.now())
         raise error
+
+
+def _origin(http: Http) -> Origin:
+    return origin_of(http.headers.items(), peer_of_host(http.client.host if http.client else ""))
 
 
 class _HttpProtocol(H11Protocol):

@@ -19,7 +19,7 @@ from headrace.clock import Clock
 from headrace.engine.routes import Routes
 from headrace.errors import Broken, Draining, HeadraceError, ReaderTooSlow
 from headrace.protocol.streaming import encode_failure, encode_refusal, encode_stream_response, request_id_of
-from headrace.request import Request
+from headrace.request import Origin, Request
 from headrace.scheduling.entry import Answer, Entry
 from headrace.scheduling.sinks import LoopSink
 from headrace.transport.base import StreamWindow
@@ -28,6 +28,20 @@ log = logging.getLogger(__name__)
 
 _OVERHEAD_BYTES = 512
 """What an unsent answer takes beside its message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What holds for all requests of a stream.
+
+    `decode` turns a message into one; `deadline` (ns) is that of the call, and so of each; `closes_on_error` says whether the
+    first error of a scheduled request ends the stream (`triton_grpc_error`).
+    """
+
+    decode: Callable[[bytes], Request]
+    deadline: int | None
+    origin: Origin
+    closes_on_error: bool
 
 
 class Streams:
@@ -57,23 +71,19 @@ class Streams:
         self,
         requests: AsyncIterator[bytes],
         send: Callable[[bytes], Awaitable[None]],
-        decode: Callable[[bytes], Request],
-        deadline: int | None,
-        closes_on_error: bool,
+        call: Call,
     ) -> None:
         """Serve one stream to its end. Being cancelled – the client is gone – cancels whatever is on its way.
 
         Args:
             requests: `ModelInferRequest` messages; ends when the client has no more.
             send: sends a `ModelStreamInferResponse`; returns when the client's window has taken it.
-            decode: turns a message into a request.
-            deadline: of the call (ns), and so of each of its requests.
-            closes_on_error: whether the first error of a scheduled request ends the stream (`triton_grpc_error`).
+            call: what holds for all of its requests.
 
         Raises:
             HeadraceError: the stream ends with its code and message.
         """
-        stream = Stream(self, requests, send, decode, deadline, closes_on_error)
+        stream = Stream(self, requests, send, call)
         self._open.add(stream)
         try:
             await stream.serve()
@@ -118,12 +128,9 @@ class Stream:
         home: Streams,
         requests: AsyncIterator[bytes],
         send: Callable[[bytes], Awaitable[None]],
-        decode: Callable[[bytes], Request],
-        deadline: int | None,
-        closes_on_error: bool,
+        call: Call,
     ) -> None:
-        self._home, self._requests, self._send, self._decode = home, requests, send, decode
-        self._deadline, self._closes_on_error = deadline, closes_on_error
+        self._home, self._requests, self._send, self._call = home, requests, send, call
         self._asked: set[_Asked] = set()
         self._line: deque[_Asked] = deque()  # the ordered ones that have not had their last answer, in their order
         self._ready: deque[_Piece] = deque()
@@ -169,13 +176,14 @@ class Stream:
         asked = _Asked(is_ordered=True)
         try:
             home.check_accepting(received)
-            request = self._decode(payload)
+            request = self._call.decode(payload)
         except HeadraceError as error:
-            home.routes.turned_away(error, received)
+            home.routes.turned_away(error, received, origin=self._call.origin)
             self._join(asked)
             self._refuse(asked, error, request_id_of(payload))
             return
-        request.received, request.decoded, request.deadline = received, home.clock.now(), self._deadline
+        request.received, request.decoded = received, home.clock.now()
+        request.deadline, request.origin = self._call.deadline, self._call.origin
         route = home.routes.find(request.model, request.version)
         asked.is_ordered = route is None or not route.spec.decoupled
         self._join(asked)
@@ -205,7 +213,7 @@ class Stream:
             payload = self._encode(answer)
         except Exception as raised:
             payload = self._encode_broken(answer, raised)
-        closes = answer.result if self._closes_on_error and isinstance(answer.result, HeadraceError) else None
+        closes = answer.result if self._call.closes_on_error and isinstance(answer.result, HeadraceError) else None
         self._line_up(_Piece(asked, payload, answer.is_final, answer, closes))
 
     def _encode(self, answer: Answer) -> bytes:

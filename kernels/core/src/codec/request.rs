@@ -6,6 +6,7 @@ use super::message::{Contents, InputTensor, Message, RequestedOutput, Value, Val
 use super::response::MAX_MESSAGE;
 use crate::clock::Nanos;
 use crate::error::{Error, Result, request_prefix};
+use crate::origin::Origin;
 use crate::regions::{Regions, Window};
 use crate::wire::Text;
 
@@ -59,9 +60,10 @@ pub struct Request {
     pub wants_empty_final: bool,
     pub received: Nanos,
     pub decoded: Nanos,
+    pub origin: Origin,
 }
 
-/// A `ModelInferRequest`; stamps and deadline are left to the transport.
+/// A `ModelInferRequest`; stamps, deadline and origin are left to the transport.
 ///
 /// `forwarded` are parameters out of the call's headers. They win: whoever sets headers on the way is trusted more.
 pub fn decode(bytes: &Bytes, regions: &Regions, forwarded: &[(Text, Parameter)]) -> Result<Request> {

@@ -98,8 +98,8 @@ impl Drop for Held {
     }
 }
 
-/// Serve a connection to its end.
-pub async fn serve(io: Arc<Io>, socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+/// Serve a connection to its end; `peer` is the pseudonym of who has it.
+pub async fn serve(io: Arc<Io>, socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: u64) {
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -116,7 +116,7 @@ pub async fn serve(io: Arc<Io>, socket: impl AsyncRead + AsyncWrite + Unpin + Se
     let Ok(Ok(mut http2)) = tokio::time::timeout(HANDSHAKE, builder.handshake(socket)).await else { return };
     let ping = Ping::new(&io, http2.ping_pong());
     let (calls, outgoing) = (FuturesUnordered::new(), Arc::default());
-    link.set(Box::new(Connection { io, http2, calls, outgoing, ping, pace, is_ending: false }));
+    link.set(Box::new(Connection { io, http2, calls, outgoing, ping, pace, peer, is_ending: false }));
     poll_fn(|cx| link.poll(cx)).await;
     drop(open);
 }
@@ -148,6 +148,7 @@ struct Connection<S> {
     outgoing: Arc<Outgoing>,
     ping: Ping,
     pace: Pace,
+    peer: u64,
     is_ending: bool,
 }
 
@@ -181,7 +182,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Drive for Connection<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     fn take_call(&mut self, request: Request<h2::RecvStream>, respond: SendResponse<Bytes>) {
-        let call = serve_call(Arc::clone(&self.io), request, respond, Arc::clone(&self.outgoing));
+        let call = serve_call(Arc::clone(&self.io), request, respond, Arc::clone(&self.outgoing), self.peer);
         self.calls.push(Box::pin(call));
     }
 }
@@ -203,7 +204,13 @@ impl Drop for UnderWay {
     }
 }
 
-async fn serve_call(io: Arc<Io>, request: Request<h2::RecvStream>, respond: SendResponse<Bytes>, outgoing: Arc<Outgoing>) {
+async fn serve_call(
+    io: Arc<Io>,
+    request: Request<h2::RecvStream>,
+    respond: SendResponse<Bytes>,
+    outgoing: Arc<Outgoing>,
+    peer: u64,
+) {
     let received = io.shared.house.clock.now();
     let _under_way = UnderWay::new(&io);
     let mut reply = Reply::new(respond, Arc::clone(&outgoing));
@@ -216,11 +223,11 @@ async fn serve_call(io: Arc<Io>, request: Request<h2::RecvStream>, respond: Send
     let served = async {
         match path {
             "/inference.GRPCInferenceService/ModelInfer" => {
-                let head = Head::of(&io, &head.headers, received);
+                let head = Head::of(&io, &head.headers, received, peer);
                 infer::infer(&io, head, messages, &mut reply, &outgoing).await;
             }
             "/inference.GRPCInferenceService/ModelStreamInfer" => {
-                let head = Head::of(&io, &head.headers, received);
+                let head = Head::of(&io, &head.headers, received, peer);
                 stream::serve(&io, head, messages, &mut reply, &outgoing).await;
             }
             method if io.shared.methods.contains(method) => control::call(&io, method, messages, &mut reply).await,

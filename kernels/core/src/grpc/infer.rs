@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::faults::{self, Point};
 use crate::ledger::RequestRecord;
 use crate::news::Level;
+use crate::origin::Origin;
 use crate::queue::Queue;
 use crate::wire::Text;
 
@@ -29,15 +30,18 @@ pub struct Head {
     pub deadline: Option<Nanos>,
     pub forwarded: Result<Vec<(Text, Parameter)>>,
     pub closes_on_error: bool,
+    pub origin: Origin,
 }
 
 impl Head {
-    pub fn of(io: &Io, headers: &HeaderMap, received: Nanos) -> Head {
+    /// `peer` is the pseudonym of whoever has the connection.
+    pub fn of(io: &Io, headers: &HeaderMap, received: Nanos, peer: u64) -> Head {
         Head {
             received,
             deadline: status::deadline(headers, received),
             forwarded: io.shared.options.forwarding.parameters(headers),
             closes_on_error: headers.get_all("triton_grpc_error").iter().any(|value| value == "true"),
+            origin: Origin::of(headers, peer),
         }
     }
 }
@@ -57,7 +61,7 @@ pub async fn infer(io: &Arc<Io>, head: Head, mut messages: Messages, reply: &mut
     let sink = Sink::Remote { outbox, mailbox: mailbox.id, ask: 0, is_stream: false };
     let pushed = decode(io, &payload, &head, head.received).and_then(|request| {
         if io.shared.routes.resolve(&request.model, request.version).is_ok_and(|queue| queue.spec.decoupled) {
-            return Err(turned_away(io, Error::decoupled(), head.received, 0));
+            return Err(turned_away(io, Error::decoupled(), head.received, 0, &head.origin));
         }
         push(io, request, sink)
     });
@@ -140,15 +144,16 @@ pub fn decode(io: &Io, payload: &Bytes, head: &Head, received: Nanos) -> Result<
             request.received = received;
             request.decoded = shared.house.clock.now();
             request.deadline = head.deadline;
+            request.origin = head.origin;
             Ok(Box::new(request))
         }
-        Err(error) => Err(turned_away(io, error, received, 0)),
+        Err(error) => Err(turned_away(io, error, received, 0, &head.origin)),
     }
 }
 
 /// Bind a request to a version and push it there. What is turned away is in the ledger, too.
 pub fn push(io: &Io, request: Box<Request>, sink: Sink) -> Result<Ticket> {
-    let (received, mut model) = (request.received, 0);
+    let (received, origin, mut model) = (request.received, request.origin, 0);
     let pushed = catch_unwind(AssertUnwindSafe(|| {
         io.shared.routes.check_open()?;
         let queue = io.shared.routes.resolve(&request.model, request.version)?;
@@ -156,7 +161,7 @@ pub fn push(io: &Io, request: Box<Request>, sink: Sink) -> Result<Ticket> {
         push_there(io, &queue, request, sink)
     }))
     .unwrap_or_else(|panic| Err(broken(io, "pushing a request", &*panic)));
-    pushed.map_err(|error| turned_away(io, error, received, model))
+    pushed.map_err(|error| turned_away(io, error, received, model, &origin))
 }
 
 fn push_there(io: &Io, queue: &Arc<Queue>, request: Box<Request>, sink: Sink) -> Result<Ticket> {
@@ -176,7 +181,7 @@ fn push_there(io: &Io, queue: &Arc<Queue>, request: Box<Request>, sink: Sink) ->
 }
 
 /// Write the record of a request that got no entry.
-pub fn turned_away(io: &Io, error: Error, received: Nanos, model: u32) -> Error {
+pub fn turned_away(io: &Io, error: Error, received: Nanos, model: u32, origin: &Origin) -> Error {
     let ledger = &io.shared.house.ledger;
     ledger.wait_for_room();
     ledger.write(&RequestRecord {
@@ -186,7 +191,7 @@ pub fn turned_away(io: &Io, error: Error, received: Nanos, model: u32) -> Error 
         outcome: error.outcome as u8,
         code: error.code as u8,
         refusal: error.refusal as u16,
-        ..RequestRecord::default()
+        ..RequestRecord::default().with_origin(origin)
     });
     error
 }

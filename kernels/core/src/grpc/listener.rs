@@ -11,6 +11,7 @@ use super::authority::Lenient;
 use super::connection;
 use super::io::Io;
 use crate::news::Level;
+use crate::origin;
 
 /// How long to wait when the process has no descriptor left for a connection.
 const BACK_OFF: Duration = Duration::from_millis(50);
@@ -40,10 +41,10 @@ impl Listener {
                 let listener = TcpListener::from_std(listener)?;
                 each(
                     &io,
-                    async || listener.accept().await.map(|(socket, _)| socket),
-                    |socket| {
+                    async || listener.accept().await,
+                    |(socket, address)| {
                         let _ = socket.set_nodelay(true);
-                        open(&io, socket);
+                        open(&io, socket, origin::peer(Some(address.ip())));
                     },
                 )
                 .await
@@ -52,7 +53,7 @@ impl Listener {
                 listener.set_nonblocking(true)?;
                 let listener = UnixListener::from_std(listener)?;
                 let accept = async || listener.accept().await.map(|(socket, _)| socket);
-                each(&io, accept, |socket| open(&io, Lenient::new(socket))).await
+                each(&io, accept, |socket| open(&io, Lenient::new(socket), origin::peer(None))).await
             }
         }
     }
@@ -71,8 +72,8 @@ async fn each<S>(io: &Io, accept: impl AsyncFn() -> io::Result<S>, open: impl Fn
     }
 }
 
-fn open(io: &Arc<Io>, socket: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) {
-    tokio::task::spawn_local(connection::serve(Arc::clone(io), socket));
+fn open(io: &Arc<Io>, socket: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static, peer: u64) {
+    tokio::task::spawn_local(connection::serve(Arc::clone(io), socket, peer));
 }
 
 /// Descriptors may be short; those who are connected are served, and the next connection waits in the kernel.

@@ -60,6 +60,17 @@ class Kernel:
     def take_records(self) -> tuple[bytes, bytes]:
         """All unread records: packed `ledger.REQUEST`, packed `ledger.BATCH`."""
 
+    def share_records(self, requests: int, batches: int) -> None:
+        """Write records into the rings of two files from now on (`headrace.ledger.ring`), which other processes may map.
+
+        Args:
+            requests: descriptor of the file for request records; it stays the caller's.
+            batches: likewise for batch records.
+
+        Raises:
+            OSError: one cannot be mapped, or is no ring of such records.
+        """
+
     def written(self) -> tuple[int, int]:
         """How many records there have been: of requests, of batches."""
 
@@ -133,8 +144,8 @@ class Queue:
             queue is closed and empty.
         """
 
-    def take(self, take: Sequence[int], drop: Sequence[int], instance: int, reason: int) -> Batch | None:
-        """Carry out a plan and end the turn; None when nothing of it was left to take."""
+    def take(self, take: Sequence[int], drop: Sequence[int], instance: int, reason: int, predicted: int) -> Batch | None:
+        """Carry out a plan and end the turn; None when nothing of it was left to take. `predicted` is in ns, 0 if unknown."""
 
     def abandon_turn(self) -> None:
         """End a turn that no plan came out of."""
@@ -224,8 +235,11 @@ class Batch:
     def finish(self) -> None:
         """Everything is answered; what is not, fails. Writes the record of the batch."""
 
-    def heads(self) -> list[tuple[str, dict[str, Any], int | None, int, int, int]]:
-        """Of each request: id, parameters, deadline, timeout in ns, priority, when it was received."""
+    def heads(self) -> list[tuple[str, dict[str, Any], int | None, int, int, int, tuple[int, int, int, int, int, int, int, int]]]:
+        """Of each request what goes along when its rows are sent on.
+
+        Id, parameters, deadline, timeout in ns, priority, when it was received, and the `headrace.request.Origin` of those rows.
+        """
 
     def request(self, index: int) -> dict[str, Any]:
         """A request field by field, as `headrace.request.Request` has them.

@@ -1,0 +1,117 @@
+"""The side process of a server: started, kept, ended. What it does is `headrace observe`; requests never wait for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+
+from headrace.backends.backoff import Backoff
+from headrace.clock import SECOND
+from headrace.ledger.tally import Tally
+
+log = logging.getLogger(__name__)
+
+NICENESS = 10
+"""How far it steps back behind the server."""
+_WELL_NS = 10 * SECOND
+"""Whoever has lived as long may be started again at once."""
+_POLL_SECONDS = 0.02
+
+
+class SideProcess:
+    """One child process, which is started again when it ends.
+
+    Args:
+        command: what to run.
+        tally: its counters; the one of a process that was killed is corrected here.
+    """
+
+    def __init__(self, command: Sequence[str], tally: Tally) -> None:
+        self._command, self._tally = list(command), tally
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._keep, name="headrace-side", daemon=True)
+
+    def start(self) -> None:
+        """Start it. Once."""
+        self._thread.start()
+
+    def close(self, seconds: float) -> None:
+        """Let it finish what it has, and end it after so many seconds. Any number of times.
+
+        One that is not there is started once more: what it had to do is not done.
+        """
+        self._closing.set()
+        if not self._thread.is_alive():
+            return
+        until = time.monotonic() + seconds
+        try:
+            with self._lock:
+                process = self._running()
+            # Before it says that it is there, it would just end.
+            while process.poll() is None and self._tally.pid != process.pid and time.monotonic() < until:
+                time.sleep(_POLL_SECONDS)
+            process.terminate()
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.warning("the side process does not end by itself; it is killed")
+            self._kill()
+        except OSError as error:
+            log.warning("the side process cannot be started: %s", error.strerror)
+        self._thread.join()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """The process that runs, a new one if it has just ended. Called with the lock held.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        if self._process is None or self._process.poll() is not None:
+            # In a session of its own: Ctrl-C is the server's, which tells it to end when it has nothing more to write.
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, start_new_session=True)
+        return self._process
+
+    def _keep(self) -> None:
+        backoff = Backoff()
+        while not self._closing.is_set():
+            began = time.monotonic_ns()
+            told = self._run()
+            if self._closing.is_set():
+                return
+            now = time.monotonic_ns()
+            if now - began > _WELL_NS:
+                backoff.went_well()
+            backoff.ended(now)
+            wait = backoff.wait(now) / SECOND
+            log.warning("the side process %s; it is started again in %g s, and no request waits for it", told, wait)
+            self._closing.wait(wait)
+
+    def _run(self) -> str:
+        """Run it once; how it ended, in words."""
+        try:
+            with self._lock:
+                if self._closing.is_set():
+                    return "is left to whoever closes"
+                process = self._running()
+        except OSError as error:
+            return f"cannot be started: {error.strerror}"
+        status = process.wait()
+        if self._tally.pid == process.pid:
+            self._tally.pid = 0
+        return f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
+
+
+def step_back() -> None:
+    """Let the server go first, in this process."""
+    os.nice(NICENESS)

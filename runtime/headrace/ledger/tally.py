@@ -1,0 +1,85 @@
+"""What a side process has done, in a few counters that its server maps, and a bell to ask it to write what it holds.
+
+Each counter has one writer. A side process that is started anew goes on from what it finds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BYTES = 4096
+
+
+def make_tally(path: Path) -> None:
+    """Make the file.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, _BYTES)
+    finally:
+        os.close(descriptor)
+
+
+class _Counter:
+    """One word of a tally."""
+
+    def __init__(self, place: int) -> None:
+        self._place = place
+
+    def __get__(self, tally: Tally, kind: type[Tally]) -> int:
+        return int(tally.words[self._place])
+
+    def __set__(self, tally: Tally, value: int) -> None:
+        tally.words[self._place] = value
+
+
+class Tally:
+    """The counters. `asked` belongs to those who ask, the others to the side process.
+
+    Attributes:
+        pid: its process number; 0 while there is none.
+        overrun: records that were written over before it had read them.
+        spilled: records that it has written to segments.
+        unwritten: records that it could not write: the disk was full.
+        asked: how often it was asked to write what it holds.
+        done: up to which of these it has done so.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: it cannot be mapped.
+    """
+
+    pid, overrun, spilled, unwritten, asked, done = map(_Counter, range(6))
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self.words: NDArray[Any] = np.frombuffer(mmap.mmap(descriptor, _BYTES), np.int64)
+        finally:
+            os.close(descriptor)
+        self._path = path
+        self._lock = -1
+
+    def claim(self) -> bool:
+        """Be the side process, until this process ends; False if another one is."""
+        self._lock = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            self._lock = -1
+            return False
+        self.pid = os.getpid()
+        return True
