@@ -10,6 +10,7 @@ from headrace.ledger.records import Records
 from headrace.request import Origin, Request
 from tests.graph.conftest import Home, Serve
 from tests.graph.test_borders import COUNT, NODES, double
+from tests.waiting import until
 
 
 def test_rows_know_their_request_and_visits_their_batch(home: Home, serve: Serve) -> None:
@@ -36,7 +37,7 @@ def test_rows_know_their_request_and_visits_their_batch(home: Home, serve: Serve
         assert running.route.queue.wait_settled(engine.clock.now() + 10_000_000_000)
     engine.ledger.drain()
 
-    records, made = np.concatenate(requests), np.concatenate(batches)
+    records = np.concatenate(requests)
     (parent,) = records[records["parent"] == 0]
     rows = records[records["parent"] > 0]
     assert len(rows) > 0
@@ -44,7 +45,13 @@ def test_rows_know_their_request_and_visits_their_batch(home: Home, serve: Serve
     assert engine.ledger.model(int(rows["parent_model"][0]))[0] == "count"
     for field, value in (("client", 7), ("trace_high", 1), ("trace_low", 2), ("span", 3), ("trace_flags", 1), ("context", 1)):
         assert set(records[field].tolist()) == {value}, f"{field}, of the request and of its rows"
-    visits, own = made[made["number"] == 0], made[made["number"] > 0]
-    assert len(visits) > 0
-    known = set(zip(own["model"].tolist(), own["number"].tolist(), strict=True))
-    assert set(zip(visits["parent_model"].tolist(), visits["parent"].tolist(), strict=True)) <= known
+
+    def made_by_batches() -> bool:
+        """A batch is in the ledger when its thread has done with it, which is after its requests have their answers."""
+        engine.ledger.drain()
+        made = np.concatenate(batches)
+        visits, own = made[made["number"] == 0], made[made["number"] > 0]
+        known = set(zip(own["model"].tolist(), own["number"].tolist(), strict=True))
+        return len(visits) > 0 and set(zip(visits["parent_model"].tolist(), visits["parent"].tolist(), strict=True)) <= known
+
+    until(made_by_batches)
