@@ -17,7 +17,7 @@ from tests.build_models import add_model
 from tests.transport.serving import Server, serving
 from tests.triton.far import Triton
 
-FORWARD = {"header_forward_pattern": "^trace(parent|state)$"}
+FORWARD = {"header_forward_pattern": "^tracestate$"}
 
 
 def parameters(**values: object) -> str:

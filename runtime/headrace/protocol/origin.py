@@ -39,6 +39,13 @@ def origin_of(headers: Iterable[tuple[str, str | bytes]] | None, peer: int) -> O
     return Origin(client, high, low, span, 0, 0, flags, GIVEN)
 
 
+def traceparent_of(origin: Origin) -> str:
+    """The trace of a call as the header that brought it; empty without one."""
+    if origin.context != GIVEN:
+        return ""
+    return f"00-{origin.trace_high:016x}{origin.trace_low:016x}-{origin.span:016x}-{origin.trace_flags:02x}"
+
+
 @lru_cache(1024)
 def pseudonym(name: str | bytes) -> int:
     """The pseudonym of a client: the same name has the same one, everywhere and always. It is never 0.

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from headrace.backends.triton.messages import Header
 from headrace.backends.triton.settings import Settings
+from headrace.protocol.origin import traceparent_of
 from headrace.request import Parameter, Request
 
-_TRACE = ("traceparent", "tracestate")
+_PARENT, _STATE = "traceparent", "tracestate"
 
 
 class Part(NamedTuple):
@@ -47,14 +48,15 @@ def parts_of(heads: Sequence[Request], offsets: Sequence[int]) -> list[Part]:
 
 
 def _own_parameters(request: Request) -> Mapping[str, Parameter]:
-    return {key: value for key, value in request.parameters.items() if key not in _TRACE}
+    return {key: value for key, value in request.parameters.items() if key not in (_PARENT, _STATE)}
 
 
 def trace_of(requests: Sequence[Request]) -> list[tuple[str, str]]:
-    """The trace context of the first request that has one."""
+    """The trace context of the first request that has one. A `tracestate` is known only where headers become parameters."""
     for request in requests:
-        if "traceparent" in request.parameters:
-            return [(key, str(request.parameters[key])) for key in _TRACE if key in request.parameters]
+        if parent := request.parameters.get(_PARENT) or traceparent_of(request.origin):
+            state = request.parameters.get(_STATE)
+            return [(_PARENT, str(parent)), *([(_STATE, str(state))] if state else [])]
     return []
 
 
