@@ -184,3 +184,22 @@ def test_from_this_process(here: Here, far: Triton) -> None:
     here.add("text", far.url)
     answer = here.engine().infer("text", {"x": [["a", "b"]]})["y"]
     assert answer.tolist() == [[b"A", b"B"]]
+
+
+def test_statistics_tell_what_is_counted_there(here: Here, far: Triton, transport: str) -> None:
+    here.add("doubles", far.url)
+    server = here.serve(transport)
+    for _ in range(3):
+        server.client.infer("doubles", [given("x", np.ones((2, 4), np.float32), "FP32")])
+    server.wait_settled("doubles")
+    told: Any = server.client.get_inference_statistics("doubles")
+    mine, theirs = told.model_stats
+    assert (mine.name, mine.inference_count) == ("doubles", 6)
+    assert theirs.name == f"doubles@{far.url}"
+    assert theirs.inference_count >= 6
+    assert theirs.inference_stats.compute_infer.ns > 0
+    told = server.client.get_inference_statistics()
+    assert [each.name for each in told.model_stats] == ["doubles"]
+    far.kill()
+    told = server.client.get_inference_statistics("doubles")
+    assert [each.name for each in told.model_stats] == ["doubles"]

@@ -15,7 +15,7 @@ from headrace.engine.engine import Engine
 from headrace.engine.observed import metrics_of
 from headrace.errors import BackendDown, BackendFailed, BackendUnreachable, InvalidRepository
 from headrace.model import GraphIO, GraphTensor
-from headrace.protocol.headrace_pb2 import ModelConfig
+from headrace.protocol.headrace_pb2 import ModelConfig, ModelStatistics
 from tests.build_models import sums
 from tests.transport.serving import Asked, Server, tensor, wait_until
 from tests.triton.far import Triton, free_port
@@ -168,6 +168,9 @@ class _Member:
 
     def has_changed(self) -> bool:
         return False
+
+    def statistics(self) -> list[ModelStatistics]:
+        return []
 
     def run(self, batch: Batch) -> Outputs:
         self.ran += 1

@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from headrace.errors import HeadraceError
 from headrace.model import GraphIO
-from headrace.protocol.headrace_pb2 import ModelConfig
+from headrace.protocol.headrace_pb2 import ModelConfig, ModelStatistics
 from headrace.request import Request, Response
 from headrace.tensor import Tensor
 
@@ -186,6 +186,10 @@ class Outside(Protocol):
     @property
     def is_healthy(self) -> bool:
         """Whether it is thought to answer, as far as that is known without asking."""
+        ...
+
+    def statistics(self) -> list[ModelStatistics]:
+        """What whoever has it counts of it, stage by stage, of all who ask; none where that cannot be had. Asks."""
         ...
 
 

@@ -18,7 +18,7 @@ from headrace.backends.base import Backend, Batch, Device, Outputs, Outside, Pie
 from headrace.clock import Clock, MonotonicClock
 from headrace.errors import BackendDown, BackendFailed, BackendUnreachable, HeadraceError, InvalidRepository, sentence
 from headrace.model import GraphIO, GraphTensor
-from headrace.protocol.headrace_pb2 import ModelConfig
+from headrace.protocol.headrace_pb2 import ModelConfig, ModelStatistics
 from headrace.tensor import format_shape
 
 log = logging.getLogger(__name__)
@@ -179,6 +179,11 @@ class FallbackSession:
         """See `Outside.has_changed`: a backend that did not load may do so now, too."""
         sessions = [member.session for member in self._members]
         return None in sessions or any(isinstance(session, Outside) and session.has_changed() for session in sessions)
+
+    def statistics(self) -> list[ModelStatistics]:
+        """See `Outside.statistics`."""
+        sessions = [member.session for member in self._members]
+        return [each for session in sessions if isinstance(session, Outside) for each in session.statistics()]
 
     def account_with(self, ran: Accounts) -> None:
         """Tell `ran` of every batch from now on."""

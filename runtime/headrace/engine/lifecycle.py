@@ -30,7 +30,7 @@ from headrace.models.check import check_graph, check_tensors
 from headrace.models.files import ModelFiles, VersionFiles
 from headrace.models.fill import GRAPHS
 from headrace.models.spec import spec_of, warnings
-from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup
+from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup, ModelStatistics
 from headrace.scheduling.admission import Depth, Limits
 from headrace.scheduling.base import OpenQueue
 
@@ -230,6 +230,11 @@ class Running:
     def inner(self) -> list[tuple[str, int]]:
         """What else the ledger has accounts of, by name and number: segments and classes of a graph, several backends."""
         return [(crew.queue.spec.name, crew.queue.model_number) for crew in self.behind] + list(self.opened.nodes)
+
+    def statistics_elsewhere(self) -> list[ModelStatistics]:
+        """Of a model that runs elsewhere, what is counted there. Asks."""
+        session = self.opened.sessions[0][0]
+        return session.statistics() if isinstance(session, Outside) else []
 
     def _connect(self, clock: Clock) -> None:
         """Lead the rows of each segment to the next."""

@@ -195,14 +195,18 @@ class Control:
             if not routes:
                 raise InvalidRequest(f"requested model version is not available for model '{request.name}'")
         self._engine.ledger.drain()
-        inner = {running.route.queue.model_number: running.inner for running in self._engine.catalog.running()}
-        accounts = [
-            (name, route.spec.version, number)
-            for route in routes
+        running = {each.route.queue.model_number: each for each in self._engine.catalog.running()}
+        response = pb.ModelStatisticsResponse()
+        for route in routes:
+            number, version = route.queue.model_number, route.spec.version
+            response.model_stats.append(self._statistics_of(route.spec.name, version, number))
+            if number not in running:
+                continue
             # Behind a graph, what is within it: its segments, and its nodes that are no models.
-            for name, number in ((route.spec.name, route.queue.model_number), *inner.get(route.queue.model_number, ()))
-        ]
-        return pb.ModelStatisticsResponse(model_stats=[self._statistics_of(*account) for account in accounts])
+            response.model_stats.extend(self._statistics_of(name, version, inner) for name, inner in running[number].inner)
+            if request.name:  # who asks for all does not want to wait for other servers
+                response.model_stats.extend(running[number].statistics_elsewhere())
+        return response
 
     def _statistics_of(self, name: str, version: int, number: int) -> pb.ModelStatistics:
         totals = self._engine.statistics.versions.get(number, VersionTotals())

@@ -170,6 +170,11 @@ class Client:
         request = pb.ModelConfigRequest(name=self._settings.model, version=self._settings.version)
         return self.ask("ModelConfig", request).config
 
+    def statistics(self) -> Sequence[Any]:
+        """What the server counts of the model. Raises as `ask`."""
+        request = pb.ModelStatisticsRequest(name=self._settings.model, version=self._settings.version)
+        return self.ask("ModelStatistics", request).model_stats
+
     def extensions(self) -> Sequence[str]:
         """What the server can do beyond the protocol. Raises as `ask`."""
         return self.ask("ServerMetadata", pb.ServerMetadataRequest()).extensions

@@ -36,7 +36,7 @@ from headrace.errors import (
     ModelError,
 )
 from headrace.model import GraphIO, GraphTensor
-from headrace.protocol.headrace_pb2 import ModelConfig
+from headrace.protocol.headrace_pb2 import ModelConfig, ModelStatistics
 from headrace.tensor import Tensor, concatenate, rows_of
 
 log = logging.getLogger(__name__)
@@ -125,6 +125,18 @@ class TritonSession:
             return bool(difference(self._signature, signature_of(self._client.metadata())))
         except (Unreachable, TimedOut, Lost, ModelError):
             return False
+
+    def statistics(self) -> list[ModelStatistics]:
+        """See `Outside.statistics`; of each version there, as MODEL@URL."""
+        if self._watch.why:
+            return []
+        try:
+            told = [ModelStatistics.FromString(each.SerializeToString()) for each in self._client.statistics()]
+        except (Unreachable, TimedOut, Lost, ModelError):
+            return []
+        for each in told:
+            each.name = f"{self._name}@{self._settings.url}"
+        return told
 
     def _run_part(self, part: Part, inputs: Mapping[str, Tensor], wanted: Sequence[str]) -> Outputs:
         now = self._clock.now()
