@@ -59,6 +59,10 @@ def run_observer(
     from headrace.ledger.segments import Limits
     from headrace.ledger.spill import Spill
 
+    server = server_of(of)
+    tally = server.tally
+    if not tally.claim():
+        raise InvalidLedger(f"server {server.pid} has a side process already, {tally.pid}: two would write everything twice")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stop.set())
@@ -66,10 +70,6 @@ def run_observer(
     step_back()
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-    server = server_of(of)
-    tally = server.tally
-    if not tally.claim():
-        raise InvalidLedger(f"server {server.pid} has a side process already, {tally.pid}: two would write everything twice")
     spill = Spill(server, ledger, Limits(keep_bytes, keep_seconds), segment_bytes, int(segment_seconds * SECOND))
     log.debug("the side process of %d writes to %s", server.pid, ledger)
     while is_alive := server.is_alive:
