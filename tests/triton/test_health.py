@@ -221,6 +221,7 @@ def test_memory_of_a_late_answer_is_not_used_again(here: Here, far: Triton, prox
     for attempt in range(8):  # on a busy machine, it may not be sent in time
         with pytest.raises(DeadlineExpired):
             engine.infer("wide", {"x": x}, timeout=0.3 * 2**attempt)
+        wait_until(lambda: session._client._free)
         if session._client._free[-1].region is None:
             break
     proxy.let()
