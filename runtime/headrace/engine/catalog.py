@@ -126,7 +126,7 @@ class Catalog:
             try:
                 files = self._read(name, override, upload)
             except HeadraceError as error:
-                if name not in (upload.repository if upload else self._repository).names():
+                if name not in self._source(upload).names():
                     # There is no such model, or none of that name can be: nothing to keep in mind.
                     if not model.versions:
                         self._drop(name)
@@ -153,8 +153,10 @@ class Catalog:
                     model.given = override, upload
 
     def _read(self, name: str, override: ModelConfig | None, upload: Upload | None) -> ModelFiles:
-        source = upload.repository if upload else self._repository
-        return replace(source.read(name, override, usable_gpus()), upload=upload)
+        return replace(self._source(upload).read(name, override, usable_gpus()), upload=upload)
+
+    def _source(self, upload: Upload | None) -> ModelSource:
+        return upload.repository if upload else self._repository
 
     def unload(self, name: str) -> None:
         """Stop serving a model, once what is queued has been answered in the background. Unknown names are fine."""
