@@ -1,0 +1,50 @@
+"""Ids of traces and spans, made from what the ledger numbers.
+
+Whoever runs a request and whoever reads its record afterwards, in another process, make the same ones, so that a context can be
+handed on while nothing has been written yet. As W3C Trace Context asks, none is 0, and those of different servers differ.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from hashlib import blake2b
+
+_MASK = (1 << 64) - 1
+
+
+class Part(IntEnum):
+    """Which span of a request, or of a batch."""
+
+    TRACE_HIGH = 1
+    TRACE_LOW = 2
+    REQUEST = 3
+    QUEUE = 4
+    EXECUTE = 5
+    BATCH = 6
+    BATCH_TRACE_HIGH = 7
+    BATCH_TRACE_LOW = 8
+    BACKEND = 9
+
+
+class Identity:
+    """Of one server.
+
+    Args:
+        server: the id of the server, see `ledger.home.Neighbour`.
+    """
+
+    def __init__(self, server: str) -> None:
+        self._seed = int.from_bytes(blake2b(server.encode(), digest_size=8).digest(), "little")
+
+    def of(self, part: Part, model: int, number: int) -> int:
+        """64 bits for this part of the request or batch with this number; `model` is the ledger's number of the version."""
+        mixed = _mix(self._seed ^ _mix(model << 8 | part))
+        return _mix(mixed ^ number) or 1
+
+
+def _mix(number: int) -> int:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014)."""
+    number = (number + 0x9E3779B97F4A7C15) & _MASK
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    number = (number ^ number >> 27) * 0x94D049BB133111EB & _MASK
+    return number ^ number >> 31
