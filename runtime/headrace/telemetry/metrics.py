@@ -25,8 +25,9 @@ from headrace.ledger.ledger import Ledger, Outcome, Refusal
 from headrace.ledger.tally import Tally
 from headrace.ledger.views import Statistics, VersionTotals
 from headrace.model import State
-from headrace.scheduling.admission import Depth
+from headrace.scheduling.admission import SHARE_OF, Depth
 from headrace.scheduling.plan import TAKEN, Reason
+from headrace.scheduling.steering import Steering
 from headrace.telemetry import names
 from headrace.telemetry.names import Name
 
@@ -40,7 +41,8 @@ _NOT_FOUND = ("", 0)
 class RunningVersion:
     """A version with a queue and instances. The same one may be there twice, while it is replaced.
 
-    `backends` are those that can run it, in order, and whether each would be given a batch now.
+    `backends` are those that can run it, in order, and whether each would be given a batch now. `variant` is its cheaper variant,
+    and under which name the ledger has what that ran of it. `steering` is how it is steered, and how often that went which way.
     """
 
     model: str
@@ -49,6 +51,9 @@ class RunningVersion:
     instances: int
     load_ns: int
     backends: Mapping[str, bool]
+    variant: tuple[str, str] | None = None
+    classes: int = 0
+    steering: tuple[Steering, Mapping[str, int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,9 @@ class Metrics(Collector):
             for key, versions in running.items()
             for backend in versions[0].backends
         }
+        for key, versions in running.items():
+            if (variant := versions[0].variant) is not None:
+                shares[*key, variant[0]] = numbers.get((variant[1], key[1]), [])
         pasts, ran = self._ledger.read(
             lambda: (
                 {key: self._past(of) for key, of in wanted.items()},
@@ -141,6 +149,7 @@ class Metrics(Collector):
                 page.add(names.WASTED_ROWS, labels, past.wasted_rows)
                 _add_present(page, labels, running[key])
                 _add_backends(page, labels, running[key][0].backends, past.batches, ran)
+                _add_steering(page, labels, running[key][0], ran)
                 _add_tritons(page, labels, past, running[key])
         yield from page.families.values()
 
@@ -254,6 +263,21 @@ def _add_backends(
     for backend, is_serving in backends.items():
         page.add(names.BACKEND, (*labels, backend), is_serving)
         page.add(names.BACKEND_BATCHES, (*labels, backend), batches if len(backends) == 1 else ran[*labels, backend])
+
+
+def _add_steering(page: _Page, labels: tuple[str, str], version: RunningVersion, ran: Mapping[tuple[str, str, str], int]) -> None:
+    if version.variant is not None:
+        page.add(names.VARIANT_BATCHES, (*labels, version.variant[0]), ran[*labels, version.variant[0]])
+    if version.steering is None:
+        return
+    steering, moves = version.steering
+    page.add(names.STEERING_QUANTILE, labels, steering.quantile)
+    page.add(names.STEERING_MARGIN, labels, steering.margin_ns / SECOND)
+    page.add(names.STEERING_VARIANT, labels, steering.variant / SHARE_OF)
+    for level in range(1, version.classes + 1):
+        page.add(names.STEERING_SHED, (*labels, str(level)), steering.shed.get(level, 0) / SHARE_OF)
+    for move, count in moves.items():
+        page.add(names.STEERING_DECISIONS, (*labels, move), count)
 
 
 def _add_tritons(page: _Page, labels: tuple[str, str], past: _Past, running: Sequence[RunningVersion]) -> None:
