@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -43,11 +42,11 @@ class Account:
         usual = self.stages.usual
         return {**self.history.dump(), "usual_ns": None if usual is None else usual.tolist()}
 
-    def include(self, kept: Mapping[str, Any]) -> bool:
+    def include(self, kept: Mapping[str, Any], now: int) -> bool:
         """Add what another server has kept; see `History.include`."""
         # Before anything is counted, time can still begin later: a clock that was set back must not hide what was kept.
         if self.history.is_empty:
-            self.history.ahead = max(self.history.ahead, latest(kept) - time.monotonic_ns())
+            self.history.ahead = max(self.history.ahead, latest(kept) - now)
         if not self.history.include(kept):
             return False
         if kept["usual_ns"] is not None and self.stages.usual is None:
@@ -61,13 +60,18 @@ class Budgets:
     Args:
         objectives: which.
         name: (model, version, digest) of the ledger's number of a version.
+        ahead: how far (ns) the wall clock is ahead of CLOCK_MONOTONIC.
     """
 
-    def __init__(self, objectives: Iterable[Objective], name: Callable[[int], tuple[str, int, str]]) -> None:
+    def __init__(self, objectives: Iterable[Objective], name: Callable[[int], tuple[str, int, str]], ahead: int) -> None:
         self._name = name
-        ahead = time.time_ns() - time.monotonic_ns()
         self.accounts = {each.name: Account(each, ahead) for each in objectives}
         self._batches: dict[int, Records] = {}
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """All of them, by name."""
+        return [account.objective for account in self.accounts.values()]
 
     def fold(self, requests: Records, batches: Records) -> None:
         """Add these records. The cost is that of some array operations for each version that has an objective."""
@@ -91,17 +95,18 @@ class Budgets:
         """What is to be kept for the next server."""
         return {name: account.dump() for name, account in self.accounts.items()}
 
-    def include(self, kept: Mapping[str, Any]) -> list[str]:
-        """Add what another server has kept; sentences about what of it is not taken.
-
-        Raises:
-            KeyError, TypeError, ValueError: this is nothing that `dump` has made.
-        """
-        return [
-            f"objective '{name}' measures something else now: what was counted of it before is left out"
-            for name, account in self.accounts.items()
-            if name in kept and not account.include(kept[name])
-        ]
+    def include(self, kept: Mapping[str, Any], now: int) -> list[str]:
+        """Add what another server has kept; sentences about what of it is not taken. `now` is in ns of CLOCK_MONOTONIC."""
+        problems: list[str] = []
+        for name, account in self.accounts.items():
+            if name not in kept:
+                continue
+            try:
+                if not account.include(kept[name], now):
+                    problems.append(f"objective '{name}' measures something else now: it begins anew")
+            except (KeyError, TypeError, ValueError):
+                problems.append(f"what was kept of objective '{name}' cannot be read: it begins anew")
+        return problems
 
     def _batches_of(self, number: int) -> Records:
         return self._batches.get(number, np.zeros(0, BATCH))

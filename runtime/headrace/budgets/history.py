@@ -74,6 +74,8 @@ class History:
 
     def __init__(self, objective: Objective, ahead: int = 0) -> None:
         self.objective, self.ahead = objective, ahead
+        self.total = np.zeros(WIDTH)
+        """All that was added here: it only grows."""
         hours = -(-objective.window_ns // HOUR)
         self._tiers = Tier(SECOND, _SECONDS), Tier(MINUTE, _MINUTES), Tier(HOUR, hours + 1)
 
@@ -95,6 +97,7 @@ class History:
         sums[:, TOTAL] = np.bincount(places, minlength=len(numbers))
         for column, weights in enumerate((np.ones(len(shares)), *shares.T), BAD):
             sums[:, column] = np.bincount(places[bad], weights, len(numbers))
+        self.total += sums.sum(axis=0)
         for number, counts in zip(numbers.tolist(), sums, strict=True):
             for tier in self._tiers:
                 tier.put(number * SECOND // tier.step, counts)
