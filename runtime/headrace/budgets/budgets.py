@@ -87,8 +87,7 @@ class Budgets:
             return
         for number in np.unique(batches["model"]).tolist():
             if self._covering(number):
-                mine = np.concatenate([self._batches_of(number), _of_version(batches, number)])
-                self._batches[number] = mine[-_BATCHES:]
+                self._remember(number, _of_version(batches, number))
         for number in np.unique(requests["model"]).tolist():
             if covering := self._covering(number):
                 mine = _of_version(requests, number)
@@ -115,6 +114,13 @@ class Budgets:
             except (KeyError, TypeError, ValueError):
                 problems.append(f"what was kept of objective '{name}' cannot be read: it begins anew")
         return problems
+
+    def _remember(self, number: int, batches: Records) -> None:
+        if number not in self._batches:
+            # What ran before a reload is not asked for any more.
+            for other in [other for other in self._batches if self._name(other)[:2] == self._name(number)[:2]]:
+                del self._batches[other]
+        self._batches[number] = np.concatenate([self._batches_of(number), batches])[-_BATCHES:]
 
     def _batches_of(self, number: int) -> Records:
         return self._batches.get(number, np.zeros(0, BATCH))
