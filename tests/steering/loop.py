@@ -45,7 +45,7 @@ class Loop:
     covered: int = 0
     fixed: Steering | None = None
     made: list[Decision] = field(default_factory=list)
-    _state: State = State()
+    _state: State = field(default_factory=State)
     _seconds: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=30))
 
     def __call__(self, forecast: Forecast, fates: Sequence[Fate], now: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from statistics import mean
 
 import pytest
@@ -79,7 +80,7 @@ def test_low_classes_make_room_and_are_served_again_and_again() -> None:
     shed = [fate for fate in report.fates if fate.arrival.priority == 2 and fate.outcome is Outcome.REFUSED]
     served = sorted(f.answered // SECOND for f in report.fates if f.arrival.priority == 2 and f.outcome is Outcome.ANSWERED)
     assert shed
-    assert max(after - before for before, after in zip(served, served[1:], strict=False)) <= 5, "again and again"
+    assert max(after - before for before, after in pairwise(served)) <= 5, "again and again"
 
 
 def test_a_gap_changes_nothing_abruptly() -> None:
@@ -89,5 +90,5 @@ def test_a_gap_changes_nothing_abruptly() -> None:
     loop = Loop()
     run(loop, asked)
     share = loop.lever("variant")
-    assert max(abs(after - before) for before, after in zip(share[20:], share[21:], strict=False)) <= 0.5
-    assert all(after >= before - 0.051 for before, after in zip(share, share[1:], strict=False))
+    assert max(abs(after - before) for before, after in pairwise(share[20:])) <= 0.5
+    assert all(after >= before - 0.051 for before, after in pairwise(share))

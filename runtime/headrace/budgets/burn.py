@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headrace.budgets.history import BAD, HOUR, MINUTE, TOTAL, History
-from headrace.clock import SECOND
+from headrace.clock import MILLISECOND, SECOND
 
 FAST, SLOW = 5 * SECOND, 30 * SECOND
 """The windows that steer."""
 DAY = 24 * HOUR
 _WORKBOOKS_WINDOW = 30 * DAY
+_UNITS = [(unit, ns // MILLISECOND) for unit, ns in (("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", SECOND), ("ms", MILLISECOND))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,18 @@ def pairs_of(window_ns: int) -> tuple[Pair, ...]:
     """The pairs for an objective with this window, to the millisecond."""
 
     def scaled(ns: int) -> int:
-        return round(ns * window_ns / _WORKBOOKS_WINDOW / 1e6) * 1_000_000
+        return round(ns * window_ns / _WORKBOOKS_WINDOW / MILLISECOND) * MILLISECOND
 
     return tuple(Pair(p.severity, p.spent, scaled(p.long_ns), scaled(p.short_ns), p.factor) for p in WORKBOOK)
+
+
+def duration_text(ns: int) -> str:
+    """A duration as Prometheus writes it, as in `30d` or `1h30m`; to the millisecond."""
+    rest, text = ns // MILLISECOND, ""
+    for unit, milliseconds in _UNITS:
+        count, rest = divmod(rest, milliseconds)
+        text += f"{count}{unit}" if count else ""
+    return text or "0s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ Three levers, each moved by a step that has a bound:
     variant   the share of batches that run on the declared cheaper variant, 0 to 1
     shed      how many classes are refused, the lowest first; a part of one is a part of its requests
 
-While the budget burns, as many more of a hundred batches go to the variant as requests of a hundred were refused in the last second,
-and a third as many as were late: work that is r too much is r less with it, or not quite, and the next second says how much is left. So
-it comes near from below. Who is late may be so because nobody knew yet how slow the model has become; that says less. Where there is no variant, or no more of it, the lowest classes are shed, in the same steps. Requests that
-came too late ask for caution; those that were refused because they would have been ask for less of it, for a prediction that is
-too careful refuses who could have been served.
+While the budget burns, as many more of a hundred batches go to the variant as requests of a hundred were refused in the last
+second, and a third as many as were late: work that is r too much is r less with it, or not quite, and the next second says how
+much is left. So it comes near from below. Who is late may be so because nobody knew yet how slow the model has become; that says
+less. Where there is no variant, or no more of it, the lowest classes are shed, in the same steps. Requests that came too late ask
+for caution; those that were refused because they would have been ask for less of it, for a prediction that is too careful refuses
+who could have been served.
 
 Who gives something back too soon takes it again a moment later. So a budget must be calm for a while first, and for three times
 as long if what was given back had to be taken again (after the exponential backoff of Metcalfe and Boggs, "Ethernet", 1976). It

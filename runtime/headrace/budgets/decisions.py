@@ -12,7 +12,10 @@ from typing import Any
 from headrace.budgets.controller import Decision, Move
 from headrace.scheduling.steering import Steering
 
-_MOST = 512
+FILE = "decisions.json"
+"""In the directory of a server, for other processes."""
+
+_MOST = 256
 _LEVERS = {"caution": "caution {:.0%}", "variant": "{:.0%} of batches on the variant", "shed": "{:.2f} classes shed"}
 
 
@@ -25,6 +28,8 @@ class Decisions:
         self._why: dict[tuple[str, int], str] = {}
         self._steered: dict[tuple[str, int], Steering] = {}
         self._moves: dict[tuple[str, int], Counter[Move]] = {}
+        self.count = 0
+        """How many there have been."""
 
     def add(self, of: tuple[str, int], objective: str, decision: Decision, wall: float) -> bool:
         """Remember one.
@@ -44,6 +49,7 @@ class Decisions:
             is_new = decision.move is not Move.NONE or self._why.get(of) != decision.why
             self._why[of] = decision.why
             if is_new:
+                self.count += 1
                 self._latest.append(_told(of, objective, decision, wall))
             return is_new
 

@@ -74,6 +74,8 @@ class History:
 
     def __init__(self, objective: Objective, ahead: int = 0) -> None:
         self.objective, self.ahead = objective, ahead
+        self.total = np.zeros(WIDTH)
+        """All that was added here: it only grows."""
         hours = -(-objective.window_ns // HOUR)
         self._tiers = Tier(SECOND, _SECONDS), Tier(MINUTE, _MINUTES), Tier(HOUR, hours + 1)
 
@@ -95,6 +97,7 @@ class History:
         sums[:, TOTAL] = np.bincount(places, minlength=len(numbers))
         for column, weights in enumerate((np.ones(len(shares)), *shares.T), BAD):
             sums[:, column] = np.bincount(places[bad], weights, len(numbers))
+        self.total += sums.sum(axis=0)
         for number, counts in zip(numbers.tolist(), sums, strict=True):
             for tier in self._tiers:
                 tier.put(number * SECOND // tier.step, counts)
@@ -133,12 +136,12 @@ class History:
 
 
 def latest(kept: Mapping[str, Any]) -> int:
-    """Up to when (ns, of its line of time) that which a server has kept was counted; 0 if nothing was.
+    """When (ns, of its line of time) the latest minute of what a server has kept began; 0 if there is none.
 
     Raises:
         KeyError, TypeError, ValueError: this is nothing that `dump` has made.
     """
-    return max(((number + 1) * MINUTE for number, _ in _read(kept["60"], MINUTE)), default=0)
+    return max((number * MINUTE for number, _ in _read(kept["60"], MINUTE)), default=0)
 
 
 def _dump(tier: Tier) -> list[list[float]]:
@@ -156,6 +159,6 @@ def _read(rows: Sequence[Sequence[float]], step: int) -> list[tuple[int, NDArray
     if not rows:
         return []
     table = np.array(rows, np.float64)
-    if table.shape[1:] != (1 + WIDTH,) or not np.isfinite(table).all() or (table < 0).any() or table[:, 0].max() * step > _LAST:
+    if table.shape[1:] != (1 + WIDTH,) or not np.isfinite(table).all() or (table < 0).any() or table[:, 0].max() > _LAST / step:
         raise ValueError("these are no counts")
     return [(int(row[0]), row[1:]) for row in table[np.argsort(table[:, 0])]]

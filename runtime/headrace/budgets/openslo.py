@@ -59,7 +59,7 @@ class Requests(_Part):
 
     model: Annotated[str, Field(min_length=1)]
     version: Annotated[int, Field(ge=1)] | None = None
-    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    classes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None
     unit: Literal["ms", "s"]
 
 

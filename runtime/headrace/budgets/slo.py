@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,6 @@ from headrace.errors import Code, InvalidObjective
 from headrace.ledger.histograms import STAGES
 from headrace.ledger.records import Outcome, Records
 
-DIRECTORY = "slo"
-"""Where objectives are, below a repository."""
 SHORTEST_WINDOW, LONGEST_WINDOW = 3600 * SECOND, 366 * 24 * 3600 * SECOND
 
 _BUDGET = "headrace/budget."
@@ -58,6 +55,14 @@ class Objective:
     def budget(self) -> float:
         """The share of requests that may miss it."""
         return 1 - self.target
+
+    @property
+    def sentence(self) -> str:
+        """What it promises, in words."""
+        version = f" {self.version}" if self.version else ""
+        classes = f" of class {', '.join(map(str, self.classes))}" if self.classes else ""
+        share, within = f"{self.target * 100:.10g}%", f"{self.threshold_ns / MILLISECOND:g} ms"
+        return f"{share} of the requests{classes} for {self.model}{version} within {within}"
 
     def covers(self, model: str, version: int) -> bool:
         """Whether requests of this version count, as far as their class does."""
@@ -124,23 +129,29 @@ def parse_objectives(texts: Mapping[str, str]) -> list[Objective]:
     return [objectives[name] for name in sorted(objectives)]
 
 
-def unserved(objectives: Iterable[Objective], versions: Mapping[str, Iterable[int]]) -> list[str]:
-    """Sentences about objectives for models, or versions, that are not there.
+def unserved(objectives: Iterable[Objective], models: Mapping[str, Mapping[int, int]]) -> list[str]:
+    """Sentences about objectives that no request will ever count for: their model, version or class is not there.
 
     Args:
         objectives: the objectives.
-        versions: of each model there is.
+        models: of each model there is, how many priority levels each of its versions has; no versions where they are not known.
     """
     problems: list[str] = []
     for each in objectives:
-        if each.model not in versions:
-            close = difflib.get_close_matches(each.model, versions, n=1)
+        beginning = f"{each.where}: objective '{each.name}' is for"
+        if each.model not in models:
+            close = difflib.get_close_matches(each.model, models, n=1)
             meant = f"; did you mean '{close[0]}'?" if close else ""
-            problems.append(f"{each.where}: objective '{each.name}' is for model '{each.model}', which is not there{meant}")
-        elif each.version and each.version not in (known := sorted(versions[each.model])):
-            told = ", ".join(map(str, known)) or "none"
-            there = f"of model '{each.model}', which is not there; versions: {told}"
-            problems.append(f"{each.where}: objective '{each.name}' is for version {each.version} {there}")
+            problems.append(f"{beginning} model '{each.model}', which is not there{meant}")
+            continue
+        versions = models[each.model]
+        if each.version and versions and each.version not in versions:
+            told = ", ".join(map(str, sorted(versions)))
+            problems.append(f"{beginning} version {each.version} of model '{each.model}', which is not there; versions: {told}")
+            continue
+        levels = max((count for version, count in versions.items() if each.version in (0, version)), default=None)
+        if each.classes and levels is not None and each.classes[-1] > levels:
+            problems.append(f"{beginning} class {each.classes[-1]} of model '{each.model}', which has {levels} priority levels")
     return problems
 
 
@@ -209,17 +220,3 @@ def _stages_of(document: Document, slo: SLO) -> tuple[dict[str, int], list[str]]
         else:
             stages[stage] = round(float(found[1]) * _UNITS[found[2]])
     return stages, problems
-
-
-def json_of(objective: Objective) -> dict[str, Any]:
-    """What an objective says, for programs."""
-    return {
-        "name": objective.name,
-        "model": objective.model,
-        "version": objective.version or None,
-        "classes": list(objective.classes) or None,
-        "threshold_ms": objective.threshold_ns / MILLISECOND,
-        "target": objective.target,
-        "window_s": objective.window_ns // SECOND,
-        "where": objective.where,
-    }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class Engine:
         self.statistics = Statistics()
         self.histograms = Histograms()
         # It names versions by the ledger's numbers, and the ledger feeds it.
-        self.budgets = Budgets(objectives, lambda number: self.ledger.model(number))
+        self.budgets = Budgets(objectives, lambda number: self.ledger.model(number), time.time_ns() - time.monotonic_ns())
         self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold, self.budgets.fold, self._trace))
         self.traces = TraceStore(self.ledger.drain, self.ledger.model)
         self.regions = Regions()
@@ -244,6 +245,14 @@ class Engine:
     def statuses(self) -> list[ModelStatus]:
         """Every version of every model that was ever asked for, by name and version."""
         return self.catalog.statuses()
+
+    def known_models(self) -> dict[str, dict[int, int]]:
+        """Of every model there is, loaded or not, the versions that came up, and how many priority levels each has."""
+        known: dict[str, dict[int, int]] = {name: {} for name in self.repository.names()}
+        for status in self.statuses():
+            if status.spec is not None:
+                known.setdefault(status.model, {})[status.spec.version] = status.spec.batching.priority_levels
+        return known
 
     # Inference.
 
