@@ -96,23 +96,25 @@ def test_no_variant_is_used_and_no_class_shed_that_is_not_there(each: Seen) -> N
 
 def test_as_much_goes_to_the_variant_as_was_bad() -> None:
     (made,) = steps([BURNS])
-    assert made.levers == Levers(caution=0.0, variant=0.3)
-    assert made.steering == Steering(variant=round(0.3 * SHARE_OF))
+    assert made.levers == Levers(caution=0.0, variant=pytest.approx(0.25 + 0.05 / 3))
+    assert made.steering == Steering(variant=273)
     assert made.why == "the budget burns: more goes to the variant"
 
 
 def test_classes_are_shed_when_all_of_it_runs_on_the_variant() -> None:
-    made = steps([BURNS] * 12)
-    assert [round(each.levers.variant, 1) for each in made[:5]] == [0.3, 0.6, 0.9, 1.0, 1.0]
-    assert [each.levers.shed for each in made[:4]] == [0] * 4
-    assert made[4].levers.shed == pytest.approx(0.3)
+    made = steps([BURNS] * 25)
+    expected = [BURNS.refused / 100 + 5 / 300 + n * (BURNS.refused / 100 + 5 / 300) / 2 for n in range(6)]
+    assert [each.levers.variant for each in made[:6]] == pytest.approx([min(1.0, share) for share in expected])
+    assert [each.levers.shed for each in made[:7]] == [0] * 7
     assert made[-1].levers.shed == 2
-    assert steps([BURNS] * 6)[-1].steering.shed == {3: round(0.6 * SHARE_OF)}
+    first = next(each for each in made if each.levers.shed)
+    assert first.before.variant == 1
+    assert first.steering.shed == {3: round(first.levers.shed * SHARE_OF)}
     assert made[-1].steering.shed == {2: SHARE_OF - SHARE_OF // 16, 3: SHARE_OF - SHARE_OF // 16}
 
 
 def test_who_came_too_late_asks_for_caution_and_who_was_refused_does_not() -> None:
-    late = steps([replace(BURNS, refused=0)] * 4)[-1]
+    late = steps([replace(BURNS, refused=0)] * 5)[-1]
     assert late.levers.caution == 1
     assert late.steering.quantile == pytest.approx(0.95)
     assert late.steering.margin_ns == 20 * MILLISECOND // 8
@@ -122,7 +124,7 @@ def test_who_came_too_late_asks_for_caution_and_who_was_refused_does_not() -> No
 
 
 def test_a_calm_budget_gives_back_slowly_the_classes_first() -> None:
-    taken = steps([BURNS] * 12)
+    taken = steps([BURNS] * 25)
     state, now = taken[-1].state, taken[-1].at
     given_back: list[Decision] = []
     for _ in range(200):

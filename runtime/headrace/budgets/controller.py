@@ -9,9 +9,10 @@ Three levers, each moved by a step that has a bound:
 While the budget burns, as many more of a hundred batches go to the variant as requests of a hundred were refused in the last
 second, and a third as many as were late: work that is r too much is r less with it, or not quite, and the next second says how
 much is left. So it comes near from below. Who is late may be so because nobody knew yet how slow the model has become; that says
-less. Where there is no variant, or no more of it, the lowest classes are shed, in the same steps. Requests that came too late ask
-for caution; those that were refused because they would have been ask for less of it, for a prediction that is too careful refuses
-who could have been served.
+less. And of what is bad in the second after a step, some dates from before it: that step is half as large. Where there is no
+variant, or no more of it, the lowest classes are shed, in the same steps. Requests that came too late ask for caution; those that
+were refused because they would have been ask for less of it, for a prediction that is too careful refuses who could have been
+served.
 
 Who gives something back too soon takes it again a moment later. So a budget must be calm for a while first, and for three times
 as long if what was given back had to be taken again (after the exponential backoff of Metcalfe and Boggs, "Ethernet", 1976). It
@@ -96,7 +97,7 @@ class State:
     """What the controller of one version remembers.
 
     `calm_ns` is for how long nothing has burnt, `hold_ns` how long that must be before something is given back, `gave_at` and
-    `stepped_at` are instants, 0 if never.
+    `stepped_at` are instants, 0 if never. `is_taking`: the step before took.
     """
 
     levers: Levers = Levers()
@@ -104,6 +105,7 @@ class State:
     hold_ns: int = _HOLD_NS
     gave_at: int = 0
     stepped_at: int = 0
+    is_taking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +149,14 @@ def decide(state: State, seen: Seen, now: int) -> Decision:
         return Decision(now, before, before, Move.NONE, why, seen, replace(state, stepped_at=now))
     last = seen.bad / seen.requests / seen.allowed if seen.requests else 0.0
     if seen.fast >= BURNS and last >= BURNS:
-        levers, move, why = _take(before, seen)
+        levers, move, why = _take(before, seen, again=state.is_taking)
         is_too_soon = 0 < now - state.gave_at <= _SOON_NS and state.gave_at > 0
         hold = min(3 * state.hold_ns, _LONGEST_HOLD_NS) if is_too_soon else state.hold_ns
-        after = State(levers, 0, hold, 0 if is_too_soon else state.gave_at, now)
+        after = State(levers, 0, hold, 0 if is_too_soon else state.gave_at, now, is_taking=True)
         return Decision(now, before, levers, move, why, seen, after)
     if max(seen.fast, last) > CALM:
         why = "the budget burns, but not faster than it may"
-        return Decision(now, before, before, Move.NONE, why, seen, replace(state, calm_ns=0, stepped_at=now))
+        return Decision(now, before, before, Move.NONE, why, seen, replace(state, calm_ns=0, stepped_at=now, is_taking=False))
     calm = state.calm_ns + lasted
     levers, move, why = _give(before, seen, calm, state.hold_ns)
     hold = _HOLD_NS if levers == Levers(levers.caution) and calm > 2 * state.hold_ns else state.hold_ns
@@ -162,9 +164,9 @@ def decide(state: State, seen: Seen, now: int) -> Decision:
     return Decision(now, before, levers, move, why, seen, State(levers, calm, hold, gave_at, now))
 
 
-def _take(levers: Levers, seen: Seen) -> tuple[Levers, Move, str]:
+def _take(levers: Levers, seen: Seen, *, again: bool) -> tuple[Levers, Move, str]:
     refused, late = (count / max(seen.requests, _FEW) for count in (seen.refused, seen.bad - seen.refused))
-    step = min(refused + late / 3, TAKES)
+    step = min(refused + late / 3, TAKES) / (2 if again else 1)
     caution = levers.caution
     if late >= refused:
         caution = min(1.0, max(caution + min(late, TAKES), min(0.0, caution + TAKES)))

@@ -279,8 +279,7 @@ def budget(
 ) -> None:
     """Show the error budgets of a running server: what is left, how fast it burns, at which stage, and for whom.
 
-    With --explain: what steers the models because of that – prediction quantile, margin, cheaper variant, classes that are shed –,
-    one decision a line, the latest last.
+    With --explain: what the server decided because of that, one decision a line, the latest last.
 
     \b
     Examples:

@@ -63,6 +63,12 @@ class RunningVersion:
     classes: int = 0
     steering: tuple[Steering, Mapping[str, int]] | None = None
 
+    @property
+    def accounts(self) -> list[tuple[str, str]]:
+        """What runs batches of it, and the names under which the ledger has that."""
+        backends = [(backend, f"{self.model}@{backend}") for backend in self.backends]
+        return backends if self.variant is None else [*backends, self.variant]
+
 
 @dataclass(frozen=True, slots=True)
 class Present:
@@ -146,13 +152,10 @@ class Metrics(Collector):
         numbers = self._ledger.numbers()
         wanted = {key: numbers.get(key, []) for key in (_NOT_FOUND, *sorted(running))}
         shares = {
-            (*key, backend): numbers.get((f"{key[0]}@{backend}", key[1]), [])
+            (*key, which): numbers.get((name, key[1]), [])
             for key, versions in running.items()
-            for backend in versions[0].backends
+            for which, name in versions[0].accounts
         }
-        for key, versions in running.items():
-            if (variant := versions[0].variant) is not None:
-                shares[*key, variant[0]] = numbers.get((variant[1], key[1]), [])
         instant = time.monotonic_ns()
         pasts, ran, spent = self._ledger.read(
             lambda: (
