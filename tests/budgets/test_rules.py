@@ -17,8 +17,8 @@ from headrace.backends.fake import Script
 from headrace.budgets.burn import DAY
 from headrace.budgets.dashboard import dashboard_text
 from headrace.budgets.history import HOUR
+from headrace.budgets.reading import read_objectives
 from headrace.budgets.rules import rules_text
-from headrace.budgets.slo import read_objectives
 from headrace.clock import MILLISECOND
 from headrace.engine.observed import metrics_of
 from headrace.telemetry.names import METRICS
