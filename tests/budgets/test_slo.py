@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headrace.budgets.slo import parse_objectives, read_objectives, unserved
+from headrace.budgets.reading import parse_objectives, read_objectives
+from headrace.budgets.slo import unserved
 from headrace.clock import MILLISECOND, SECOND
 from headrace.errors import Code, InvalidObjective
 from headrace.ledger.records import Outcome

@@ -70,10 +70,10 @@ def test_low_classes_make_room_and_are_served_again_and_again() -> None:
     low = arrivals(5, (0.5, 10), (1.5, 35), (0.2, 45), priority=2, deadline_ns=10 * THRESHOLD_NS)
     asked = sorted(high + low, key=lambda each: each.at)
     loop = Loop(has_variant=False, classes=2, covered=1)
-    factor = lambda now: 3.2 if 10 * SECOND < now < 45 * SECOND else 1.0  # noqa: E731
+    factor = lambda now: 2.2 if 10 * SECOND < now < 45 * SECOND else 1.0  # noqa: E731
     report = run(loop, asked, factor)
     plain = run(Loop(has_variant=False, classes=2, covered=1, fixed=loop.made[0].steering), asked, factor)
-    assert max(loop.lever("shed")) > 0.3
+    assert max(loop.lever("shed")) > 0.2
     assert loop.made[-1].levers.shed == 0
     bad = [sum(not is_good(fate) for fate in each.fates if fate.arrival.priority == 1) for each in (report, plain)]
     assert bad[0] < 0.5 * bad[1], bad

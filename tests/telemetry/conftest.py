@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 
 from headrace.backends.fake import Script
-from headrace.budgets.slo import Objective
-from headrace.clock import MILLISECOND
 from headrace.engine.engine import Engine
 from headrace.ledger.tally import Tally, make_tally
 from headrace.telemetry.pulse import Pulse
@@ -26,7 +24,6 @@ def observe(tmp_path: Path) -> Iterator[Observe]:
     with ExitStack() as stack:
 
         def start(models: Mapping[str, tuple[str, Script]], **options: Any) -> Observed:
-            options.setdefault("objectives", [Objective("echo-soon", "echo", 20 * MILLISECOND, 0.99)])
             backend = fill(tmp_path / "repository", models)
             engine = Engine(tmp_path / "repository", backends={"fake": backend}, **options)
             make_tally(tmp_path / "tally")
