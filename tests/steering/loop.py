@@ -37,8 +37,8 @@ def is_good(fate: Fate) -> bool:
 class Loop:
     """Steers a simulation, or only looks on where `fixed` says how it is steered.
 
-    `classes` is how many the model has; the objective is of the first `covered` of them, 0 is all. `predicts` is whether the model
-    lets execution times be foretold.
+    `classes` is how many the model has; the objective is of the first `covered` of them, 0 is all. `predicts`: whether execution
+    times are foretold.
     """
 
     has_variant: bool = True
