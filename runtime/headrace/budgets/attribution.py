@@ -103,15 +103,16 @@ class StageBudgets:
         weights = np.where(self._declared > 0, 0.0, long)
         rest = self._threshold - self._declared.sum()
         stages = self._declared + rest * weights / max(weights.sum(), 1.0)
-        return Allowance(self._threshold, stages, usual if self._is_known else stages)
+        return Allowance(self._threshold, stages, usual if self.is_known else stages)
 
     @property
-    def _is_known(self) -> bool:
+    def is_known(self) -> bool:
+        """Whether enough good requests were looked at to say what is usual."""
         return self._counts[0].sum() >= _ENOUGH
 
     def _quantile(self, share: float) -> NDArray[np.float64]:
         """Of each stage among good requests, in ns; alike while too few are known."""
-        if not self._is_known:
+        if not self.is_known:
             return np.ones(len(STAGES))
         upto = np.cumsum(self._counts, axis=1)
         places = (upto < share * upto[:, -1:]).sum(axis=1)
