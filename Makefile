@@ -102,6 +102,7 @@ bench: $(VENV)/.dev-installed kernels
 	@$(BIN)/python -m benchmarks.transports
 	@$(BIN)/python -m benchmarks.peers
 	@$(BIN)/python -m benchmarks.goodput
+	@$(BIN)/python -m benchmarks.budgets
 	@$(BIN)/python -m benchmarks.lengths
 	@$(BIN)/python -m benchmarks.graphs
 	@$(BIN)/python -m benchmarks.python_models

@@ -167,3 +167,12 @@ def test_classes_come_back_although_nobody_of_the_objective_asks_any_more() -> N
         now += SECOND
         state = decide(state, replace(CALM, requests=0), now).state
     assert state.levers.shed == 0
+
+
+def test_what_burns_less_than_it_may_is_given_back_later() -> None:
+    taken = steps([BURNS])[-1]
+    state, now, waited = taken.state, taken.at, 0
+    while state.levers.variant == taken.levers.variant:
+        now, waited = now + SECOND, waited + 1
+        state = decide(state, replace(CALM, fast=0.8, slow=0.8, bad=0.8), now).state
+    assert waited == 31, "not after ten seconds, and not never"

@@ -16,7 +16,7 @@ served.
 
 Who gives something back too soon takes it again a moment later. So a budget must be calm for a while first, and for three times
 as long if what was given back had to be taken again (after the exponential backoff of Metcalfe and Boggs, "Ethernet", 1976). It
-is given back slowly, in steps that are smaller than those that took it, and in between there is a band in which nothing moves.
+is given back slowly, in steps that are smaller than those that took it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from headrace.scheduling.admission import SHARE_OF
 from headrace.scheduling.steering import QUANTILE, Steering
 
 BURNS, CALM = 1.0, 0.5
-"""Burn rates from which on a budget burns, and up to which it is calm."""
+"""Burn rates from which on a budget burns, and up to which it is calm. In between it takes three times as long to be."""
 TAKES, GIVES = 0.5, 0.05
 """The largest step of a lever, towards caution and back."""
 _FEW = 20
@@ -154,10 +154,8 @@ def decide(state: State, seen: Seen, now: int) -> Decision:
         hold = min(3 * state.hold_ns, _LONGEST_HOLD_NS) if is_too_soon else state.hold_ns
         after = State(levers, 0, hold, 0 if is_too_soon else state.gave_at, now, is_taking=True)
         return Decision(now, before, levers, move, why, seen, after)
-    if max(seen.fast, last) > CALM:
-        why = "the budget burns, but not faster than it may"
-        return Decision(now, before, before, Move.NONE, why, seen, replace(state, calm_ns=0, stepped_at=now, is_taking=False))
-    calm = state.calm_ns + lasted
+    # What burns less than it may is no reason to keep what was taken for ever, but one to wait longer.
+    calm = state.calm_ns + (lasted if max(seen.fast, last) <= CALM else lasted // 3)
     levers, move, why = _give(before, seen, calm, state.hold_ns)
     hold = _HOLD_NS if levers == Levers(levers.caution) and calm > 2 * state.hold_ns else state.hold_ns
     gave_at = now if move is Move.GIVE else state.gave_at
@@ -186,7 +184,8 @@ def _give(levers: Levers, seen: Seen, calm: int, hold: int) -> tuple[Levers, Mov
         return replace(levers, variant=max(0.0, levers.variant - GIVES)), Move.GIVE, "the budget is calm: less to the variant"
     if levers.caution > 0:
         return replace(levers, caution=max(0.0, levers.caution - GIVES)), Move.GIVE, "the budget is calm: less caution"
-    if levers.caution > -1 and seen.left > _PLENTY and seen.slow <= CALM and calm >= 3 * hold:
+    is_quiet = max(seen.fast, seen.slow) <= CALM
+    if levers.caution > -1 and seen.left > _PLENTY and is_quiet and calm >= 3 * hold:
         return replace(levers, caution=max(-1.0, levers.caution - GIVES)), Move.SPEND, "there is budget to spend on throughput"
     return levers, Move.NONE, "the budget is calm"
 
