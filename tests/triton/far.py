@@ -75,6 +75,7 @@ MODELS: dict[str, tuple[str, str]] = {
         """,
         """
         rows = len(self.of(request))
+        self.note(str(rows))
         told = json.dumps([request.request_id(), json.loads(request.parameters()), rows], sort_keys=True)
         return self.give(
             timeout=np.full((rows, 1), request.timeout(), np.int64), told=np.array([[told.encode()]] * rows, np.object_)
@@ -201,6 +202,7 @@ class Triton:
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in sorted(self._loaded)),
             "--exit-on-error=false",
+            "--disable-auto-complete-config",  # which takes two seconds a model; their configurations are complete
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
             "--backend-config=python,shm-default-byte-size=1048576",
         ]

@@ -59,9 +59,9 @@ def test_nothing_that_nobody_said(here: Here, far: Triton, transport: str) -> No
 def together(server: Server, far: Triton, proxy: Proxy, *requests: dict[str, Any]) -> list[tuple[int, str, dict[str, Any], int]]:
     """What the model there was told of requests that came while another one was under way."""
     proxy.hold()
-    sent = proxy.sent
+    ran = len(far.runs("tells"))
     first = Asked(server, "tells", row(), client_timeout=FAR_OFF)
-    wait_until(lambda: proxy.sent > sent)
+    wait_until(lambda: len(far.runs("tells")) > ran)
     asked = [Asked(server, "tells", row(), **request) for request in requests]
     wait_until(lambda: server.waiting("tells") == len(requests))
     proxy.let()

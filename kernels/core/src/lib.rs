@@ -9,6 +9,7 @@ pub mod admission;
 pub mod batch;
 pub mod buffer;
 pub mod classify;
+pub mod client;
 pub mod clock;
 pub mod codec;
 pub mod datatype;

@@ -294,6 +294,12 @@ fn range(index: Option<usize>, all: usize) -> std::ops::Range<usize> {
 #[pyclass(frozen, module = "headrace_kernels")]
 pub struct Buffer(headrace_core::buffer::Buffer);
 
+impl Buffer {
+    pub fn of(memory: headrace_core::buffer::Buffer) -> Buffer {
+        Buffer(memory)
+    }
+}
+
 #[pymethods]
 impl Buffer {
     #[allow(clippy::cast_possible_wrap)]

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod batch;
+mod channel;
 mod kernel;
 mod load;
 mod queue;
@@ -70,9 +71,10 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<server::Server>()?;
     module.add_class::<server::Call>()?;
     module.add_class::<load::Load>()?;
+    module.add("CallError", module.py().get_type::<channel::CallError>())?;
+    module.add_class::<channel::Channel>()?;
     module.add_function(wrap_pyfunction!(python_entries, module)?)?;
     module.add_function(wrap_pyfunction!(kernel::check_pattern, module)?)?;
-    module.add_function(wrap_pyfunction!(load::call, module)?)?;
     #[cfg(feature = "faults")]
     module.add_function(wrap_pyfunction!(inject, module)?)?;
     Ok(())

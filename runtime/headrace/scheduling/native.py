@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headrace import errors, kernels
 from headrace.clock import Clock
 from headrace.errors import BackendFailed, Broken, HeadraceError
 from headrace.ledger.ledger import Ledger, Outcome
 from headrace.model import ModelSpec
-from headrace.protocol.validate import encode_bytes
+from headrace.protocol.validate import on_the_wire
 from headrace.request import Origin, Request
 from headrace.request import Sequence as SequencePlace
 from headrace.scheduling.admission import Depth, Limits
@@ -35,7 +34,7 @@ from headrace.scheduling.base import Batch
 from headrace.scheduling.entry import Answer, Sink, outcome_of
 from headrace.scheduling.padding import cut
 from headrace.scheduling.plan import VIEW, Plan
-from headrace.tensor import DTYPES, BytesTensor, RawTensor, Tensor, datatype_of, rows_of
+from headrace.tensor import DTYPES, BytesTensor, RawTensor, Tensor, bytes_of, rows_of
 
 if TYPE_CHECKING:
     import headrace_kernels as native
@@ -479,21 +478,14 @@ def _on_the_wire(tensor: Tensor | RawTensor) -> tuple[str, Sequence[int], Any]:
     """Datatype, shape and bytes of an input."""
     if isinstance(tensor, RawTensor):
         return tensor.datatype, tensor.shape, tensor.data
-    if isinstance(tensor, BytesTensor):
-        return "BYTES", tensor.shape, encode_bytes(tensor)
-    return datatype_of(tensor), tensor.shape, _flat(tensor)
+    return on_the_wire(tensor)
 
 
 def _as_buffers(tensor: Tensor) -> tuple[Sequence[int], Any, Any]:
     """Shape, bytes and, of BYTES, offsets of an output."""
     if isinstance(tensor, BytesTensor):
         return tensor.shape, np.ascontiguousarray(tensor.data), np.ascontiguousarray(tensor.offsets)
-    return tensor.shape, _flat(tensor), None
-
-
-def _flat(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """The bytes of an array: of any datatype, for some that numpy knows by courtesy only have no buffer of their own."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return tensor.shape, bytes_of(tensor), None
 
 
 def _error(kind: str, message: str, retry_after_ns: int | None = None) -> HeadraceError:

@@ -18,8 +18,8 @@ const MOST_PARTIAL: usize = 4 << 30;
 
 /// Why there is no message.
 pub enum Failed {
-    /// The client is gone.
-    Gone,
+    /// The other side is gone.
+    Gone(h2::Error),
     /// It gets this.
     Told(Error),
     /// It asked for an encoding that is not known.
@@ -56,7 +56,12 @@ impl Messages {
         Messages { body, encoding, chunks: VecDeque::new(), held: 0, head: None, partial }
     }
 
-    /// The next message; None when the client has no more.
+    /// What stands behind the messages, once there are no more; None when nothing does.
+    pub fn poll_trailers(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<HeaderMap>, h2::Error>> {
+        self.body.poll_trailers(cx)
+    }
+
+    /// The next message; None when the other side has no more.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Failed>> {
         loop {
             if let Some(message) = self.complete()? {
@@ -64,11 +69,11 @@ impl Messages {
             }
             match ready!(self.body.poll_data(cx)) {
                 Some(Ok(chunk)) => {
-                    // It is ours now; h2 may take as much again from the client.
+                    // It is ours now; h2 may take as much again.
                     let _ = self.body.flow_control().release_capacity(chunk.len());
                     self.hold(chunk)?;
                 }
-                Some(Err(_)) => return Poll::Ready(Err(Failed::Gone)),
+                Some(Err(error)) => return Poll::Ready(Err(Failed::Gone(error))),
                 None if self.held == 0 && self.head.is_none() => return Poll::Ready(Ok(None)),
                 None => {
                     return Poll::Ready(Err(told(Code::Internal, "the message of the call ends too soon")));

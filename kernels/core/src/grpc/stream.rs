@@ -143,7 +143,7 @@ impl Stream<'_> {
                         self.is_read = true;
                         is_idle = false;
                     }
-                    Poll::Ready(Err(Failed::Gone)) => return Poll::Ready(End::Gone),
+                    Poll::Ready(Err(Failed::Gone(_))) => return Poll::Ready(End::Gone),
                     Poll::Ready(Err(Failed::Told(error))) => {
                         return Poll::Ready(End::Failed(error));
                     }

@@ -15,6 +15,10 @@ PROFILE: str
 
 _Input: TypeAlias = tuple[str, str, Sequence[int], BufferLike]
 """Of a request of this process: name, datatype, shape, contiguous bytes as on the wire (BYTES length-prefixed)."""
+_Place: TypeAlias = tuple[str, int, int]
+"""In shared memory of another server: region, offset, bytes."""
+_Asked: TypeAlias = tuple[str, str, Sequence[int], BufferLike | None, _Place | None]
+"""Of a request to another server: name, datatype, shape, contiguous bytes as on the wire, and where they are instead."""
 _Output: TypeAlias = tuple[int, Sequence[int], BufferLike, BufferLike | None]
 """Of a model: place in the spec, shape as clients see it, contiguous bytes; for BYTES also int64 offsets into them."""
 _Gathered: TypeAlias = tuple[int, list[int], Buffer, Buffer | None]
@@ -28,6 +32,14 @@ class KernelError(Exception):
     """A request was not admitted, or something broke.
 
     `args` are the class in `headrace.errors`, the message, and after how many ns to try again, or None.
+    """
+
+class CallError(Exception):
+    """A call was not answered well.
+
+    `args` are what became of it, gRPC's code (0 where there is none), and words. `unsent`: there is no connection, or the server
+    said that it did not look at it, so that nothing has run; `lost`: the connection broke, and what was sent may have run;
+    `late`: there was no answer in time; `answered`: the server's own error.
     """
 
 @final
@@ -288,6 +300,51 @@ class Call:
     def fail(self, code: int, message: str) -> None:
         """Fail it."""
 
+@final
+class Channel:
+    """A gRPC server, and one connection to it, which is opened when it is needed, and again when it was lost.
+
+    Whoever calls does all the reading and writing in the own thread, without the interpreter; one thread at a time.
+
+    Args:
+        address: `HOST:PORT` or `unix:PATH`; without TLS.
+        patience: how long a connection may take, in ns.
+
+    Raises:
+        OSError: the machine has no poller left.
+    """
+
+    def __new__(cls, address: str, patience: int) -> Channel: ...
+    def call(self, path: str, payload: bytes, until: int) -> bytes:
+        """The answer of `/package.Service/Method`, which is waited for until that instant.
+
+        Raises:
+            CallError: there is none.
+            KernelError: the message is too large.
+        """
+
+    def infer(
+        self,
+        model: str,
+        version: str,
+        id: str,
+        parameters: Sequence[tuple[str, bool | int | float | str]],
+        inputs: Sequence[_Asked],
+        outputs: Sequence[tuple[str, _Place | None]],
+        until: int,
+        metadata: Sequence[tuple[str, str]],
+    ) -> tuple[str, list[tuple[str, str, list[int]]], list[Buffer]]:
+        """`ModelInfer`: the version that answered, its outputs (name, datatype, shape), and their raw contents, aligned to 64.
+
+        Raises as `call`.
+        """
+
+    def connect(self, until: int) -> bool:
+        """Try to connect until that instant; whether there is a connection."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
 def check_pattern(pattern: str) -> str | None:
     """Why the server does not understand a pattern for headers; None if it does."""
 
@@ -338,9 +395,6 @@ class Load:
 
     def stop(self) -> None:
         """Send no more."""
-
-def call(address: str, method: str, payload: bytes, patience: int) -> tuple[int, str, bytes]:
-    """One unary call of `/package.Service/Method`: its gRPC code, message and answer. `patience` in ns."""
 
 def python_entries() -> int:
     """How often native code has entered Python on behalf of requests since the process started."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from headrace.backends.base import Device
-from headrace.backends.triton.client import Client, Lost, TimedOut, Unreachable
+from headrace.backends.triton.channel import Lost, TimedOut, Unreachable
+from headrace.backends.triton.client import Client
 from headrace.backends.triton.messages import Signature, signature_of
 from headrace.backends.triton.session import Loaded, TritonSession, words_of
 from headrace.backends.triton.settings import settings_of
