@@ -68,7 +68,9 @@ pub struct Turn {
 }
 
 impl Queue {
-    pub fn new(house: Arc<House>, id: u64, model: u32, spec: Spec, limits: Limits) -> Arc<Queue> {
+    /// `account`: the ledger's number of the version, and the one above which requests and batches are numbered.
+    pub fn new(house: Arc<House>, id: u64, account: (u32, u64), spec: Spec, limits: Limits) -> Arc<Queue> {
+        let (model, above) = account;
         Arc::new(Queue {
             id,
             model,
@@ -78,7 +80,7 @@ impl Queue {
             pool: Arc::default(),
             house,
             limits: Mutex::new(limits),
-            state: Mutex::default(),
+            state: Mutex::new(State { numbers: above, batches: above, ..State::default() }),
             changed: Condvar::new(),
             all_settled: Condvar::new(),
         })

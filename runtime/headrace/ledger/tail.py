@@ -36,7 +36,7 @@ class Line(NamedTuple):
     @property
     def text(self) -> str:
         """In columns."""
-        columns = f"{self.at} {self.outcome:<24} {self.model:<20} {self.rows:>5} {self.batch:>8} {self.took:>10}"
+        columns = f"{self.at} {self.outcome:<24} {self.model:<20} {self.rows:>5} {self.batch:>14} {self.took:>10}"
         return f"{columns}  {self.stages}".rstrip()
 
 

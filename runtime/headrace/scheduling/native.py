@@ -70,8 +70,8 @@ class NativeQueues:
 
     def __call__(self, spec: ModelSpec, limits: Limits) -> NativeQueue:
         """A queue for one loaded version."""
-        number = self._ledger.register(spec)
-        queue = NativeQueue(self._kernel.open_queue(spec, number, limits), spec, number, self._clock)
+        number, above = self._ledger.open_account(spec)
+        queue = NativeQueue(self._kernel.open_queue(spec, number, above, limits), spec, number, self._clock)
         self._queues[queue.core.id] = queue
         return queue
 

@@ -54,13 +54,13 @@ class PortableQueue:
         self, spec: ModelSpec, limits: Limits, ledger: Ledger, clock: Clock, expires: Callable[[PortableQueue, int], None]
     ) -> None:
         self.spec, self.clock = spec, clock
-        self.model_number = ledger.register(spec)
+        self.model_number, above = ledger.open_account(spec)
         self._limits, self._ledger, self._expires = limits, ledger, expires
         self._validator = Validator(spec)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._all_settled = threading.Condition(self._lock)
-        self._numbers, self._batches = itertools.count(1), itertools.count(1)
+        self._numbers, self._batches = itertools.count(above + 1), itertools.count(above + 1)
         self._order: list[tuple[int, int, PortableEntry, bytes]] = []
         self._waiting: dict[int, PortableEntry] = {}
         self._overdue: list[tuple[int, int]] = []

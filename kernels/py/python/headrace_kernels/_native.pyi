@@ -39,8 +39,11 @@ class Kernel:
     """
 
     def __new__(cls, now: int | None = None) -> Kernel: ...
-    def open_queue(self, spec: Any, model_number: int, limits: Any) -> Queue:
-        """A queue for a `headrace.model.ModelSpec` with `headrace.scheduling.admission.Limits`; records name `model_number`."""
+    def open_queue(self, spec: Any, model_number: int, above: int, limits: Any) -> Queue:
+        """A queue for a `headrace.model.ModelSpec` with `headrace.scheduling.admission.Limits`.
+
+        Records name `model_number`, and number its requests and batches from `above` + 1.
+        """
 
     def publish(self, model: str, versions: Mapping[int, Queue | None] | None) -> None:
         """Replace the routes of a model. None for a version: it is not ready; None for all: forget the model."""
