@@ -9,7 +9,7 @@ import pytest
 
 from headrace.clock import MILLISECOND, SECOND
 from headrace.errors import CannotMeetDeadline, DeadlineExpired, InvalidRequest, QueueClosed, QueueFull, QueueTimeout
-from headrace.ledger.ledger import Outcome, Refusal
+from headrace.ledger.records import Outcome, Refusal
 from headrace.model import QueuePolicy
 from headrace.protocol.validate import bucket_of
 from headrace.scheduling.admission import Depth, Estimate, Limits, Line

@@ -19,6 +19,7 @@ use crate::codec::Request;
 use crate::entry::{Entry, Fate, Lane, Letter, Settlement, Sink, Ticket, lane_of};
 use crate::error::{Error, Kind};
 use crate::expiry::Expiry;
+use crate::faults::{self, Point};
 use crate::ledger::{BatchRecord, Ledger, RequestRecord};
 use crate::news::{Level, LocalAnswer, News};
 use crate::spec::Spec;
@@ -213,6 +214,7 @@ impl Queue {
         reason: u16,
         predicted: Nanos,
     ) -> Option<Batch> {
+        faults::pass(Point::Take);
         let now = self.clock.now();
         let mut state = self.state.lock();
         let expired: Vec<_> = drop_them.iter().filter_map(|number| state.leave(*number)).collect();

@@ -15,11 +15,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from headrace.ledger.home import Home
-from headrace.ledger.records import BATCH, BATCHES, REQUEST, REQUESTS, BatchRecord, Outcome, Records, Refusal, RequestRecord
+from headrace.ledger.records import BATCH, BATCHES, REQUEST, REQUESTS, BatchRecord, Records, RequestRecord
 from headrace.ledger.ring import Ring
 from headrace.model import ModelSpec
-
-__all__ = ["BATCH", "REQUEST", "BatchRecord", "Ledger", "Outcome", "Records", "Refusal", "RequestRecord", "in_turn"]
 
 Source = Callable[[], tuple[bytes, bytes]]
 """Packed records that are written elsewhere and were not taken yet: of requests, of batches."""

@@ -30,7 +30,8 @@ from headrace.errors import (
     QueueFull,
     QueueTimeout,
 )
-from headrace.ledger.ledger import BatchRecord, Ledger, Outcome
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import BatchRecord, Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.validate import Validator
 from headrace.request import Request

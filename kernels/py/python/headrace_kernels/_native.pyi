@@ -135,8 +135,11 @@ class Queue:
     def cancel(self, number: int) -> None:
         """Nobody wants the answer of this local entry any more."""
 
-    def settle(self, number: int, outcome: int, code: int, sent: int, bytes_out: int) -> bool:
-        """The caller of a local entry has its answer; False if it was settled before."""
+    def settle(self, number: int, outcome: int, code: int, scattered: int, sent: int, bytes_out: int) -> bool:
+        """The caller of a local entry has its answer, which was made at `scattered` (ns, 0 where no batch gave it).
+
+        False if it was settled before.
+        """
 
     def turn(self, until: int | None) -> tuple[bytes, bool, int, int] | None:
         """Write what this thread has replied, then wait for something to plan.
