@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 
 from headrace.clock import MILLISECOND, SECOND
 from headrace.errors import CannotMeetDeadline, DeadlineExpired, InvalidRequest, QueueClosed, QueueFull, QueueTimeout
-from headrace.ledger.ledger import Outcome, Refusal
+from headrace.ledger.records import Outcome, Refusal
 from headrace.model import QueuePolicy
 from headrace.protocol.validate import bucket_of
 from headrace.scheduling.admission import Depth, Estimate, Limits, Line
@@ -424,3 +425,22 @@ def test_a_lost_sink_of_several_answers_settles_once(house: House) -> None:
     assert house.outcomes() == [Outcome.CANCELLED]
     assert house.queue.wait_settled(0)
     assert "0 waiting, 0 unsettled>" in repr(house.queue)
+
+
+def test_a_version_that_is_loaded_again_numbers_its_requests_and_batches_anew(house: House) -> None:
+    numbered: list[tuple[list[int], list[int]]] = []
+    for _ in range(2):
+        for name in "abc":
+            house.push(name)
+        assert house.run() == ["a", "b", "c"]
+        house.ledger.drain()
+        numbered.append(tuple(np.concatenate(kind)["number"].tolist() for kind in (house.records, house.batches)))
+        house.queue.close()
+        house.queue = house.queues(house.spec, Limits())
+    assert numbered[0] == ([1, 2, 3], [1])
+    (requests, batches) = numbered[1]
+    assert len(set(requests)) == 6
+    assert len(set(batches)) == 2
+    records = np.concatenate(house.records)
+    assert set(records["model"].tolist()) == {house.queue.model_number}
+    assert set(records["batch"].tolist()) == set(batches), "each names its own"

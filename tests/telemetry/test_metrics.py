@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
 from headrace.errors import BackendFailed, Code, Draining, HeadraceError, InvalidRequest, ModelNotFound, QueueClosed, QueueFull
-from headrace.ledger.ledger import Outcome, Refusal
+from headrace.ledger.records import Outcome, Refusal
 from headrace.protocol import headrace_pb2 as pb
 from headrace.request import Request
 from headrace.scheduling.entry import Answer, Entry, refusal_of

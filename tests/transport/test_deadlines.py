@@ -7,7 +7,7 @@ import pytest
 
 from headrace.backends.fake import Gate, Script
 from headrace.clock import MILLISECOND
-from headrace.ledger.ledger import Outcome, Refusal
+from headrace.ledger.records import Outcome, Refusal
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, message, wait_until
 
 SLOW = 50 * MILLISECOND

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from headrace.backends.triton.channel import Unreachable
 from headrace.errors import BackendDown, DeadlineExpired, ModelError
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.request import Request
 from tests.transport.serving import PATIENCE, Asked, Server, tensor, wait_until
 from tests.triton.far import Triton

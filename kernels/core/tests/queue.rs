@@ -93,7 +93,7 @@ fn queue(house: &Arc<House>, sequences: bool) -> Arc<Queue> {
         padding: None,
     };
     let limits = Limits { requests: 1 << 20, rows: 1 << 20, nbytes: 1 << 30, undated: 1 << 20, estimate: None };
-    Queue::new(Arc::clone(house), 1, 1, spec, limits)
+    Queue::new(Arc::clone(house), 1, (1, 0), spec, limits)
 }
 
 /// Settles what arrives, and counts it.

@@ -39,12 +39,14 @@ fn python_entries() -> u64 {
     ENTRIES.load(Ordering::Relaxed)
 }
 
-/// Let the next `count` passes of a point panic.
+/// Let the next `count` passes of a point panic, or be delayed.
 #[cfg(feature = "faults")]
 #[pyfunction]
-fn inject(point: &str, count: usize) -> PyResult<()> {
+#[pyo3(signature = (point, count, delay_ns=0))]
+fn inject(point: &str, count: usize, delay_ns: u64) -> PyResult<()> {
     let unknown = || pyo3::exceptions::PyValueError::new_err(format!("there is no point '{point}'"));
-    headrace_core::faults::arm(headrace_core::faults::Point::named(point).ok_or_else(unknown)?, count);
+    let point = headrace_core::faults::Point::named(point).ok_or_else(unknown)?;
+    headrace_core::faults::arm(point, count, std::time::Duration::from_nanos(delay_ns));
     Ok(())
 }
 

@@ -29,7 +29,8 @@ from headrace.engine.routes import Routes
 from headrace.engine.watch import Watcher
 from headrace.errors import HeadraceError, InvalidRequest, NotAllowed, NotInRepository, Unsupported
 from headrace.ledger.histograms import Histograms
-from headrace.ledger.ledger import Ledger, Records, in_turn
+from headrace.ledger.ledger import Ledger, in_turn
+from headrace.ledger.records import Records
 from headrace.ledger.traces import TraceStore
 from headrace.ledger.views import Statistics
 from headrace.model import State

@@ -14,7 +14,7 @@ from headrace.errors import BackendFailed, HeadraceError, InvalidRequest, senten
 from headrace.graph.fan import Fan, fan_of, picked
 from headrace.graph.rest import Rest, rows_at
 from headrace.graph.segments import Signature, text_of, varies
-from headrace.ledger.ledger import BatchRecord
+from headrace.ledger.records import BatchRecord
 from headrace.model import ModelSpec
 from headrace.node import Rows
 from headrace.protocol.validate import resolve_reshape

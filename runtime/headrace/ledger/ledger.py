@@ -8,17 +8,16 @@ Where the rings are in files (`ledger.home`), other processes read them, too, ea
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from headrace.ledger.home import Home
-from headrace.ledger.records import BATCH, BATCHES, REQUEST, REQUESTS, BatchRecord, Outcome, Records, Refusal, RequestRecord
+from headrace.ledger.records import BATCH, BATCHES, REQUEST, REQUESTS, BatchRecord, Records, RequestRecord
 from headrace.ledger.ring import Ring
 from headrace.model import ModelSpec
-
-__all__ = ["BATCH", "REQUEST", "BatchRecord", "Ledger", "Outcome", "Records", "Refusal", "RequestRecord", "in_turn"]
 
 Source = Callable[[], tuple[bytes, bytes]]
 """Packed records that are written elsewhere and were not taken yet: of requests, of batches."""
@@ -28,6 +27,8 @@ Fold = Callable[[Records, Records], None]
 """What takes (request records, batch records) and adds them to whatever it keeps."""
 
 _T = TypeVar("_T")
+_NUMBERS = 44
+"""Bits of what one queue may number, requests or batches: at a hundred thousand a second, years."""
 _SHARED = (1 << 15, 1 << 13)
 """Records that the rings of the kernels hold, which write most of them: of requests, of batches."""
 
@@ -40,6 +41,13 @@ def in_turn(*folds: Fold) -> Fold:
             each(requests, batches)
 
     return fold
+
+
+class Account(NamedTuple):
+    """How the ledger knows a queue: by the number of its version, and its requests and batches by numbers over `above`."""
+
+    model: int
+    above: int
 
 
 class Ledger:
@@ -59,6 +67,7 @@ class Ledger:
         self._taken = (0, 0)
         self._models: dict[tuple[str, int, str], int] = {("", 0, ""): 0}
         self._names = list(self._models)
+        self._opened: Counter[int] = Counter()
         self._home: Home | None = None
 
     def share(self, home: Home) -> None:
@@ -90,6 +99,13 @@ class Ledger:
                 if self._home is not None:
                     self._home.name(self._models[key], *key)
             return self._models[key]
+
+    def open_account(self, spec: ModelSpec) -> Account:
+        """For a queue. However often a version is loaded again, no number of its requests or batches comes twice."""
+        model = self.register(spec)
+        with self._lock:
+            self._opened[model] += 1
+            return Account(model, self._opened[model] - 1 << _NUMBERS)
 
     def model(self, number: int) -> tuple[str, int, str]:
         """(model, version, digest) of a number. Takes no lock, so that folding may ask."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headrace.ledger.ledger import Records, RequestRecord
+from headrace.ledger.records import Records, RequestRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from headrace.clock import Clock
 from headrace.errors import BackendFailed, Broken, HeadraceError
-from headrace.ledger.ledger import BatchRecord
+from headrace.ledger.records import BatchRecord
 from headrace.model import ModelSpec
 from headrace.request import Request, Response
 from headrace.scheduling.answers import checked_outputs, deliver, log_failure, response_of

@@ -23,7 +23,8 @@ import numpy as np
 from headrace import errors, kernels
 from headrace.clock import Clock
 from headrace.errors import BackendFailed, Broken, HeadraceError
-from headrace.ledger.ledger import Ledger, Outcome
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.validate import on_the_wire
 from headrace.request import Origin, Request
@@ -69,8 +70,8 @@ class NativeQueues:
 
     def __call__(self, spec: ModelSpec, limits: Limits) -> NativeQueue:
         """A queue for one loaded version."""
-        number = self._ledger.register(spec)
-        queue = NativeQueue(self._kernel.open_queue(spec, number, limits), spec, number, self._clock)
+        number, above = self._ledger.open_account(spec)
+        queue = NativeQueue(self._kernel.open_queue(spec, number, above, limits), spec, number, self._clock)
         self._queues[queue.core.id] = queue
         return queue
 
@@ -119,17 +120,17 @@ class NativeQueues:
 class NativeEntry:
     """A request of this process in a native queue. See `scheduling.entry.Entry`."""
 
-    __slots__ = ("bytes_out", "cancelled", "number", "queue", "request", "sink")
+    __slots__ = ("bytes_out", "cancelled", "number", "queue", "request", "scattered", "sink")
 
     def __init__(self, queue: NativeQueue, request: Request, sink: Sink) -> None:
         self.queue, self.request, self.sink = queue, request, sink
-        self.number = self.bytes_out = 0
+        self.number = self.bytes_out = self.scattered = 0
         self.cancelled = False
 
     def settle(self, outcome: Outcome, code: errors.Code, sent: int) -> bool:
         """Write the record and free the place. The first call counts; False says it was settled before."""
         self.queue.forget(self)
-        return self.queue.core.settle(self.number, outcome, code.value, sent, self.bytes_out)
+        return self.queue.core.settle(self.number, outcome, code.value, self.scattered, sent, self.bytes_out)
 
     def cancel(self) -> None:
         """Nobody wants the answer any more. What waits leaves its queue at once; what runs is not answered."""
@@ -443,7 +444,11 @@ class NativeBatch:
         entries = [(place, self._queue.entry(numbers[place])) for place in places]
         # Who is not there any more has cancelled.
         answers = [Answer(entry, result(place, entry.request)) for place, entry in entries if entry is not None]
-        deliver(answers, self._queue.clock.now())
+        now = self._queue.clock.now()
+        for _, entry in entries:
+            if entry is not None:
+                entry.scattered = now
+        deliver(answers, now)
 
     def _request(self, place: int, number: int | None) -> Request:
         entry = self._queue.entry(number) if number is not None else None

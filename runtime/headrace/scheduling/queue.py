@@ -30,7 +30,8 @@ from headrace.errors import (
     QueueFull,
     QueueTimeout,
 )
-from headrace.ledger.ledger import BatchRecord, Ledger, Outcome
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import BatchRecord, Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.validate import Validator
 from headrace.request import Request
@@ -54,13 +55,13 @@ class PortableQueue:
         self, spec: ModelSpec, limits: Limits, ledger: Ledger, clock: Clock, expires: Callable[[PortableQueue, int], None]
     ) -> None:
         self.spec, self.clock = spec, clock
-        self.model_number = ledger.register(spec)
+        self.model_number, above = ledger.open_account(spec)
         self._limits, self._ledger, self._expires = limits, ledger, expires
         self._validator = Validator(spec)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._all_settled = threading.Condition(self._lock)
-        self._numbers, self._batches = itertools.count(1), itertools.count(1)
+        self._numbers, self._batches = itertools.count(above + 1), itertools.count(above + 1)
         self._order: list[tuple[int, int, PortableEntry, bytes]] = []
         self._waiting: dict[int, PortableEntry] = {}
         self._overdue: list[tuple[int, int]] = []

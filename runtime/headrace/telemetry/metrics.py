@@ -20,8 +20,9 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from headrace.clock import MICROSECOND, MILLISECOND, SECOND
-from headrace.ledger.histograms import FIRST_RESPONSE, STAGES, WHOLE, Histogram, Histograms, VersionHistograms
-from headrace.ledger.ledger import Ledger, Outcome, Refusal
+from headrace.ledger.histograms import FIRST_RESPONSE, WHOLE, Histogram, Histograms, VersionHistograms
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import STAGES, Outcome, Refusal
 from headrace.ledger.tally import Tally
 from headrace.ledger.views import Statistics, VersionTotals
 from headrace.model import State

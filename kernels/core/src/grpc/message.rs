@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 
+use crate::clock::{Clock, Nanos};
 use crate::codec::MAX_MESSAGE;
 use crate::error::{Code, Error};
 use crate::ledger::{Outcome, Refusal};
@@ -43,17 +44,24 @@ pub struct Messages {
     head: Option<(bool, usize)>,
     /// Of all calls.
     partial: Arc<AtomicUsize>,
+    clock: Clock,
+    /// When the first bytes of the last message came.
+    pub received: Nanos,
+    /// The same of the one that is being read, and when the last bytes came at all.
+    begun: Nanos,
+    came: Nanos,
 }
 
 impl Messages {
-    pub fn new(body: h2::RecvStream, headers: &HeaderMap, partial: Arc<AtomicUsize>) -> Messages {
+    pub fn new(body: h2::RecvStream, headers: &HeaderMap, partial: Arc<AtomicUsize>, clock: Clock) -> Messages {
         let encoding = match headers.get("grpc-encoding").map(|name| name.as_bytes()) {
             None | Some(b"identity") => Encoding::Identity,
             Some(b"gzip") => Encoding::Gzip,
             Some(b"deflate") => Encoding::Deflate,
             Some(other) => Encoding::Unknown(String::from_utf8_lossy(other).into_owned()),
         };
-        Messages { body, encoding, chunks: VecDeque::new(), held: 0, head: None, partial }
+        let (chunks, (received, begun, came)) = (VecDeque::new(), (0, 0, 0));
+        Messages { body, encoding, chunks, held: 0, head: None, partial, clock, received, begun, came }
     }
 
     /// What stands behind the messages, once there are no more; None when nothing does.
@@ -83,6 +91,10 @@ impl Messages {
     }
 
     fn hold(&mut self, chunk: Bytes) -> Result<(), Failed> {
+        self.came = self.clock.now();
+        if self.held == 0 && self.head.is_none() {
+            self.begun = self.came;
+        }
         self.held += chunk.len();
         if self.partial.fetch_add(chunk.len(), Ordering::Relaxed) + chunk.len() > MOST_PARTIAL {
             return Err(told(Code::ResourceExhausted, "too many large messages arrive at once; try again later"));
@@ -112,6 +124,8 @@ impl Messages {
         }
         self.head = None;
         let message = self.take(size);
+        // What is left came with the last bytes of this one.
+        (self.received, self.begun) = (self.begun, self.came);
         if is_compressed { self.decompress(&message).map(Some) } else { Ok(Some(message)) }
     }
 

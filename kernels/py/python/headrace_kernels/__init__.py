@@ -19,7 +19,7 @@ from headrace_kernels._native import (
 )
 
 inject = getattr(_native, "inject", None)
-"""`inject(point, count)` lets the next passes of a point panic; None in builds without the feature `faults`."""
+"""`inject(point, count, delay_ns=0)` lets the next passes of a point panic, or take longer; None in builds without `faults`."""
 
 __all__ = [
     "PROFILE",

@@ -51,8 +51,11 @@ class Kernel:
     """
 
     def __new__(cls, now: int | None = None) -> Kernel: ...
-    def open_queue(self, spec: Any, model_number: int, limits: Any) -> Queue:
-        """A queue for a `headrace.model.ModelSpec` with `headrace.scheduling.admission.Limits`; records name `model_number`."""
+    def open_queue(self, spec: Any, model_number: int, above: int, limits: Any) -> Queue:
+        """A queue for a `headrace.model.ModelSpec` with `headrace.scheduling.admission.Limits`.
+
+        Records name `model_number`, and number its requests and batches from `above` + 1.
+        """
 
     def publish(self, model: str, versions: Mapping[int, Queue | None] | None) -> None:
         """Replace the routes of a model. None for a version: it is not ready; None for all: forget the model."""
@@ -144,8 +147,11 @@ class Queue:
     def cancel(self, number: int) -> None:
         """Nobody wants the answer of this local entry any more."""
 
-    def settle(self, number: int, outcome: int, code: int, sent: int, bytes_out: int) -> bool:
-        """The caller of a local entry has its answer; False if it was settled before."""
+    def settle(self, number: int, outcome: int, code: int, scattered: int, sent: int, bytes_out: int) -> bool:
+        """The caller of a local entry has its answer, which was made at `scattered` (ns, 0 where no batch gave it).
+
+        False if it was settled before.
+        """
 
     def turn(self, until: int | None) -> tuple[bytes, bool, int, int] | None:
         """Write what this thread has replied, then wait for something to plan.
