@@ -85,6 +85,8 @@ class ServerConfig(BaseModel):
     """What the files may take in all; above it, the oldest go."""
     ledger_keep_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """How old files may become."""
+    slo: Path | None = None
+    """Where objectives are, OpenSLO files; else in `slo/` below the repository, if that is there. In a file, as `repository`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"
 
@@ -97,7 +99,7 @@ def server_config(file: Path | None, options: Mapping[str, object]) -> ServerCon
     """
     given = {key: value for key, value in options.items() if value is not None}
     stated = read_yaml(file) if file is not None else {}
-    for key in ("repository", "ledger"):
+    for key in ("repository", "ledger", "slo"):
         if file is not None and isinstance(stated.get(key), str):
             stated[key] = file.parent / str(stated[key])
     try:

@@ -8,6 +8,7 @@ because clients match on them.
     ├── InvalidRequest        the client can mend it
     ├── InvalidRepository     a configuration or a file on disk can be mended
     │   └── LoadFailed, NotInRepository, ModelMissing, BackendUnreachable
+    ├── InvalidLedger, InvalidObjective
     ├── InvalidLoad, TargetFailed    of the load generator
     ├── KernelsUnusable       the native data plane is not here, or is not ours
     ├── ModelNotFound, ModelNotReady
@@ -88,6 +89,20 @@ class InvalidLedger(HeadraceError):
     """A ledger, or a question to it, that cannot be used as it is."""
 
     code = Code.INVALID_ARGUMENT
+
+
+class InvalidObjective(HeadraceError):
+    """Objectives that cannot be used as they are.
+
+    Attributes:
+        problems: one sentence each, with file and line.
+    """
+
+    code = Code.INVALID_ARGUMENT
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 class LoadFailed(InvalidRepository):

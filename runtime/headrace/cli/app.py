@@ -1,7 +1,7 @@
 """The command line. What a command needs is imported when it runs: `--help` costs no more than its parser.
 
-Exit status: 0 done, 1 something that was looked at is not well (`models`, `graph`, `doctor`), 2 Headrace could not do what was
-asked; then stderr has one line that says why.
+Exit status: 0 done, 1 something that was looked at is not well (`models`, `graph`, `slo check`, `doctor`), 2 Headrace could not
+do what was asked; then stderr has one line that says why.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import typer
 from headrace import __version__
 from headrace.cli.bench import bench
 from headrace.cli.ledger import ledger as ledger_commands
+from headrace.cli.slo import slo as slo_commands
 from headrace.errors import HeadraceError, InvalidRepository
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 app.add_typer(bench, name="bench")
 app.add_typer(ledger_commands, name="ledger")
+app.add_typer(slo_commands, name="slo")
 
 RepositoryOption = Annotated[Path, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -90,6 +92,7 @@ def options(
       headrace graph --repository models embed
       headrace bench load --target 127.0.0.1:8001 --model magika --concurrency 16
       headrace ledger tail -f
+      headrace budget --watch
       headrace doctor
     """
 
@@ -153,6 +156,9 @@ def serve(
     ledger_keep_seconds: Annotated[
         float | None, typer.Option(metavar="S", help="How old its files may become. [no limit]")
     ] = None,
+    slo: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Objectives, as OpenSLO files. [slo/ below the repository]")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(metavar="debug|info|warning|error", help="[info]")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="auto|text|json", help="auto: text on a terminal. [auto]")] = None,
 ) -> None:
@@ -168,7 +174,7 @@ def serve(
       headrace serve --repository models --grpc 0.0.0.0:8001 --http 0.0.0.0:8000
       headrace serve --repository models --grpc 127.0.0.1:0 --http none --metrics none
       headrace serve --repository models --model-control explicit --load-model magika
-      headrace serve --repository models --ledger ledger
+      headrace serve --repository models --ledger ledger --slo slo
       headrace serve --config configs/server/local.yaml --repository models --grpc 127.0.0.1:0
     """
     from headrace.cli.serve import run_server
@@ -196,6 +202,7 @@ def serve(
         "ledger_segment_seconds": ledger_segment_seconds,
         "ledger_keep_bytes": ledger_keep_bytes,
         "ledger_keep_seconds": ledger_keep_seconds,
+        "slo": slo,
         "log_level": log_level,
         "log_format": log_format,
     }
@@ -259,6 +266,27 @@ def graph(
     if svg is not None:
         raise InvalidRepository("--svg draws one graph: give its name")
     raise typer.Exit(show_graphs(repository, json=json))
+
+
+@app.command()
+def budget(
+    of: Annotated[
+        str | None, typer.Option(metavar="PID|DIR", help="The server, or its directory in memory; left out, the only one.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, once a second, until Ctrl-C.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show the error budgets of a running server: what is left, how fast it burns, at which stage, and for whom.
+
+    \b
+    Examples:
+      headrace budget
+      headrace budget --watch
+      headrace budget --of 4711 --json
+    """
+    from headrace.cli.budget import show_budgets
+
+    show_budgets(of, watch=watch, json=json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What a server does for its ledger beside serving: the directory that others read, the side process, the pulse."""
+"""What a server does for its ledger beside serving: the directory that others read, the side process, the pulse, budgets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.budgets.keeping import Keeping
 from headrace.cli.observe import check_extra
 from headrace.config import ServerConfig
 from headrace.errors import InvalidLedger, sentence
@@ -57,7 +58,10 @@ class Keeper:
             log.warning("nobody else can read the ledger, there is no shared memory for it: %s", reason)
         if config.ledger is not None and self._home is not None:
             self._side = _side_process(config, self._home)
-        self.pulse = Pulse(self._home.look_at_clocks if self._home is not None else lambda: None)
+        self._budgets: Keeping | None = None
+        if engine.budgets.accounts:
+            self._budgets = Keeping(engine.budgets, engine.ledger, self._home and self._home.path, config.ledger)
+        self.pulse = Pulse(self._beat)
 
     @property
     def tally(self) -> Tally | None:
@@ -66,6 +70,7 @@ class Keeper:
 
     def start(self) -> None:
         """Begin."""
+        self._beat()
         self.pulse.start()
         if self._side is not None:
             self._side.start()
@@ -73,10 +78,18 @@ class Keeper:
     def close(self) -> None:
         """Let the side process write what is left, and remove what others read."""
         self.pulse.close()
+        if self._budgets is not None:
+            self._budgets.close()
         if self._side is not None:
             self._side.close(_FINISH_SECONDS)
         if self._home is not None:
             self._home.close()
+
+    def _beat(self) -> None:
+        if self._home is not None:
+            self._home.look_at_clocks()
+        if self._budgets is not None:
+            self._budgets.beat()
 
 
 def _check_directory(path: Path) -> None:

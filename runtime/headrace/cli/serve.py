@@ -27,6 +27,7 @@ from headrace.errors import InvalidRepository
 from headrace.model import State
 
 if TYPE_CHECKING:
+    from headrace.budgets.slo import Objective
     from headrace.engine.engine import Engine
     from headrace.models.repository import ModelFile, Repository
     from headrace.transport.base import Transport
@@ -92,6 +93,7 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
     name = chosen_transport(config.transport)
     configure_logs(config.log_level, config.log_format)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its failures are exceptions; its own lines on stderr are no JSON
+    from headrace.budgets.slo import unserved
     from headrace.engine.engine import Engine, ModelControl
     from headrace.engine.profiles import Profiles
     from headrace.transport.control import Control
@@ -105,6 +107,7 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
         control=ModelControl(config.model_control, tuple(config.load_model), config.poll_seconds),
         strict_readiness=config.strict_readiness,
         profiles=Profiles() if config.probe else None,
+        objectives=_objectives(config, source),
     )
     ways_in: dict[str, Transport] = {"grpc": grpc, **_other_ways_in(config)}
     try:
@@ -127,6 +130,8 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
         log.debug("listening, loading models", extra=addresses)
         engine.start()
         _check_serves(engine, config)
+        for problem in unserved(engine.budgets.objectives, engine.known_models()):
+            log.warning("%s", problem)
         # What is there now stays: the collector need not walk through it again and again.
         gc.collect()
         gc.freeze()
@@ -175,6 +180,15 @@ def _source(config: ServerConfig, model: Path | None) -> Repository | ModelFile:
     repository = Repository(config.repository)
     repository.names()  # raises where there is none
     return repository
+
+
+def _objectives(config: ServerConfig, source: Repository | ModelFile) -> list[Objective]:
+    directory = config.slo or source.objectives
+    if directory is None:
+        return []
+    from headrace.budgets.slo import read_objectives
+
+    return read_objectives(directory)
 
 
 def _check_serves(engine: Engine, config: ServerConfig) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 from headrace.backends.base import Backend
 from headrace.backends.registry import Backends
+from headrace.budgets.budgets import Budgets
+from headrace.budgets.slo import Objective
 from headrace.clock import SECOND, Clock, MonotonicClock
 from headrace.engine.catalog import Catalog, ModelSource, ModelStatus
 from headrace.engine.inner import InnerCalls
@@ -77,6 +80,7 @@ class Engine:
         queues: the factory of queues; a transport brings the one it needs. The portable one by default.
         clock: the clock.
         profiles: where to keep how long models run; without, that is not measured.
+        objectives: whose error budgets to keep.
 
     Raises:
         InvalidRepository: there is no such repository.
@@ -93,6 +97,7 @@ class Engine:
         queues: MakeQueues = PortableQueues,
         clock: Clock | None = None,
         profiles: Profiles | None = None,
+        objectives: Iterable[Objective] = (),
     ) -> None:
         source = source_of(repository)
         self.repository: ModelSource = WithGraphs(source, graphs) if graphs else source
@@ -101,7 +106,9 @@ class Engine:
         self.clock = clock or MonotonicClock()
         self.statistics = Statistics()
         self.histograms = Histograms()
-        self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold, self._trace))
+        # It names versions by the ledger's numbers, and the ledger feeds it.
+        self.budgets = Budgets(objectives, lambda number: self.ledger.model(number), time.time_ns() - time.monotonic_ns())
+        self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold, self.budgets.fold, self._trace))
         self.traces = TraceStore(self.ledger.drain, self.ledger.model)
         self.regions = Regions()
         self.routes = Routes(self.ledger, self.clock.now)
@@ -226,6 +233,14 @@ class Engine:
     def statuses(self) -> list[ModelStatus]:
         """Every version of every model that was ever asked for, by name and version."""
         return self.catalog.statuses()
+
+    def known_models(self) -> dict[str, dict[int, int]]:
+        """Of every model there is, loaded or not, the versions that came up, and how many priority levels each has."""
+        known: dict[str, dict[int, int]] = {name: {} for name in self.repository.names()}
+        for status in self.statuses():
+            if status.spec is not None:
+                known.setdefault(status.model, {})[status.spec.version] = status.spec.batching.priority_levels
+        return known
 
     # Inference.
 

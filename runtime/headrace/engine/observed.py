@@ -37,4 +37,4 @@ def metrics_of(engine: Engine, transport: str = "none", pulse: Pulse | None = No
         states = Counter(status.state for status in engine.catalog.statuses(include_unloaded=False))
         return Present(__version__, engine.ready, transport, states, versions, pulse and pulse.waits, side)
 
-    return Metrics(engine.ledger, engine.statistics, engine.histograms, look)
+    return Metrics(engine.ledger, engine.statistics, engine.histograms, engine.budgets, look)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.pbtxt"
 GRAPH_FILE = "graph.yaml"
+OBJECTIVES = "slo"
 
 
 class Repository:
@@ -43,6 +44,11 @@ class Repository:
 
     def __repr__(self) -> str:
         return f"<Repository {', '.join(map(str, self.roots))}>"
+
+    @property
+    def objectives(self) -> Path | None:
+        """The directory of objectives, `slo/` with files that end in `.yaml`, if there is one."""
+        return next((root / OBJECTIVES for root in self.roots if _holds_objectives(root / OBJECTIVES)), None)
 
     @staticmethod
     def of_file(path: Path) -> ModelFile:
@@ -59,7 +65,7 @@ class Repository:
         for root in self.roots:
             try:
                 # Hidden directories are not models: volumes mounted from Kubernetes keep their own there.
-                names.update(name for name in os.listdir(root) if _can_be_asked_for(name) and os.path.isdir(root / name))
+                names.update(name for name in os.listdir(root) if _can_be_asked_for(name) and _is_model(root / name))
             except OSError as error:
                 raise InvalidRepository(
                     f"cannot read model repository {root}: {error.strerror}; give a directory that holds one directory per model"
@@ -113,6 +119,10 @@ class ModelFile:
 
     def __repr__(self) -> str:
         return f"<ModelFile {self.path} as '{self.name}'>"
+
+    @property
+    def objectives(self) -> None:
+        """There is no place for objectives beside a file."""
 
     def names(self) -> list[str]:
         """The one name."""
@@ -207,6 +217,18 @@ class WithGraphs:
 def _can_be_asked_for(name: str) -> bool:
     """Not hidden, and text: a file name need not be, a name in a request must."""
     return not name.startswith(".") and name.isprintable()
+
+
+def _is_model(path: Path) -> bool:
+    return os.path.isdir(path) and not _holds_objectives(path)
+
+
+def _holds_objectives(path: Path) -> bool:
+    """Whether this is `slo/`, with files in it, and not a model of that name."""
+    if path.name != OBJECTIVES or not os.path.isdir(path):
+        return False
+    names = os.listdir(path)
+    return any(name.endswith(".yaml") for name in names) and not any(n in (CONFIG, GRAPH_FILE) or n.isdecimal() for n in names)
 
 
 def _is_name(name: str) -> bool:

@@ -7,18 +7,26 @@ does not look like a restart, and a version that comes back goes on where it was
 
 from __future__ import annotations
 
+import math
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from headrace.budgets.attribution import CAUSES, CHARGES
+from headrace.budgets.budgets import Account, Budgets
+from headrace.budgets.burn import FAST, SLOW, Burn, duration_text, rates
+from headrace.budgets.history import BAD, TOTAL
+from headrace.budgets.slo import Objective
 from headrace.clock import MICROSECOND, MILLISECOND, SECOND
 from headrace.ledger.histograms import FIRST_RESPONSE, WHOLE, Histogram, Histograms, VersionHistograms
 from headrace.ledger.ledger import Ledger
@@ -85,6 +93,22 @@ class _Past:
     histograms: VersionHistograms
 
 
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    """What is known of one objective."""
+
+    objective: Objective
+    total: NDArray[np.float64]
+    burn: Burn
+    stages: NDArray[np.float64]
+
+    @staticmethod
+    def of(account: Account, now: int) -> _Spent:
+        """Called under the ledger's lock."""
+        history = account.history
+        return _Spent(account.objective, history.total.copy(), rates(history, now), account.stages.ns)
+
+
 class Metrics(Collector):
     """The metrics of a server.
 
@@ -92,11 +116,15 @@ class Metrics(Collector):
         ledger: the ledger, which feeds the two views.
         statistics: what it adds up to.
         histograms: how it is distributed.
+        budgets: what it says of objectives.
         look: says how things stand now.
     """
 
-    def __init__(self, ledger: Ledger, statistics: Statistics, histograms: Histograms, look: Callable[[], Present]) -> None:
-        self._ledger, self._statistics, self._histograms, self._look = ledger, statistics, histograms, look
+    def __init__(
+        self, ledger: Ledger, statistics: Statistics, histograms: Histograms, budgets: Budgets, look: Callable[[], Present]
+    ) -> None:
+        self._ledger, self._statistics, self._histograms, self._budgets = ledger, statistics, histograms, budgets
+        self._look = look
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The page in the best format that an HTTP `Accept` header allows, and its content type."""
@@ -118,10 +146,12 @@ class Metrics(Collector):
             for key, versions in running.items()
             for backend in versions[0].backends
         }
-        pasts, ran = self._ledger.read(
+        instant = time.monotonic_ns()
+        pasts, ran, spent = self._ledger.read(
             lambda: (
                 {key: self._past(of) for key, of in wanted.items()},
                 {(key[0], str(key[1]), key[2]): self._batches(of) for key, of in shares.items()},
+                [_Spent.of(account, instant) for account in self._budgets.accounts.values()],
             )
         )
         page = _Page()
@@ -143,6 +173,8 @@ class Metrics(Collector):
                 _add_present(page, labels, running[key])
                 _add_backends(page, labels, running[key][0].backends, past.batches, ran)
                 _add_tritons(page, labels, past, running[key])
+        for each in spent:
+            _add_budget(page, each)
         yield from page.families.values()
 
     def _add_server(self, page: _Page, now: Present) -> None:
@@ -255,6 +287,23 @@ def _add_backends(
     for backend, is_serving in backends.items():
         page.add(names.BACKEND, (*labels, backend), is_serving)
         page.add(names.BACKEND_BATCHES, (*labels, backend), batches if len(backends) == 1 else ran[*labels, backend])
+
+
+def _add_budget(page: _Page, spent: _Spent) -> None:
+    objective, burn = spent.objective, spent.burn
+    labels = objective.name, objective.model
+    page.add(names.SLO_REQUESTS, labels, spent.total[TOTAL])
+    page.add(names.SLO_BAD, labels, spent.total[BAD])
+    for cause, share in zip(CAUSES, spent.total[BAD + 1 :].tolist(), strict=True):
+        page.add(names.SLO_CHARGED if cause in CHARGES else names.SLO_CAUSED, (*labels, cause), share)
+    page.add(names.SLO_TARGET, labels, objective.target)
+    page.add(names.SLO_THRESHOLD, labels, objective.threshold_ns / SECOND)
+    page.add(names.SLO_LEFT, labels, burn.left)
+    page.add(names.SLO_EXHAUSTED, labels, math.inf if burn.exhausted_in_ns is None else burn.exhausted_in_ns / SECOND)
+    for window, rate in {FAST: burn.fast, SLOW: burn.slow, **burn.windows}.items():
+        page.add(names.SLO_BURN, (*labels, duration_text(window)), rate)
+    for stage, ns in zip(STAGES, spent.stages.tolist(), strict=True):
+        page.add(names.SLO_STAGE_BUDGET, (*labels, stage), ns / SECOND)
 
 
 def _add_tritons(page: _Page, labels: tuple[str, str], past: _Past, running: Sequence[RunningVersion]) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 VERSION = ("model", "version")
+OBJECTIVE = ("objective", "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,37 @@ BACKEND_BATCHES = Name(
     "headrace_backend_batches_total", "counter", "Batches in which a request was answered, by the backend that ran them.",
     (*VERSION, "backend"),
 )  # fmt: skip
+
+SLO_REQUESTS = Name("headrace_slo_requests_total", "counter", "Requests that count for an objective.", OBJECTIVE)
+SLO_BAD = Name("headrace_slo_bad_requests_total", "counter", "Those that missed it: late, refused, expired, failed.", OBJECTIVE)
+SLO_CHARGED = Name(
+    "headrace_slo_charged_total", "counter",
+    "Bad requests, each divided over the stages that were too long, or refused, or failed. They add up to the bad requests.",
+    (*OBJECTIVE, "stage"),
+)  # fmt: skip
+SLO_CAUSED = Name(
+    "headrace_slo_caused_total", "counter",
+    "How much of that others were the reason for: batches ahead, the window for company, padding.", (*OBJECTIVE, "reason"),
+)  # fmt: skip
+SLO_TARGET = Name("headrace_slo_target_ratio", "gauge", "The share of requests that is to be good.", OBJECTIVE)
+SLO_THRESHOLD = Name("headrace_slo_threshold_seconds", "gauge", "Within which a good request is answered.", OBJECTIVE)
+SLO_LEFT = Name(
+    "headrace_slo_budget_left_ratio", "gauge", "The share of the error budget that is left of the window; negative: overspent.",
+    OBJECTIVE,
+)  # fmt: skip
+SLO_EXHAUSTED = Name(
+    "headrace_slo_budget_exhausted_seconds", "gauge",
+    "How long it lasts at the rate of the first alert's long window; +Inf: nothing is spent.", OBJECTIVE,
+)  # fmt: skip
+SLO_BURN = Name(
+    "headrace_slo_burn_rate",
+    "gauge",
+    "How fast the budget is spent: at 1 it lasts as long as its window.",
+    (*OBJECTIVE, "window"),
+)
+SLO_STAGE_BUDGET = Name(
+    "headrace_slo_stage_budget_seconds", "gauge", "What a stage may take: declared, or learned.", (*OBJECTIVE, "stage")
+)
 
 NV_SUCCESS = Name("nv_inference_request_success", "unknown", "Number of successful inference requests, all batch sizes", VERSION)
 NV_FAILURE = Name(
