@@ -16,7 +16,7 @@ because clients match on them.
     ├── Unsupported, NotAllowed, CannotListen
     ├── Overloaded            refused: try again later, or elsewhere
     │   ├── QueueFull, QueueTimeout, QueueClosed, Draining, ServerExiting
-    │   └── CannotMeetDeadline, ReaderTooSlow, BackendDown
+    │   └── CannotMeetDeadline, ClassShed, ReaderTooSlow, BackendDown
     ├── DeadlineExpired, Cancelled
     └── BackendFailed         the model raised, or answered with something it had not declared
         ├── ModelError        the model answered with an error of its own
@@ -289,6 +289,23 @@ class CannotMeetDeadline(Overloaded):
             "send it with a later deadline, or when the server is less busy"
         )
         self.retry_after_ns = late_by_ns
+
+
+_SHED_SECONDS = 1
+"""How long whoever is shed should stay away: until it is decided anew."""
+
+
+class ClassShed(Overloaded):
+    """Its class is refused at present, so that those before it are in time."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+    def __init__(self, level: int) -> None:
+        super().__init__(
+            f"class {level} is not taken at present: the latency budget of the classes before it burns; "
+            f"try again in {_SHED_SECONDS} s"
+        )
+        self.retry_after_ns = _SHED_SECONDS * 1_000_000_000
 
 
 class ReaderTooSlow(Overloaded):

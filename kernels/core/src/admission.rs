@@ -107,6 +107,17 @@ pub struct Limits {
     /// How many requests may wait before one without a deadline is refused.
     pub undated: u64,
     pub estimate: Option<Estimate>,
+    /// Of each class that is shed, how many of `SHARE_OF` of its requests are refused.
+    pub shed: FxHashMap<u32, u32>,
+}
+
+/// Of how many a share is told.
+pub const SHARE_OF: u64 = 1024;
+
+/// Whether the `nth`, counted from 1, falls into a share of so many of `SHARE_OF`, evenly spread.
+pub fn in_share(nth: u64, share: u32) -> bool {
+    let upto = |count: u64| count.wrapping_mul(u64::from(share)) / SHARE_OF;
+    nth > 0 && upto(nth) > upto(nth - 1)
 }
 
 /// What waits, or what an entry adds to it.
@@ -129,14 +140,19 @@ pub struct Due {
     pub level: u32,
 }
 
+/// The class of a request; 0 where the model has none.
+pub fn level_of(request: &Request, batching: &Batching) -> u32 {
+    if batching.priority_levels == 0 {
+        return 0;
+    }
+    let is_level = (1..=batching.priority_levels).contains(&request.priority);
+    let chosen = if is_level { request.priority } else { batching.default_priority };
+    u32::try_from(chosen).unwrap_or(u32::MAX)
+}
+
 /// When a request that arrives now is due, and where it stands in the order.
 pub fn due(request: &Request, batching: &Batching, now: Nanos) -> Due {
-    let mut level = 0;
-    if batching.priority_levels > 0 {
-        let is_level = (1..=batching.priority_levels).contains(&request.priority);
-        let chosen = if is_level { request.priority } else { batching.default_priority };
-        level = u32::try_from(chosen).unwrap_or(u32::MAX);
-    }
+    let level = level_of(request, batching);
     let policy = batching.policy_of(level);
     let mut deadline = request.deadline.unwrap_or(NEVER);
     let mut wait = policy.timeout;

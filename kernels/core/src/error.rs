@@ -5,6 +5,9 @@
 use crate::clock::Nanos;
 use crate::ledger::{Outcome, Refusal};
 
+/// How long whoever is shed should stay away: until it is decided anew.
+const SHED_RETRY: Nanos = 1_000_000_000;
+
 /// gRPC's codes, which are also those of the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -48,6 +51,7 @@ pub enum Kind {
     QueueClosed,
     Draining,
     CannotMeetDeadline,
+    ClassShed,
     ReaderTooSlow,
     DeadlineExpired,
     Cancelled,
@@ -69,6 +73,7 @@ impl Kind {
             Kind::QueueClosed => "QueueClosed",
             Kind::Draining => "Draining",
             Kind::CannotMeetDeadline => "CannotMeetDeadline",
+            Kind::ClassShed => "ClassShed",
             Kind::ReaderTooSlow => "ReaderTooSlow",
             Kind::DeadlineExpired => "DeadlineExpired",
             Kind::Cancelled => "Cancelled",
@@ -82,7 +87,7 @@ impl Kind {
             Kind::ModelNotFound | Kind::RegionNotFound => Code::NotFound,
             Kind::Unsupported => Code::Unimplemented,
             Kind::ModelNotReady | Kind::QueueFull | Kind::QueueTimeout | Kind::QueueClosed | Kind::Draining => Code::Unavailable,
-            Kind::CannotMeetDeadline | Kind::ReaderTooSlow => Code::ResourceExhausted,
+            Kind::CannotMeetDeadline | Kind::ClassShed | Kind::ReaderTooSlow => Code::ResourceExhausted,
             Kind::DeadlineExpired => Code::DeadlineExceeded,
             Kind::Cancelled => Code::Cancelled,
             Kind::RegionFailed | Kind::Broken => Code::Internal,
@@ -93,9 +98,8 @@ impl Kind {
         match self {
             Kind::InvalidRequest | Kind::ModelNotFound | Kind::RegionNotFound | Kind::Unsupported => Outcome::Invalid,
             Kind::DeadlineExpired | Kind::QueueTimeout => Outcome::Expired,
-            Kind::QueueFull | Kind::QueueClosed | Kind::Draining | Kind::CannotMeetDeadline | Kind::ReaderTooSlow => {
-                Outcome::Refused
-            }
+            Kind::QueueFull | Kind::QueueClosed | Kind::Draining => Outcome::Refused,
+            Kind::CannotMeetDeadline | Kind::ClassShed | Kind::ReaderTooSlow => Outcome::Refused,
             Kind::Cancelled => Outcome::Cancelled,
             Kind::ModelNotReady | Kind::RegionFailed | Kind::Broken => Outcome::Failed,
         }
@@ -107,6 +111,7 @@ impl Kind {
             Kind::QueueClosed => Refusal::QueueClosed,
             Kind::Draining => Refusal::Draining,
             Kind::CannotMeetDeadline => Refusal::CannotMeetDeadline,
+            Kind::ClassShed => Refusal::ClassShed,
             Kind::ReaderTooSlow => Refusal::Other,
             _ => Refusal::None,
         }
@@ -196,6 +201,15 @@ impl Error {
             "the request would finish {how_late}after its deadline; send it with a later deadline, or when the server is less busy"
         );
         Error { retry_after: late_by, ..Error::new(Kind::CannotMeetDeadline, message) }
+    }
+
+    /// Its class is refused at present, so that those before it are in time.
+    pub fn class_shed(level: u32) -> Error {
+        let message = format!(
+            "class {level} is not taken at present: the latency budget of the classes before it burns; try again in {} s",
+            SHED_RETRY / 1_000_000_000
+        );
+        Error { retry_after: Some(SHED_RETRY), ..Error::new(Kind::ClassShed, message) }
     }
 
     pub fn reader_too_slow(waiting: usize) -> Error {

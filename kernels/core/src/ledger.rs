@@ -42,6 +42,7 @@ pub enum Refusal {
     Draining = 3,
     CannotMeetDeadline = 4,
     Other = 5,
+    ClassShed = 6,
 }
 
 /// One request. Instants in ns; 0 where it never got. As it lies in memory it is in the ring.

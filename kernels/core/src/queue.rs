@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::admission::{Ahead, Depth, Limits, Newcomer, check, due};
+use crate::admission::{Ahead, Depth, Limits, Newcomer, check, due, in_share};
 use crate::batch::Batch;
 use crate::buffer::Pool;
 use crate::clock::{Clock, NEVER, Nanos};
@@ -101,7 +101,8 @@ impl Queue {
         let overdue = times.deadline.min(times.queue_until);
 
         let mut state = self.state.lock();
-        if let Err(error) = self.check(&state, Newcomer { id: &request.id, due: &times, size, bucket: admitted.bucket }, now) {
+        if let Err(error) = self.check(&mut state, Newcomer { id: &request.id, due: &times, size, bucket: admitted.bucket }, now)
+        {
             drop(state);
             if error.kind == Some(Kind::QueueClosed) {
                 restore(&self.spec, &mut request, &mut admitted);
@@ -443,7 +444,7 @@ impl Queue {
         self.answer(dropped.collect());
     }
 
-    fn check(&self, state: &State, new: Newcomer<'_>, now: Nanos) -> Result<(), Error> {
+    fn check(&self, state: &mut State, new: Newcomer<'_>, now: Nanos) -> Result<(), Error> {
         if state.is_closed {
             return Err(Error::queue_closed(new.id));
         }
@@ -452,6 +453,13 @@ impl Queue {
             return Err(Error::queue_full(new.id));
         }
         let limits = self.limits.lock();
+        if let Some(share) = limits.shed.get(&new.due.level) {
+            let came = state.came.entry(new.due.level).or_default();
+            *came += 1;
+            if in_share(*came, *share) {
+                return Err(Error::class_shed(new.due.level));
+            }
+        }
         let instances = limits.estimate.as_ref().map_or(usize::MAX, |estimate| estimate.instances);
         let ahead = Ahead {
             waiting: state.in_bucket.iter().map(|(bucket, rows)| (*bucket, *rows)),

@@ -21,6 +21,8 @@ pub struct State {
     pub lanes: FxHashMap<Lane, VecDeque<u64>>,
     pub depth: Depth,
     pub in_level: FxHashMap<u32, usize>,
+    /// Requests of each class that came while it was shed.
+    pub came: FxHashMap<u32, u64>,
     /// Rows that wait, by bucket.
     pub in_bucket: FxHashMap<u64, u64>,
     /// Settlements of local entries that were answered, until the caller says that it has the answer.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use headrace_core::admission::{Ahead, Before, Depth, Due, Estimate, Limits, Line, Newcomer, lateness};
+use headrace_core::admission::{Ahead, Before, Depth, Due, Estimate, Limits, Line, Newcomer, in_share, lateness};
 use headrace_core::batch::{Batch, Returned};
 use headrace_core::clock::{Clock, NEVER};
 use headrace_core::codec::{Input, Request};
@@ -44,6 +44,18 @@ fn the_golden_vectors_of_the_estimate() {
         let new = Newcomer { id: "", due: &due, size, bucket: number("bucket") as u64 };
         let late = lateness(&estimate, new, ahead, number("now"));
         assert_eq!(late, number("late"), "{}", vector["why"]);
+    }
+}
+
+#[test]
+fn the_golden_vectors_of_shares() {
+    let golden: serde_json::Value = serde_json::from_str(include_str!("../../../tests/scheduling/shares.json")).unwrap();
+    for vector in golden["vectors"].as_array().unwrap() {
+        let number = |key: &str| vector[key].as_u64().unwrap();
+        let first = number("first");
+        let found: Vec<u64> = (first..first + number("count")).filter(|nth| in_share(*nth, number("share") as u32)).collect();
+        let expected: Vec<u64> = serde_json::from_value(vector["in"].clone()).unwrap();
+        assert_eq!(found, expected, "{}", vector["why"]);
     }
 }
 
@@ -92,7 +104,8 @@ fn queue(house: &Arc<House>, sequences: bool) -> Arc<Queue> {
         sequences,
         padding: None,
     };
-    let limits = Limits { requests: 1 << 20, rows: 1 << 20, nbytes: 1 << 30, undated: 1 << 20, estimate: None };
+    let limits =
+        Limits { requests: 1 << 20, rows: 1 << 20, nbytes: 1 << 30, undated: 1 << 20, estimate: None, shed: Default::default() };
     Queue::new(Arc::clone(house), 1, (1, 0), spec, limits)
 }
 
@@ -203,7 +216,7 @@ fn behind_a_run_that_takes_too_long_who_will_be_late_counts_for_nothing() {
     bucket.add(&[1]);
     let lines = [(bucket.0, Line { base: 10, row: 0, max_rows: 4 })].into_iter().collect();
     let estimate = Some(Estimate { lines, instances: 1, margin: 0 });
-    queue.set_limits(Limits { requests: 100, rows: 100, nbytes: 1 << 20, undated: 100, estimate });
+    queue.set_limits(Limits { requests: 100, rows: 100, nbytes: 1 << 20, undated: 100, estimate, shed: Default::default() });
     let counter = Arc::new(Counter::default());
     let push = |value: u32, deadline: Option<i64>| {
         let outbox = Arc::clone(&counter) as Arc<dyn Outbox>;

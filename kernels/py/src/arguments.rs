@@ -86,6 +86,7 @@ pub struct GivenLimits {
     nbytes: u64,
     undated: u64,
     estimate: Option<GivenEstimate>,
+    shed: HashMap<u32, u32>,
 }
 
 #[derive(FromPyObject)]
@@ -195,8 +196,9 @@ impl From<GivenEstimate> for admission::Estimate {
 
 impl From<GivenLimits> for admission::Limits {
     fn from(given: GivenLimits) -> admission::Limits {
-        let GivenLimits { requests, rows, nbytes, undated, estimate } = given;
-        admission::Limits { requests, rows, nbytes, undated, estimate: estimate.map(Into::into) }
+        let GivenLimits { requests, rows, nbytes, undated, estimate, shed } = given;
+        let shed = shed.into_iter().collect();
+        admission::Limits { requests, rows, nbytes, undated, estimate: estimate.map(Into::into), shed }
     }
 }
 

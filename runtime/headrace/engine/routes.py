@@ -16,6 +16,7 @@ from headrace.ledger.records import RequestRecord
 from headrace.model import ModelSpec
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.request import NOWHERE, Origin, Request
+from headrace.scheduling.admission import level_of
 from headrace.scheduling.base import Queue
 from headrace.scheduling.entry import Entry, Sink, outcome_of, refusal_of
 
@@ -127,16 +128,28 @@ class Routes:
                 # The version was replaced between the two lines above: once more, to its successor.
                 return self.resolve(request.model, request.version).queue.push(request, sink)
         except HeadraceError as error:
-            self.turned_away(error, request.received, route.queue.model_number if route else 0, request.origin)
+            if route is None:
+                self.turned_away(error, request.received, origin=request.origin)
+            else:
+                to = route.queue.model_number, level_of(request, route.spec.batching)
+                self.turned_away(error, request.received, to, request.origin)
             raise
 
-    def turned_away(self, error: HeadraceError, received: int, model: int = 0, origin: Origin = NOWHERE) -> None:
-        """Write the record of a request that got no entry. `model` is the ledger's number, 0 if none was found."""
+    def turned_away(self, error: HeadraceError, received: int, to: tuple[int, int] = (0, 0), origin: Origin = NOWHERE) -> None:
+        """Write the record of a request that got no entry.
+
+        Args:
+            error: why.
+            received: when it came, in ns.
+            to: the ledger's number of the version that it was for, and its class; zeros if none was found.
+            origin: where it comes from.
+        """
         self._ledger.write(
             RequestRecord(
                 received=received,
                 sent=self._now(),
-                model=model,
+                model=to[0],
+                level=to[1],
                 outcome=outcome_of(error),
                 code=error.code.value,
                 refusal=refusal_of(error),

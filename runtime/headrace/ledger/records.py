@@ -34,6 +34,7 @@ class Refusal(IntEnum):
     DRAINING = 3
     CANNOT_MEET_DEADLINE = 4
     OTHER = 5
+    CLASS_SHED = 6
 
 
 STAGES: Mapping[str, tuple[str, str]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from headrace.clock import SECOND
@@ -17,6 +17,9 @@ LEVEL_OFFSET = 3600 * SECOND
 
 BEHIND_EVERYONE = 1 << 62
 """By how much an entry falls back whose queue policy says DELAY."""
+
+SHARE_OF = 1024
+"""Of how many a share is told."""
 
 _LAST_LEVEL = (1 << 32) - 1
 _LAST_KEY = NEVER - BEHIND_EVERYONE
@@ -95,7 +98,8 @@ class Work:
 class Limits:
     """The bounds of a queue. A request that finds it empty is always taken, however large: it would never fit otherwise.
 
-    `undated` is how many requests may wait before one without a deadline is refused.
+    `undated` is how many requests may wait before one without a deadline is refused. Of each class in `shed`, so many of
+    `SHARE_OF` requests are refused.
     """
 
     requests: int = 1 << 14
@@ -103,6 +107,7 @@ class Limits:
     nbytes: int = 4 << 30
     undated: int = 1 << 14
     estimate: Estimate | None = None
+    shed: Mapping[int, int] = field(default_factory=dict[int, int])
 
 
 class Depth(NamedTuple):
@@ -134,6 +139,14 @@ def policy_of(batching: Batching, level: int) -> QueuePolicy:
     return batching.level_policies.get(level, batching.policy)
 
 
+def level_of(request: Request, batching: Batching) -> int:
+    """The class of a request; 0 where the model has none."""
+    if not batching.priority_levels:
+        return 0
+    level = request.priority if 1 <= request.priority <= batching.priority_levels else batching.default_priority
+    return min(level, _LAST_LEVEL)
+
+
 def due(request: Request, batching: Batching, now: int) -> Due:
     """When a request that arrives now is due, and where it stands in the order.
 
@@ -141,10 +154,7 @@ def due(request: Request, batching: Batching, now: int) -> Due:
     parameter for its own, as Triton does: then it can only shorten the policy's timeout. Where order is to be preserved, it is
     that of arrival.
     """
-    level = 0
-    if batching.priority_levels:
-        level = request.priority if 1 <= request.priority <= batching.priority_levels else batching.default_priority
-        level = min(level, _LAST_LEVEL)
+    level = level_of(request, batching)
     policy = policy_of(batching, level)
     deadline = NEVER if request.deadline is None else min(request.deadline, NEVER)
     wait_ns = policy.timeout_ns
@@ -159,6 +169,11 @@ def due(request: Request, batching: Batching, now: int) -> Due:
     # Where Triton's queue policy says how long to wait, its words hold, and no prediction of ours.
     latest = NEVER if wait_ns else target if batching.sheds_target else deadline
     return Due(deadline, target, latest, queue_until, min(key, _LAST_KEY), level)
+
+
+def in_share(nth: int, share: int) -> bool:
+    """Whether the `nth`, counted from 1, falls into a share of so many of `SHARE_OF`, evenly spread."""
+    return nth * share // SHARE_OF > (nth - 1) * share // SHARE_OF
 
 
 class Newcomer(Protocol):

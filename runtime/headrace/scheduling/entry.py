@@ -15,6 +15,7 @@ from headrace.errors import (
     BackendFailed,
     Cancelled,
     CannotMeetDeadline,
+    ClassShed,
     Code,
     DeadlineExpired,
     Draining,
@@ -238,6 +239,7 @@ _REFUSALS = {
     QueueClosed: Refusal.QUEUE_CLOSED,
     Draining: Refusal.DRAINING,
     CannotMeetDeadline: Refusal.CANNOT_MEET_DEADLINE,
+    ClassShed: Refusal.CLASS_SHED,
 }
 
 

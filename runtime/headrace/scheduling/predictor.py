@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from headrace.clock import MICROSECOND
 from headrace.scheduling.admission import Line
+from headrace.scheduling.steering import QUANTILE
 
 _Number = TypeVar("_Number", int, float)
 
@@ -43,7 +44,7 @@ class Learned:
             deadlines are tight.
     """
 
-    def __init__(self, quantile: float = 0.75) -> None:
+    def __init__(self, quantile: float = QUANTILE) -> None:
         self.quantile = quantile
         self._buckets: dict[int, _Bucket] = {}
         self._best: dict[int, int | None] = {}
@@ -62,6 +63,13 @@ class Learned:
                 self._buckets[bucket] = self._buckets.pop(bucket)
                 return True
             return False
+
+    def aim(self, quantile: float) -> None:
+        """Another quantile counts, from now on."""
+        with self._lock:
+            self.quantile = quantile
+            for known in self._buckets.values():
+                known.aim(quantile)
 
     def execute_ns(self, bucket: int, rows: int) -> int | None:
         """How long a batch of so many rows will run, in ns; None while too little is known of its bucket."""
@@ -120,8 +128,11 @@ class _Bucket:
             self._changed.clear()
             known = sorted(self._medians)
             self._table = (known, _pooled([(self._medians[each], len(self._seen[each])) for each in known]))
-            self._factor = quantile_of([ns / max(1, self._usual(rows)) for rows, ns in self._recent], quantile)
+            self.aim(quantile)
         return is_due
+
+    def aim(self, quantile: float) -> None:
+        self._factor = quantile_of([ns / max(1, self._usual(rows)) for rows, ns in self._recent], quantile)
 
     def at(self, rows: int) -> int:
         return int(self._usual(rows) * self._factor)

@@ -23,6 +23,7 @@ from headrace.clock import Clock
 from headrace.errors import (
     Cancelled,
     CannotMeetDeadline,
+    ClassShed,
     Code,
     DeadlineExpired,
     HeadraceError,
@@ -35,7 +36,7 @@ from headrace.ledger.records import BatchRecord, Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.validate import Validator
 from headrace.request import Request
-from headrace.scheduling.admission import BEHIND_EVERYONE, Ahead, Depth, Limits, due, policy_of, refusal
+from headrace.scheduling.admission import BEHIND_EVERYONE, Ahead, Depth, Limits, due, in_share, policy_of, refusal
 from headrace.scheduling.answers import deliver
 from headrace.scheduling.batch import PortableBatch
 from headrace.scheduling.entry import Answer, EntryState, PortableEntry, Sink
@@ -68,6 +69,8 @@ class PortableQueue:
         self._lanes: dict[Hashable, deque[PortableEntry]] = {}
         self._depth = Depth()
         self._in_level: Counter[int] = Counter()
+        self._came: Counter[int] = Counter()
+        """Requests of each class that came while it was shed."""
         self._in_bucket: Counter[int] = Counter()
         """Rows that wait, by bucket."""
         self._unsettled = self._running = 0
@@ -87,6 +90,7 @@ class PortableQueue:
             own_limit = policy_of(self.spec.batching, times.level).max_requests
             if own_limit and self._in_level[times.level] >= own_limit:
                 raise QueueFull(request.id)
+            self._check_shed(times.level)
             ahead = Ahead(self._in_bucket.items(), self._first(times.key), self._idle_at())
             error = refusal(request.id, entry, self._depth, ahead, self._limits, now)
             if error is not None:
@@ -272,6 +276,13 @@ class PortableQueue:
             self._changed.notify_all()
 
     # With the lock held.
+
+    def _check_shed(self, level: int) -> None:
+        share = self._limits.shed.get(level)
+        if share is not None:
+            self._came[level] += 1
+            if in_share(self._came[level], share):
+                raise ClassShed(level)
 
     def _lane(self, request: Request) -> Hashable | None:
         return request.sequence.id if self.spec.sequences and request.sequence is not None else None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.clock import MICROSECOND, VirtualClock
+from headrace.clock import MICROSECOND, SECOND, VirtualClock
 from headrace.errors import HeadraceError
 from headrace.ledger.ledger import Ledger
 from headrace.ledger.records import Outcome, Records
@@ -29,6 +29,7 @@ from headrace.scheduling.batch import PortableBatch
 from headrace.scheduling.entry import Answer, outcome_of
 from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import Plan, SetPoints, plan
+from headrace.scheduling.predictor import Learned
 from headrace.scheduling.queue import PortableQueue
 from headrace.tensor import TensorSpec
 
@@ -41,6 +42,8 @@ Service = Callable[[int, int, int], int]
 """How long a batch runs, in ns: of its length, its rows, and the instant at which it begins."""
 Watch = Callable[[NDArray[np.void], Plan, int], None]
 """Is shown each decision: the view, the plan, the instant."""
+Steer = Callable[[Forecast, Sequence["Fate"], int], None]
+"""Is called every second, with the fates that were decided since: it may steer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Fate:
     taken: int = 0
     answered: int = 0
     """At the client."""
+    on_variant: bool = False
     admitted: bool = False
     """Whether the queue took it; who is refused at the door has no record of the queue's."""
 
@@ -107,7 +111,7 @@ def model(max_batch_size: int, batching: Batching | None = None) -> ModelSpec:
     )
 
 
-def simulate(
+def simulate(  # noqa: PLR0913
     arrivals: Iterable[Arrival],
     simulated: ModelSpec,
     service: Service,
@@ -115,6 +119,8 @@ def simulate(
     instances: int = 1,
     learned: Iterable[tuple[int, int, int]] = (),
     watch: Watch | None = None,
+    variant: Service | None = None,
+    steer: Steer | None = None,
 ) -> Report:
     """Let these requests come, in order, and see what becomes of them.
 
@@ -125,8 +131,10 @@ def simulate(
         instances: how many run batches at a time.
         learned: what is known beforehand, as a profile would: (length, rows, ns) of runs.
         watch: is shown each decision.
+        variant: how long batches run on the cheaper variant, if there is one.
+        steer: is called every second, from the first arrival to the last.
     """
-    simulation = _Simulation(simulated, service, instances, watch)
+    simulation = _Simulation(simulated, service, instances, watch, variant, steer)
     for length, rows, ns in learned:
         simulation.forecast.ran(bucket_of(((length,),)), rows, ns)
     simulation.forecast.settle()
@@ -140,19 +148,30 @@ class _Kind(IntEnum):
     EXPIRE = 1
     ARRIVE = 2
     LOOK = 3
+    STEER = 4
 
 
 class _Simulation:
-    def __init__(self, simulated: ModelSpec, service: Service, instances: int, watch: Watch | None) -> None:
+    def __init__(
+        self,
+        simulated: ModelSpec,
+        service: Service,
+        instances: int,
+        watch: Watch | None,
+        variant: Service | None,
+        steer: Steer | None,
+    ) -> None:
         self.clock = VirtualClock(0)
         self._events: list[tuple[int, int, int, Any]] = []
         self._order = itertools.count()
         self._recorded = 0
         self._ledger = Ledger(self._fold)
         self._queue = PortableQueue(simulated, Limits(), self._ledger, self.clock, lambda _, at: self._at(at, _Kind.EXPIRE))
-        self._points = SetPoints.of(simulated, instances)
-        self.forecast = Forecast(self._queue, self._points, instances)
-        self._service, self._watch = service, watch
+        points = SetPoints.of(simulated, instances)
+        self.forecast = Forecast(self._queue, points, instances, variant=None if variant is None else Learned())
+        self._service, self._variant, self._watch, self._steer = service, variant or service, watch, steer
+        self._decided: list[Fate] = []
+        self._last = 0
         self._idle = list(range(instances))
         self._tensors: dict[tuple[int, int], NDArray[np.uint8]] = {}
         self._report = Report([])
@@ -163,6 +182,9 @@ class _Simulation:
         report.fates = [Fate(arrival) for arrival in arrivals]
         for number, arrival in enumerate(arrivals):
             self._at(arrival.at, _Kind.ARRIVE, number)
+        if self._steer is not None and arrivals:
+            self._last = arrivals[-1].at
+            self._at(arrivals[0].at + SECOND, _Kind.STEER)
         while self._events:
             at, kind, _, what = heapq.heappop(self._events)
             if at > self.clock.now():
@@ -175,6 +197,8 @@ class _Simulation:
                 again = self._queue.expire(self.clock.now())
                 if again is not None:
                     self._at(again, _Kind.EXPIRE)
+            elif kind == _Kind.STEER:
+                self._let_steer()
             self._look()
         self._ledger.drain()
         report.recorded = self._recorded
@@ -187,7 +211,15 @@ class _Simulation:
             fate = self._report.fates[int(answer.entry.request.id)]
             fate.outcome = Outcome.ANSWERED if isinstance(answer.result, Response) else outcome_of(answer.result)
             fate.answered = now + WAY_BACK_NS
+            self._decided.append(fate)
             answer.settle(now)
+
+    def _let_steer(self) -> None:
+        assert self._steer is not None
+        decided, self._decided = self._decided, []
+        self._steer(self.forecast, decided, self.clock.now())
+        if self.clock.now() < self._last:
+            self._at(self.clock.now() + SECOND, _Kind.STEER)
 
     def _at(self, at: int, kind: _Kind, what: object = None) -> None:
         heapq.heappush(self._events, (at, kind, next(self._order), what))
@@ -211,6 +243,7 @@ class _Simulation:
             fate.admitted = True
         except HeadraceError as error:
             fate.outcome = outcome_of(error)
+            self._decided.append(fate)
         self._report.most_waiting = max(self._report.most_waiting, self._queue.depth().requests)
 
     def _look(self) -> None:
@@ -220,7 +253,8 @@ class _Simulation:
             assert turn is not None, "a queue that is not closed gives a turn"
             now, instance = self.clock.now(), self._idle[0]
             with turn:
-                decided = plan(turn.view, self.forecast.predictor, self._points, now, turn.busy_until)
+                on_variant = self.forecast.is_for_variant
+                decided = plan(turn.view, self.forecast.predictor, self.forecast.points, now, turn.busy_until)
                 self.forecast.saw(turn.view, decided, now)
                 if self._watch is not None:
                     self._watch(turn.view, decided, now)
@@ -230,21 +264,22 @@ class _Simulation:
                     self._at(decided.until, _Kind.LOOK)
                 return
             self._idle.pop(0)
-            self._begin(batch, decided.bucket, instance)
+            self._begin(batch, decided.bucket, instance, on_variant)
 
-    def _begin(self, batch: PortableBatch, bucket: int, instance: int) -> None:
+    def _begin(self, batch: PortableBatch, bucket: int, instance: int, on_variant: bool) -> None:
         now = self.clock.now()
         for request in batch.requests:
-            self._report.fates[int(request.id)].taken = now
+            fate = self._report.fates[int(request.id)]
+            fate.taken, fate.on_variant = now, on_variant
         self._report.batches.append((now, batch.rows))
         length = batch.tensors()["x"].shape[1]
-        lasts = max(1, self._service(length, batch.rows, now))
-        self._at(now + lasts, _Kind.DONE, (batch, bucket, instance, lasts))
+        lasts = max(1, (self._variant if on_variant else self._service)(length, batch.rows, now))
+        self._at(now + lasts, _Kind.DONE, (batch, bucket, instance, lasts, on_variant))
 
-    def _done(self, batch: PortableBatch, bucket: int, instance: int, lasted: int) -> None:
+    def _done(self, batch: PortableBatch, bucket: int, instance: int, lasted: int, on_variant: bool) -> None:
         with batch:
             batch.reply({"y": batch.tensors()["x"]})
-        self.forecast.ran(bucket, batch.rows, lasted)
+        self.forecast.ran(bucket, batch.rows, lasted, on_variant=on_variant)
         self._idle.append(instance)
         self._idle.sort()
 

@@ -13,6 +13,7 @@ use super::io::Io;
 use super::message::{Failed, Messages};
 use super::reply::Reply;
 use super::status;
+use crate::admission::level_of;
 use crate::clock::Nanos;
 use crate::codec::{self, Parameter, Request};
 use crate::entry::{Sink, Ticket};
@@ -61,7 +62,7 @@ pub async fn infer(io: &Arc<Io>, head: Head, mut messages: Messages, reply: &mut
     let sink = Sink::Remote { outbox, mailbox: mailbox.id, ask: 0, is_stream: false };
     let pushed = decode(io, &payload, &head, head.received).and_then(|request| {
         if io.shared.routes.resolve(&request.model, request.version).is_ok_and(|queue| queue.spec.decoupled) {
-            return Err(turned_away(io, Error::decoupled(), head.received, 0, &head.origin));
+            return Err(turned_away(io, Error::decoupled(), head.received, (0, 0), &head.origin));
         }
         push(io, request, sink)
     });
@@ -147,21 +148,21 @@ pub fn decode(io: &Io, payload: &Bytes, head: &Head, received: Nanos) -> Result<
             request.origin = head.origin;
             Ok(Box::new(request))
         }
-        Err(error) => Err(turned_away(io, error, received, 0, &head.origin)),
+        Err(error) => Err(turned_away(io, error, received, (0, 0), &head.origin)),
     }
 }
 
 /// Bind a request to a version and push it there. What is turned away is in the ledger, too.
 pub fn push(io: &Io, request: Box<Request>, sink: Sink) -> Result<Ticket> {
-    let (received, origin, mut model) = (request.received, request.origin, 0);
+    let (received, origin, mut model, mut level) = (request.received, request.origin, 0, 0);
     let pushed = catch_unwind(AssertUnwindSafe(|| {
         io.shared.routes.check_open()?;
         let queue = io.shared.routes.resolve(&request.model, request.version)?;
-        model = queue.model;
+        (model, level) = (queue.model, level_of(&request, &queue.spec.batching));
         push_there(io, &queue, request, sink)
     }))
     .unwrap_or_else(|panic| Err(broken(io, "pushing a request", &*panic)));
-    pushed.map_err(|error| turned_away(io, error, received, model, &origin))
+    pushed.map_err(|error| turned_away(io, error, received, (model, level), &origin))
 }
 
 fn push_there(io: &Io, queue: &Arc<Queue>, request: Box<Request>, sink: Sink) -> Result<Ticket> {
@@ -180,14 +181,15 @@ fn push_there(io: &Io, queue: &Arc<Queue>, request: Box<Request>, sink: Sink) ->
     Ok(ticket)
 }
 
-/// Write the record of a request that got no entry.
-pub fn turned_away(io: &Io, error: Error, received: Nanos, model: u32, origin: &Origin) -> Error {
+/// Write the record of a request that got no entry. `to` is the ledger's number of the version that it was for, and its class.
+pub fn turned_away(io: &Io, error: Error, received: Nanos, to: (u32, u32), origin: &Origin) -> Error {
     let ledger = &io.shared.house.ledger;
     ledger.wait_for_room();
     ledger.write(&RequestRecord {
         received,
         sent: io.shared.house.clock.now(),
-        model,
+        model: to.0,
+        level: to.1,
         outcome: error.outcome as u8,
         code: error.code as u8,
         refusal: error.refusal as u16,
