@@ -85,6 +85,8 @@ class ServerConfig(BaseModel):
     """What the files may take in all; above it, the oldest go."""
     ledger_keep_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """How old files may become."""
+    spans_per_second: Annotated[int, Field(gt=0)] = 5000
+    """Of traces, where OpenTelemetry's variables ask for them; what is above it is dropped and counted."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"
 

@@ -29,7 +29,7 @@ from headrace.engine.routes import Routes
 from headrace.engine.watch import Watcher
 from headrace.errors import HeadraceError, InvalidRequest, NotAllowed, NotInRepository, Unsupported
 from headrace.ledger.histograms import Histograms
-from headrace.ledger.ledger import Ledger, Records, in_turn
+from headrace.ledger.ledger import Ledger, in_turn
 from headrace.ledger.traces import TraceStore
 from headrace.ledger.views import Statistics
 from headrace.model import State
@@ -100,8 +100,8 @@ class Engine:
         self.clock = clock or MonotonicClock()
         self.statistics = Statistics()
         self.histograms = Histograms()
-        self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold, self._trace))
-        self.traces = TraceStore(self.ledger.drain, self.ledger.model)
+        self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold))
+        self.traces = TraceStore()
         self.regions = Regions()
         self.routes = Routes(self.ledger, self.clock.now)
         self._strict = strict_readiness
@@ -289,9 +289,6 @@ class Engine:
         return f"<Engine {self.repository!r}, {ready} versions ready{', draining' if self._is_draining else ''}>"
 
     # Inside.
-
-    def _trace(self, requests: Records, batches: Records) -> None:
-        self.traces.fold(requests)
 
     def _request(
         self,
