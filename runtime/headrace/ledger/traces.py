@@ -67,7 +67,7 @@ class TraceStore:
             scope = model if model in self._models else ""
             holds = self._models.get(model, self._all).settings
             left = read_report(self._directory).left if self._directory is not None else {}
-        revision, count = left.get(scope, (0, 0))
+        revision, count = left.get(scope, (-1, 0))
         return replace(holds, count=count) if revision == holds.revision else holds
 
     def update(self, model: str, changes: Mapping[str, Any]) -> None:

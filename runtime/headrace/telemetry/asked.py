@@ -68,7 +68,7 @@ class Asked:
         for model, settings in read_settings(self._directory).items():
             scope = known.get(model)
             if scope is None or scope.settings.revision != settings.revision:
-                revision, left = self._before.get(model, (0, 0))
+                revision, left = self._before.get(model, (-1, 0))
                 scope = _Scope(settings, left if revision == settings.revision else settings.count)
             self._scopes[model] = scope
 
