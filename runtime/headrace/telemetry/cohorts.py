@@ -8,7 +8,7 @@ are kept if that is, and if they have a reason themselves, it is kept for that.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +29,7 @@ _LONG_PATIENCE_NS = 60 * SECOND
 _MOST = 1 << 17
 """Records that may wait. Above that, everything is decided on as it is."""
 _MOST_WAITING = 1 << 12
-_MOST_VERDICTS = 1 << 16
-_MOST_LATE = 1 << 10
+_MOST_REMEMBERED = 1 << 14
 _MODEL_SHIFT = 40
 
 _BESIDES = [("key", "u8"), ("id_model", "u8"), ("id", "u8"), ("seen", "i8"), ("why", "u1")]
@@ -39,6 +38,7 @@ HELD_BATCH: np.dtype[Any] = np.dtype([("record", BATCH), *_BESIDES])
 """A record; `key` is the same for a batch and its requests, and for a batch and what was visited for it. `id_model` and `id` are
 what its ids are made of: model and number, or what stands for them. `seen` is when it came, `why` bits of `Why`."""
 Held = NDArray[np.void]
+_Id = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,12 @@ class _Verdict(NamedTuple):
     tracestate: str
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """A batch, or a request that was in none, before the verdict. `lot` is its random number."""
+@dataclass(slots=True, eq=False)
+class _Found:
+    """A batch, or a request that was in none, before the verdict; `lot` is its random number.
+
+    `ids` are those of its requests, `parents` of the requests that these are part of.
+    """
 
     requests: Held
     why: Why
@@ -82,10 +85,13 @@ class _Waiting:
     batch: Held | None
     visits: Held
     until: int
+    ids: list[_Id] = field(init=False)
+    parents: set[_Id] = field(init=False)
 
-    @property
-    def parents(self) -> set[tuple[int, int]]:
-        return {(int(row["parent_model"]), int(row["parent"])) for row in self.requests["record"] if row["parent"]}
+    def __post_init__(self) -> None:
+        self.ids = list(zip(self.requests["id_model"].tolist(), self.requests["id"].tolist(), strict=True))
+        parts = self.requests["record"][self.requests["record"]["parent"] > 0]
+        self.parents = set(zip(parts["parent_model"].tolist(), parts["parent"].tolist(), strict=True))
 
 
 class Cohorts:
@@ -103,10 +109,10 @@ class Cohorts:
         self._batches: Held = np.zeros(0, HELD_BATCH)
         self._visits: Held = np.zeros(0, HELD_BATCH)
         self._alone: list[Held] = []
-        self._waiting: list[_Waiting] = []
-        self._wanted: set[tuple[int, int]] = set()
+        self._waiting: list[_Found] = []
+        self._wanted: dict[_Id, None] = {}
         self._parents: set[int] = set()
-        self._verdicts: dict[tuple[int, int], _Verdict] = {}
+        self._verdicts: dict[_Id, _Verdict] = {}
         self._late: dict[int, int] = {}
 
     @property
@@ -125,10 +131,16 @@ class Cohorts:
         for chunk in chunks:
             self._add(chunk, now)
         is_over = is_end or self.held > _MOST
-        kept = [*self._decide(now, is_over=is_over), *self._decide_alone(now)]
+        found = [*self._gather(now, is_over=is_over), *self._gather_alone(now)]
+        self._waiting += [each for each in found if each.parents]
+        self._want()
+        judged = [self._judge(each, "") for each in found if not each.parents]
+        kept = [each for each in judged if each is not None]
         # What waited for one of these may be what others wait for.
-        while found := self._resolve(now, is_over=is_over):
-            kept += found
+        while resolved := self._resolve(now, is_over=is_over):
+            kept += resolved
+        for known in (self._late, self._verdicts, self._wanted):
+            _forget(known)
         return kept
 
     def _add(self, chunk: Chunk, now: int) -> None:
@@ -137,8 +149,8 @@ class Cohorts:
         held = np.zeros(len(records), HELD_REQUEST if of_requests else HELD_BATCH)
         held["record"], held["seen"] = records, now
         is_numbered = records["number"] > 0
-        held["id_model"] = np.where(is_numbered, records["model"], ring_number(chunk.ring))
-        held["id"] = np.where(is_numbered, records["number"], chunk.first + np.arange(len(records)))
+        held["id_model"] = np.where(is_numbered, records["model"], np.uint64(ring_number(chunk.ring)))
+        held["id"] = np.where(is_numbered, records["number"], chunk.first + np.arange(len(records), dtype=np.uint64))
         if of_requests:
             held["key"] = _keys(records["model"], records["batch"])
             held["why"] = whys_of(records) | self._asked.whys_of(records)
@@ -153,8 +165,8 @@ class Cohorts:
             self._batches = np.concatenate([self._batches, held[is_numbered]])
             self._visits = np.concatenate([self._visits, held[~is_numbered]])
 
-    def _decide_alone(self, now: int) -> Iterator[Cohort]:
-        """Decide on those who were in no batch, or come after the decision on theirs."""
+    def _gather_alone(self, now: int) -> Iterator[_Found]:
+        """Those who were in no batch, or come after the decision on theirs, unless they are dull."""
         alone = np.concatenate([self._requests[:0], *self._alone])
         self._alone.clear()
         whys = alone["why"]
@@ -164,10 +176,10 @@ class Cohorts:
         is_part = alone["record"]["parent"] > 0
         for place in np.flatnonzero((whys > 0) | is_part | self._may_have_parts(alone)).tolist():
             mine, why, lot = alone[place : place + 1], Why(int(whys[place])), int(lots[place])
-            yield from self._settle(_Waiting(mine, why, lot, None, self._visits[:0], now + PATIENCE_NS))
+            yield _Found(mine, why, lot, None, self._visits[:0], now + PATIENCE_NS)
 
-    def _decide(self, now: int, *, is_over: bool) -> Iterator[Cohort]:
-        """Decide on the batches that are complete."""
+    def _gather(self, now: int, *, is_over: bool) -> Iterator[_Found]:
+        """The batches that are complete, unless they are dull."""
         batches = self._batches[np.argsort(self._batches["key"], kind="stable")]
         requests = self._requests[np.lexsort((self._requests["record"]["place"], self._requests["key"]))]
         old = now - PATIENCE_NS
@@ -194,14 +206,12 @@ class Cohorts:
             key, start = keys[place], starts[place]
             batch = batches[places[place]] if has_batch[place] else None
             mine, visits = requests[start : start + counts[place]], self._visits[self._visits["key"] == key]
-            yield from self._settle(_Waiting(mine, Why(int(whys[place])), int(lots[place]), batch, visits, now + PATIENCE_NS))
+            yield _Found(mine, Why(int(whys[place])), int(lots[place]), batch, visits, now + PATIENCE_NS)
         self._requests = requests[np.repeat(~is_ripe, counts)]
         self._batches, self._visits = (
             held[~np.isin(held["key"], keys[is_ripe]) & (held["seen"] > now - _LONG_PATIENCE_NS)]
             for held in (batches, self._visits)
         )
-        _forget(self._late, _MOST_LATE)
-        _forget(self._verdicts, _MOST_VERDICTS)
 
     def _with_lots(
         self, whys: NDArray[np.uint8], held: Held, *, batch: bool = False
@@ -214,14 +224,14 @@ class Cohorts:
     def _may_have_parts(self, held: Held) -> NDArray[np.bool_]:
         return np.isin(held["record"]["model"], list(self._parents))
 
-    def _settle(self, found: _Waiting) -> Iterator[Cohort]:
-        """Keep it or not, unless it has to wait for what it is part of."""
-        if found.parents:
-            if found.why & ~Why.BASELINE:
-                self._wanted |= found.parents
-            self._waiting.append(found)
-        elif cohort := self._judge(found, ""):
-            yield cohort
+    def _want(self) -> None:
+        """What has a reason wants the requests it is part of to be kept, and so on upwards."""
+        rest = self._waiting
+        while wanting := [each for each in rest if each.why & ~Why.BASELINE or not self._wanted.keys().isdisjoint(each.ids)]:
+            for each in wanting:
+                self._wanted.update(dict.fromkeys(each.parents))
+            done = set(wanting)
+            rest = [each for each in rest if each not in done]
 
     def _resolve(self, now: int, *, is_over: bool) -> list[Cohort]:
         """Decide on those that waited for others, on whom is decided now."""
@@ -237,19 +247,18 @@ class Cohorts:
                 self._waiting.append(each)
         return kept
 
-    def _judge(self, found: _Waiting, family: str) -> Cohort | None:
+    def _judge(self, found: _Found, family: str) -> Cohort | None:
         """The verdict on it; `family` is the tracestate of a request it is part of, that is kept."""
-        ids = list(zip(found.requests["id_model"].tolist(), found.requests["id"].tolist(), strict=True))
         why = found.why
-        if self._wanted.intersection(ids):
+        if not self._wanted.keys().isdisjoint(found.ids):
             why |= Why.FAMILY
         own = tracestate_of(why, self._policy.threshold, found.lot) if why else ""
         state = own if own == "th:0" or not family else family
         if family:
             why |= Why.FAMILY
         traces = [self._trace_of(row) for row in found.requests]
-        self._wanted.difference_update(ids)
-        for (model, number), trace in zip(ids, traces, strict=True):
+        for (model, number), trace in zip(found.ids, traces, strict=True):
+            self._wanted.pop((model, number), None)
             if model in self._parents:
                 self._verdicts[model, number] = _Verdict(trace, state)
         return Cohort(found.requests, traces, why, state, found.batch, found.visits) if why else None
@@ -271,7 +280,7 @@ def _keys(models: NDArray[Any], numbers: NDArray[Any]) -> NDArray[np.uint64]:
     return models.astype(np.uint64) << np.uint64(_MODEL_SHIFT) | numbers.astype(np.uint64)
 
 
-def _forget(known: dict[Any, Any], most: int) -> None:
-    """The oldest of them."""
-    while len(known) > most:
+def _forget(known: dict[Any, Any]) -> None:
+    """The oldest of what is remembered; there is no end to it otherwise."""
+    while len(known) > _MOST_REMEMBERED:
         del known[next(iter(known))]

@@ -128,12 +128,14 @@ class _Making:
         if is_fault:
             about[names.ERROR_TYPE] = code.name
         is_part = record.parent > 0
+        # Rows that were sent on were received with their request.
+        begin = record.queued or record.received if is_part else record.received
         self.made.append(
             maker.span(
                 _of(names.ROWS, model) if is_part else names.REQUEST,
                 context,
                 maker.context_of_parent(record, trace),
-                self._wall(record.received, record.sent),
+                self._wall(begin, record.sent),
                 {**model, **about},
                 kind=SpanKind.INTERNAL if is_part else SpanKind.SERVER,
                 status=_FAULT if is_fault else _FINE,
@@ -168,7 +170,7 @@ class _Making:
             about[names.DEADLINE] = _us(record.received, record.deadline)
             about[names.SLACK] = _us(record.sent, record.deadline)
         for name, begin, end in (
-            (names.RECEIVE_US, record.received, record.queued),
+            (names.RECEIVE_US, 0 if record.parent else record.received, record.queued),
             (names.GATHER_US, record.taken, record.gathered),
             (names.SCATTER_US, record.executed, record.scattered),
             (names.SEND_US, record.scattered, record.sent),
