@@ -33,7 +33,6 @@ from headrace.engine.watch import Watcher
 from headrace.errors import HeadraceError, InvalidRequest, NotAllowed, NotInRepository, Unsupported
 from headrace.ledger.histograms import Histograms
 from headrace.ledger.ledger import Ledger, in_turn
-from headrace.ledger.records import Records
 from headrace.ledger.traces import TraceStore
 from headrace.ledger.views import Statistics
 from headrace.model import State
@@ -108,8 +107,8 @@ class Engine:
         self.histograms = Histograms()
         # It names versions by the ledger's numbers, and the ledger feeds it.
         self.budgets = Budgets(objectives, lambda number: self.ledger.model(number), time.time_ns() - time.monotonic_ns())
-        self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold, self.budgets.fold, self._trace))
-        self.traces = TraceStore(self.ledger.drain, self.ledger.model)
+        self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold, self.budgets.fold))
+        self.traces = TraceStore()
         self.regions = Regions()
         self.routes = Routes(self.ledger, self.clock.now)
         self._strict = strict_readiness
@@ -305,9 +304,6 @@ class Engine:
         return f"<Engine {self.repository!r}, {ready} versions ready{', draining' if self._is_draining else ''}>"
 
     # Inside.
-
-    def _trace(self, requests: Records, batches: Records) -> None:
-        self.traces.fold(requests)
 
     def _request(
         self,

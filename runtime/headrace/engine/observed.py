@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from headrace import __version__
 from headrace.engine.engine import Engine
 from headrace.engine.several import backends_of
+from headrace.ledger.report import Report, read_report
 from headrace.ledger.tally import Tally
 from headrace.telemetry.metrics import Metrics, Present, RunningVersion
 from headrace.telemetry.pulse import Pulse
 
 
-def metrics_of(engine: Engine, transport: str = "none", pulse: Pulse | None = None, side: Tally | None = None) -> Metrics:
+def metrics_of(
+    engine: Engine,
+    transport: str = "none",
+    pulse: Pulse | None = None,
+    side: Tally | None = None,
+    directory: Path | None = None,
+) -> Metrics:
     """The metrics of an engine.
 
     Args:
@@ -20,6 +28,7 @@ def metrics_of(engine: Engine, transport: str = "none", pulse: Pulse | None = No
         transport: the name of the way in.
         pulse: what measures the waits for the interpreter.
         side: the counters of the side process, if there is to be one.
+        directory: where it tells which traces it has kept.
     """
 
     def look() -> Present:
@@ -35,6 +44,7 @@ def metrics_of(engine: Engine, transport: str = "none", pulse: Pulse | None = No
             for running in engine.catalog.running()
         ]
         states = Counter(status.state for status in engine.catalog.statuses(include_unloaded=False))
-        return Present(__version__, engine.ready, transport, states, versions, pulse and pulse.waits, side)
+        kept = read_report(directory) if directory is not None else Report()
+        return Present(__version__, engine.ready, transport, states, versions, pulse and pulse.waits, side, kept.examples)
 
     return Metrics(engine.ledger, engine.statistics, engine.histograms, engine.budgets, look)

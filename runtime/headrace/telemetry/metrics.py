@@ -12,7 +12,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from headrace.budgets.attribution import CAUSES, CHARGES
@@ -31,6 +32,7 @@ from headrace.clock import MICROSECOND, MILLISECOND, SECOND
 from headrace.ledger.histograms import FIRST_RESPONSE, WHOLE, Histogram, Histograms, VersionHistograms
 from headrace.ledger.ledger import Ledger
 from headrace.ledger.records import STAGES, Outcome, Refusal
+from headrace.ledger.report import Example, key_of
 from headrace.ledger.tally import Tally
 from headrace.ledger.views import Statistics, VersionTotals
 from headrace.model import State
@@ -43,6 +45,9 @@ _PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 _TRITONS_BUCKETS_MS = (100, 500, 2000, 5000)
 _NOT_FOUND = ("", 0)
 """The (model, version) of requests that never got to one."""
+
+
+Examples = Mapping[str, Mapping[str, Example]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Present:
     """How things stand now, which the ledger does not say. `states` counts versions.
 
     `gil_wait` is what was waited for the interpreter, where that is measured; `side` what the side process has done, if there
-    is to be one.
+    is to be one. `examples` are requests whose traces were kept, by `headrace.ledger.report.key_of`.
     """
 
     release: str
@@ -75,6 +80,7 @@ class Present:
     versions: Sequence[RunningVersion]
     gil_wait: Histogram | None = None
     side: Tally | None = None
+    examples: Examples = field(default_factory=dict[str, Mapping[str, Example]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +171,7 @@ class Metrics(Collector):
                     page.add(names.REFUSALS, (*labels, refusal.name.lower()), past.refusals[refusal])
             page.add(names.MALFORMED_TRACES, labels, past.malformed_traces)
             if key in running:
-                _add_distributions(page, labels, past.histograms)
+                _add_distributions(page, labels, past.histograms, now.examples)
                 for reason in TAKEN:
                     page.add(names.BATCHES, (*labels, reason.name.lower()), past.reasons[reason])
                 page.add(names.BATCH_PADDING, labels, past.padding)
@@ -192,6 +198,11 @@ class Metrics(Collector):
             page.add(names.LEDGER_OVERRUN, (), now.side.overrun)
             page.add(names.LEDGER_SPILLED, (), now.side.spilled)
             page.add(names.LEDGER_UNWRITTEN, (), now.side.unwritten)
+            page.add(names.TRACES_OVERRUN, (), now.side.untraced)
+            page.add(names.SPANS_SENT, (), now.side.spans_sent)
+            dropped = {"rate": now.side.spans_capped, "buffer": now.side.spans_unbuffered, "export": now.side.spans_failed}
+            for reason, count in dropped.items():
+                page.add(names.SPANS_DROPPED, (reason,), count)
 
     def _batches(self, numbers: Sequence[int]) -> int:
         return sum(found.execution_count for number in numbers if (found := self._statistics.versions.get(number)))
@@ -246,15 +257,26 @@ class _Page:
         self._family(name).add_sample(name.name + suffix, dict(zip(name.labels, values, strict=True)), value)
 
     def add_histogram(
-        self, name: Name, values: Sequence[str], histogram: Histogram, unit: int, edges: Sequence[int] = ()
+        self,
+        name: Name,
+        values: Sequence[str],
+        histogram: Histogram,
+        unit: int,
+        *,
+        edges: Sequence[int] = (),
+        examples: Mapping[str, Example] | None = None,
     ) -> None:
-        """A histogram whose values are divided by `unit`. `edges`, some of its own, make it coarser."""
-        family, labels = self._family(name), dict(zip(name.labels, values, strict=True))
+        """A histogram whose values are divided by `unit`. `edges`, some of its own, make it coarser.
+
+        `examples` are by the number of the bucket, as text; only where no edge is left out.
+        """
+        family, labels, examples = self._family(name), dict(zip(name.labels, values, strict=True)), examples or {}
         upto = np.cumsum(histogram.counts).tolist()
-        for edge, count in zip(histogram.edges.tolist(), upto[:-1], strict=True):
-            if not edges or edge in edges:
-                family.add_sample(f"{name.name}_bucket", {**labels, "le": floatToGoString(edge / unit)}, count)
-        family.add_sample(f"{name.name}_bucket", {**labels, "le": "+Inf"}, upto[-1])
+        for place, (edge, count) in enumerate(zip([*histogram.edges.tolist(), None], upto, strict=True)):
+            if edge is None or not edges or edge in edges:
+                le = "+Inf" if edge is None else floatToGoString(edge / unit)
+                exemplar = _exemplar(examples.get(str(place)), unit)
+                family.add_sample(f"{name.name}_bucket", {**labels, "le": le}, count, exemplar=exemplar)
         family.add_sample(f"{name.name}_count", labels, upto[-1])
         family.add_sample(f"{name.name}_sum", labels, histogram.total / unit)
 
@@ -265,10 +287,19 @@ class _Page:
         return self.families[name]
 
 
-def _add_distributions(page: _Page, labels: tuple[str, str], histograms: VersionHistograms) -> None:
-    page.add_histogram(names.REQUEST_DURATION, labels, histograms.spans[WHOLE], SECOND)
+def _exemplar(example: Example | None, unit: int) -> Exemplar | None:
+    if example is None:
+        return None
+    return Exemplar({"trace_id": example.trace, "span_id": example.span}, example.value / unit, example.at)
+
+
+def _add_distributions(page: _Page, labels: tuple[str, str], histograms: VersionHistograms, examples: Examples) -> None:
+    def of(what: str) -> Mapping[str, Example] | None:
+        return examples.get(key_of(what, labels[0], int(labels[1])))
+
+    page.add_histogram(names.REQUEST_DURATION, labels, histograms.spans[WHOLE], SECOND, examples=of(WHOLE))
     for stage in STAGES:
-        page.add_histogram(names.STAGE_DURATION, (*labels, stage), histograms.spans[stage], SECOND)
+        page.add_histogram(names.STAGE_DURATION, (*labels, stage), histograms.spans[stage], SECOND, examples=of(stage))
     page.add_histogram(names.BATCH_ROWS, labels, histograms.rows, 1)
 
 
@@ -313,5 +344,5 @@ def _add_tritons(page: _Page, labels: tuple[str, str], past: _Past, running: Seq
         page.add(names.NV_FAILURE, (*labels, reason), count)
     page.add(names.NV_PENDING, labels, sum(each.depth.requests for each in running))
     edges = [edge * MILLISECOND for edge in _TRITONS_BUCKETS_MS]
-    page.add_histogram(names.NV_FIRST_RESPONSE, labels, past.histograms.spans[FIRST_RESPONSE], MILLISECOND, edges)
+    page.add_histogram(names.NV_FIRST_RESPONSE, labels, past.histograms.spans[FIRST_RESPONSE], MILLISECOND, edges=edges)
     page.add(names.NV_LOAD, labels, running[0].load_ns / SECOND)

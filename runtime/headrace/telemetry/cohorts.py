@@ -1,0 +1,286 @@
+"""Puts together what was together: a batch, its requests, and what a graph ran for it; and decides on each as a whole.
+
+A request that was in no batch is alone. A batch is decided on when all of its requests have settled, or after `PATIENCE_NS`,
+with those that have. Rows that a graph sent on, and calls of one model by another, wait for the request they are part of: they
+are kept if that is, and if they have a reason themselves, it is kept for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.clock import SECOND
+from headrace.ledger.collect import REQUEST_KIND, Chunk
+from headrace.ledger.identity import Identity, ring_number
+from headrace.ledger.records import BATCH, REQUEST
+from headrace.protocol.origin import GIVEN
+from headrace.telemetry.asked import Asked
+from headrace.telemetry.sampling import Policy, Why, randomness, tracestate_of, whys_of, whys_of_batches
+
+PATIENCE_NS = 5 * SECOND
+"""How long a batch waits for the last of its requests, and a part for the request it belongs to."""
+_LONG_PATIENCE_NS = 60 * SECOND
+"""How long a batch waits for the first of its requests, which may be answered later, each by itself."""
+_MOST = 1 << 17
+"""Records that may wait. Above that, everything is decided on as it is."""
+_MOST_WAITING = 1 << 12
+_MOST_REMEMBERED = 1 << 14
+_MODEL_SHIFT = 40
+
+_BESIDES = [("key", "u8"), ("id_model", "u8"), ("id", "u8"), ("seen", "i8"), ("why", "u1")]
+HELD_REQUEST: np.dtype[Any] = np.dtype([("record", REQUEST), *_BESIDES])
+HELD_BATCH: np.dtype[Any] = np.dtype([("record", BATCH), *_BESIDES])
+"""A record; `key` is the same for a batch and its requests, and for a batch and what was visited for it. `id_model` and `id` are
+what its ids are made of: model and number, or what stands for them. `seen` is when it came, `why` bits of `Why`."""
+Held = NDArray[np.void]
+_Id = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """What is kept together.
+
+    `requests` (`HELD_REQUEST`) are in the order of the batch; `traces` are the ids of their traces, `tracestate` is the value of
+    `ot` in that of each. `batch` (one `HELD_BATCH`) is None where there was none, or none is known.
+    """
+
+    requests: Held
+    traces: Sequence[int]
+    why: Why
+    tracestate: str
+    batch: Held | None
+    visits: Held
+
+    @property
+    def spans(self) -> int:
+        """How many spans that makes."""
+        records = self.requests["record"]
+        of_requests = len(records) + (records["queued"] > 0).sum() + (records["executed"] > 0).sum()
+        of_batch = 0 if self.batch is None else 1 + int(self.batch["record"]["executed"] > 0) + len(self.visits)
+        return int(of_requests) + of_batch
+
+
+class _Verdict(NamedTuple):
+    """What became of a request that may have parts: empty `tracestate` if it was not kept."""
+
+    trace: int
+    tracestate: str
+
+
+@dataclass(slots=True, eq=False)
+class _Found:
+    """A batch, or a request that was in none, before the verdict; `lot` is its random number.
+
+    `ids` are those of its requests, `parents` of the requests that these are part of.
+    """
+
+    requests: Held
+    why: Why
+    lot: int
+    batch: Held | None
+    visits: Held
+    until: int
+    ids: list[_Id] = field(init=False)
+    parents: set[_Id] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ids = list(zip(self.requests["id_model"].tolist(), self.requests["id"].tolist(), strict=True))
+        parts = self.requests["record"][self.requests["record"]["parent"] > 0]
+        self.parents = set(zip(parts["parent_model"].tolist(), parts["parent"].tolist(), strict=True))
+
+
+class Cohorts:
+    """Of one server.
+
+    Args:
+        identity: makes its ids.
+        policy: what to keep.
+        asked: what clients want kept.
+    """
+
+    def __init__(self, identity: Identity, policy: Policy, asked: Asked) -> None:
+        self._identity, self._policy, self._asked = identity, policy, asked
+        self._requests: Held = np.zeros(0, HELD_REQUEST)
+        self._batches: Held = np.zeros(0, HELD_BATCH)
+        self._visits: Held = np.zeros(0, HELD_BATCH)
+        self._alone: list[Held] = []
+        self._waiting: list[_Found] = []
+        self._wanted: dict[_Id, None] = {}
+        self._parents: set[int] = set()
+        self._verdicts: dict[_Id, _Verdict] = {}
+        self._late: dict[int, int] = {}
+
+    @property
+    def held(self) -> int:
+        """How many records wait."""
+        return len(self._requests) + len(self._batches) + len(self._visits) + sum(len(each.requests) for each in self._waiting)
+
+    def take(self, chunks: Iterable[Chunk], now: int, *, is_end: bool = False) -> list[Cohort]:
+        """Add these records, and what of it is decided and kept.
+
+        Args:
+            chunks: of records.
+            now: in ns.
+            is_end: nothing more will come.
+        """
+        for chunk in chunks:
+            self._add(chunk, now)
+        is_over = is_end or self.held > _MOST
+        found = [*self._gather(now, is_over=is_over), *self._gather_alone(now)]
+        self._waiting += [each for each in found if each.parents]
+        self._want()
+        judged = [self._judge(each, "") for each in found if not each.parents]
+        kept = [each for each in judged if each is not None]
+        # What waited for one of these may be what others wait for.
+        while resolved := self._resolve(now, is_over=is_over):
+            kept += resolved
+        for known in (self._late, self._verdicts, self._wanted):
+            _forget(known)
+        return kept
+
+    def _add(self, chunk: Chunk, now: int) -> None:
+        records = chunk.records
+        of_requests = chunk.kind == REQUEST_KIND
+        held = np.zeros(len(records), HELD_REQUEST if of_requests else HELD_BATCH)
+        held["record"], held["seen"] = records, now
+        is_numbered = records["number"] > 0
+        held["id_model"] = np.where(is_numbered, records["model"], np.uint64(ring_number(chunk.ring)))
+        held["id"] = np.where(is_numbered, records["number"], chunk.first + np.arange(len(records), dtype=np.uint64))
+        if of_requests:
+            held["key"] = _keys(records["model"], records["batch"])
+            held["why"] = whys_of(records) | self._asked.whys_of(records)
+            self._parents.update(np.unique(records["parent_model"][records["parent"] > 0]).tolist())
+            is_alone = (records["batch"] == 0) | np.isin(held["key"], list(self._late))
+            self._alone.append(held[is_alone])
+            self._requests = np.concatenate([self._requests, held[~is_alone]])
+        else:
+            made_by = _keys(records["parent_model"], records["parent"])
+            held["key"] = np.where(is_numbered, _keys(records["model"], records["number"]), made_by)
+            held["why"] = whys_of_batches(records, self._policy)
+            self._batches = np.concatenate([self._batches, held[is_numbered]])
+            self._visits = np.concatenate([self._visits, held[~is_numbered]])
+
+    def _gather_alone(self, now: int) -> Iterator[_Found]:
+        """Those who were in no batch, or come after the decision on theirs, unless they are dull."""
+        alone = np.concatenate([self._requests[:0], *self._alone])
+        self._alone.clear()
+        whys = alone["why"]
+        if self._late:
+            whys = whys | np.array([self._late.get(key, 0) for key in alone["key"].tolist()], np.uint8)
+        whys, lots = self._with_lots(whys, alone)
+        is_part = alone["record"]["parent"] > 0
+        for place in np.flatnonzero((whys > 0) | is_part | self._may_have_parts(alone)).tolist():
+            mine, why, lot = alone[place : place + 1], Why(int(whys[place])), int(lots[place])
+            yield _Found(mine, why, lot, None, self._visits[:0], now + PATIENCE_NS)
+
+    def _gather(self, now: int, *, is_over: bool) -> Iterator[_Found]:
+        """The batches that are complete, unless they are dull."""
+        batches = self._batches[np.argsort(self._batches["key"], kind="stable")]
+        requests = self._requests[np.lexsort((self._requests["record"]["place"], self._requests["key"]))]
+        old = now - PATIENCE_NS
+        keys, starts, counts = np.unique(requests["key"], return_index=True, return_counts=True)
+        places = np.searchsorted(batches["key"], keys)
+        has_batch = places < len(batches)
+        has_batch[has_batch] = batches["key"][places[has_batch]] == keys[has_batch]
+        whys, missing = np.zeros(len(keys), np.uint8), np.ones(len(keys), np.int64)
+        is_part, may_have_parts = np.zeros(len(keys), bool), np.zeros(len(keys), bool)
+        is_ripe = np.full(len(keys), is_over)
+        if len(keys):
+            whys |= np.bitwise_or.reduceat(requests["why"], starts)
+            is_part |= np.logical_or.reduceat(requests["record"]["parent"] > 0, starts)
+            may_have_parts |= np.logical_or.reduceat(self._may_have_parts(requests), starts)
+            is_ripe |= np.minimum.reduceat(requests["seen"], starts) <= old
+            mine = batches[places[has_batch]]
+            whys[has_batch] |= mine["why"]
+            missing[has_batch] = mine["record"]["requests"].astype(np.int64) - counts[has_batch]
+            is_ripe |= missing <= 0
+        whys, lots = self._with_lots(whys, requests[starts], batch=True)
+        for place in np.flatnonzero(is_ripe & (missing > 0)).tolist():
+            self._late[int(keys[place])] = int(whys[place])
+        for place in np.flatnonzero(is_ripe & ((whys > 0) | is_part | may_have_parts)).tolist():
+            key, start = keys[place], starts[place]
+            batch = batches[places[place]] if has_batch[place] else None
+            mine, visits = requests[start : start + counts[place]], self._visits[self._visits["key"] == key]
+            yield _Found(mine, Why(int(whys[place])), int(lots[place]), batch, visits, now + PATIENCE_NS)
+        self._requests = requests[np.repeat(~is_ripe, counts)]
+        self._batches, self._visits = (
+            held[~np.isin(held["key"], keys[is_ripe]) & (held["seen"] > now - _LONG_PATIENCE_NS)]
+            for held in (batches, self._visits)
+        )
+
+    def _with_lots(
+        self, whys: NDArray[np.uint8], held: Held, *, batch: bool = False
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+        """Those that have no reason draw a lot each, batches one together."""
+        models, numbers = (held["record"]["model"], held["record"]["batch"]) if batch else (held["id_model"], held["id"])
+        lots = randomness(self._identity.seed, models, numbers)
+        return np.where((whys == 0) & (lots >= self._policy.threshold), Why.BASELINE, whys).astype(np.uint8), lots
+
+    def _may_have_parts(self, held: Held) -> NDArray[np.bool_]:
+        return np.isin(held["record"]["model"], list(self._parents))
+
+    def _want(self) -> None:
+        """What has a reason wants the requests it is part of to be kept, and so on upwards."""
+        rest = self._waiting
+        while wanting := [each for each in rest if each.why & ~Why.BASELINE or not self._wanted.keys().isdisjoint(each.ids)]:
+            for each in wanting:
+                self._wanted.update(dict.fromkeys(each.parents))
+            done = set(wanting)
+            rest = [each for each in rest if each not in done]
+
+    def _resolve(self, now: int, *, is_over: bool) -> list[Cohort]:
+        """Decide on those that waited for others, on whom is decided now."""
+        waiting, self._waiting = self._waiting, []
+        kept: list[Cohort] = []
+        for each in waiting:
+            verdicts = [self._verdicts.get(parent) for parent in each.parents]
+            if all(verdicts) or is_over or each.until <= now or len(waiting) > _MOST_WAITING:
+                states = [verdict.tracestate for verdict in verdicts if verdict is not None and verdict.tracestate]
+                if cohort := self._judge(each, states[0] if states else ""):
+                    kept.append(cohort)
+            else:
+                self._waiting.append(each)
+        return kept
+
+    def _judge(self, found: _Found, family: str) -> Cohort | None:
+        """The verdict on it; `family` is the tracestate of a request it is part of, that is kept."""
+        why = found.why
+        if not self._wanted.keys().isdisjoint(found.ids):
+            why |= Why.FAMILY
+        own = tracestate_of(why, self._policy.threshold, found.lot) if why else ""
+        state = own if own == "th:0" or not family else family
+        if family:
+            why |= Why.FAMILY
+        traces = [self._trace_of(row) for row in found.requests]
+        for (model, number), trace in zip(found.ids, traces, strict=True):
+            self._wanted.pop((model, number), None)
+            if model in self._parents:
+                self._verdicts[model, number] = _Verdict(trace, state)
+        return Cohort(found.requests, traces, why, state, found.batch, found.visits) if why else None
+
+    def _trace_of(self, row: Any) -> int:
+        record = row["record"]
+        if record["context"] == GIVEN:
+            return int(record["trace_high"]) << 64 | int(record["trace_low"])
+        model, number = int(row["id_model"]), int(row["id"])
+        if record["parent"]:
+            model, number = int(record["parent_model"]), int(record["parent"])
+            if known := self._verdicts.get((model, number)):
+                return known.trace
+        return self._identity.trace(model, number)
+
+
+def _keys(models: NDArray[Any], numbers: NDArray[Any]) -> NDArray[np.uint64]:
+    """One number for a batch: no queue comes to 2**40 of them, nor a server to 2**24 versions."""
+    return models.astype(np.uint64) << np.uint64(_MODEL_SHIFT) | numbers.astype(np.uint64)
+
+
+def _forget(known: dict[Any, Any]) -> None:
+    """The oldest of what is remembered; there is no end to it otherwise."""
+    while len(known) > _MOST_REMEMBERED:
+        del known[next(iter(known))]
