@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,7 +203,20 @@ class Mapped:
         return np.frombuffer(self._maps[number], np.uint8)
 
 
-def lay_out(tensors: Sequence[Tensor]) -> tuple[list[Place], int]:
+class Stack(NamedTuple):
+    """Arrays of one dtype, one behind the other in their rows; put together where they are written."""
+
+    arrays: Sequence[NDArray[Any]]
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def lay_out(tensors: Sequence[Tensor | Stack]) -> tuple[list[Place], int]:
     """Where in a region each goes, and how many bytes that takes."""
     places, end = list[Place](), 0
     for tensor in tensors:
@@ -215,11 +228,13 @@ def lay_out(tensors: Sequence[Tensor]) -> tuple[list[Place], int]:
     return places, end
 
 
-def write(memory: Memory, tensors: Sequence[Tensor], places: Sequence[Place]) -> None:
+def write(memory: Memory, tensors: Sequence[Tensor | Stack], places: Sequence[Place]) -> None:
     """Put tensors where `lay_out` said."""
     for tensor, place in zip(tensors, places, strict=True):
         into = look(memory, place)
-        if isinstance(tensor, BytesTensor) and isinstance(into, BytesTensor):
+        if isinstance(tensor, Stack):
+            np.concatenate(tensor.arrays, out=into)  # type: ignore[arg-type]  # no text either
+        elif isinstance(tensor, BytesTensor) and isinstance(into, BytesTensor):
             np.subtract(tensor.offsets, tensor.offsets[0], out=into.offsets)
             into.data[:] = tensor.data[tensor.offsets[0] : tensor.offsets[-1]]
         else:

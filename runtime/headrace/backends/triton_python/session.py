@@ -17,7 +17,6 @@ from headrace.clock import MICROSECOND
 from headrace.errors import InvalidRepository
 from headrace.model import GraphIO
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup
-from headrace.request import Request
 
 _MODULE = "headrace.backends.triton_python.worker"
 _ENVIRONMENT = "EXECUTION_ENV_PATH"
@@ -157,26 +156,21 @@ class TritonSession:
 
     def _order(self, batch: Batch) -> Message:
         requests = batch.requests if self._tells_all else batch.heads
-        asked = batch.asked() if len(self._outputs) > 1 else ()
-        odd: dict[int, Message] = {}
-        for place, request in enumerate(requests):
-            outputs = asked[place] if asked and len(asked[place]) < len(self._outputs) else None
-            if outputs is not None or request.parameters or request.timeout_ns or request.sequence is not None:
-                odd[place] = _odd_of(request, outputs)
+        odd: dict[int, Message] = {
+            place: {"parameters": dict(request.parameters), "timeout": request.timeout_ns // MICROSECOND}
+            for place, request in enumerate(requests)
+            if request.parameters or request.timeout_ns
+        }
+        if self._tells_all:
+            for place, request in enumerate(batch.requests):
+                if request.sequence is not None:
+                    flags = int(request.sequence.start) | int(request.sequence.end) << 1
+                    odd.setdefault(place, {}).update(correlation_id=request.sequence.id, flags=flags)
+        if len(self._outputs) > 1:
+            for place, outputs in enumerate(batch.asked()):
+                if len(outputs) < len(self._outputs):
+                    odd.setdefault(place, {})["outputs"] = outputs
         return {"ids": [request.id for request in requests], "odd": odd, "offsets": batch.offsets}
-
-
-def _odd_of(request: Request, outputs: tuple[str, ...] | None) -> Message:
-    """What most requests do not have."""
-    odd: Message = {} if outputs is None else {"outputs": outputs}
-    if request.parameters:
-        odd["parameters"] = dict(request.parameters)
-    if request.timeout_ns:
-        odd["timeout"] = request.timeout_ns // MICROSECOND
-    if request.sequence is not None:
-        odd["correlation_id"] = request.sequence.id
-        odd["flags"] = int(request.sequence.start) | int(request.sequence.end) << 1
-    return odd
 
 
 def instances_of(config: ModelConfig, device: Device) -> list[str]:

@@ -45,16 +45,17 @@ class Listening:
             Over: it will not be.
             Late: it is not yet.
         """
-        until = None if seconds is None else monotonic() + seconds
+        left, until = seconds, None if seconds is None else monotonic() + seconds
         with self._changed:
             while not is_done():
                 if self._over is not None:
                     raise self._over
-                left = None if until is None else max(0.0, until - monotonic())
                 if not self._is_reading:
                     self._listen(left)
                 elif not self._changed.wait(left):
                     raise Late
+                if until is not None:
+                    left = max(0.0, until - monotonic())
 
     def end(self, why: Exception) -> None:
         """Whoever waits is told `why` it is over."""
