@@ -29,7 +29,7 @@ def requests_of(
     """The requests of a batch, as views of its memory."""
     inputs = [(name, look(memory, place)) for name, place in order["inputs"]]
     offsets, odd = order["offsets"], order["odd"]
-    execution = Execution(order["id"], is_decoupled=is_decoupled)
+    execution = Execution(order["numbers"][0], is_decoupled=is_decoupled)
     made: list[InferenceRequest] = []
     for place, id in enumerate(order["ids"]):
         more: Mapping[str, Any] = odd.get(str(place), _NOTHING) if odd else _NOTHING
@@ -89,7 +89,7 @@ def answers_of(
         entries.append({"names": list(piece)})
     stacks = _stacks_of(pieces, order["offsets"]) if len(pieces) == len(requests) else None
     if stacks is not None:
-        return {"names": list(stacks)}, list(stacks.values())
+        return {"names": tuple(stacks)}, list(stacks.values())
     return {"each": entries}, [value for piece in pieces for value in piece.values()]
 
 

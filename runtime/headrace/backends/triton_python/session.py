@@ -69,12 +69,15 @@ class TritonSession:
         self._program, self._environment = program_of(path.parent, config)
         self._is_completed = False
         self._keepers: list[Keeper[ModelProcess]] = []
-        self._idle: queue.LifoQueue[Keeper[ModelProcess]] = queue.LifoQueue()
+        self._idle: list[Keeper[ModelProcess]] = []
+        """The last one used is warm."""
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """As many as are idle: to wait for one."""
         try:
             for instance in instances_of(config, device):
                 keeper = Keeper("model", self._name, lambda name=instance: self._start(name), self._load)
                 self._keepers.append(keeper)
-                self._idle.put(keeper)
+                self._put(keeper)
         except BaseException:
             self.close()
             raise
@@ -89,7 +92,8 @@ class TritonSession:
 
     def run(self, batch: Batch) -> Outputs | Iterator[Piece] | None:
         """See `Session.run`."""
-        keeper = self._idle.get()
+        self._free.get()
+        keeper = self._idle.pop()
         try:
             process = keeper.process()
             try:
@@ -98,13 +102,17 @@ class TritonSession:
                 raise keeper.failed(gone) from None
             keeper.went_well()
         finally:
-            self._idle.put(keeper)
+            self._put(keeper)
         return iter(result) if isinstance(result, list) else result
 
     def close(self) -> None:
         """See `Session.close`."""
         for keeper in self._keepers:
             keeper.close()
+
+    def _put(self, keeper: Keeper[ModelProcess]) -> None:
+        self._idle.append(keeper)
+        self._free.put(None)
 
     # Coming up.
 
@@ -170,7 +178,7 @@ class TritonSession:
             for place, outputs in enumerate(batch.asked()):
                 if len(outputs) < len(self._outputs):
                     odd.setdefault(place, {})["outputs"] = outputs
-        return {"ids": [request.id for request in requests], "odd": odd, "offsets": batch.offsets}
+        return {"ids": tuple([request.id for request in requests]), "odd": odd or None, "offsets": tuple(batch.offsets)}
 
 
 def instances_of(config: ModelConfig, device: Device) -> list[str]:

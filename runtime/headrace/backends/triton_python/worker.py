@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -140,12 +141,15 @@ class Worker:
             _print(error)
             self._link.send({"do": "ready", "error": words_of(error)})
             return
+        # What is there now stays: no collection needs to look at it.
+        gc.freeze()
         self._link.send({"do": "ready"})
 
     # A batch.
 
     def _execute(self, order: Message) -> None:
-        memory = self._link.region(order["from"])
+        number, given, _ = order["numbers"]
+        memory = self._link.region(given)
         inputs = weakref.ref(memory)
         requests = requests_of(order, memory, self._outputs, has_rows=self._has_rows, is_decoupled=self._is_decoupled)
         del memory
@@ -166,7 +170,8 @@ class Worker:
         if is_short:
             told["ends"] = True
         # What the model has kept of its inputs must not be written over.
-        self._link.send({**told, "do": "executed", "id": order["id"], "kept": inputs() is not None})
+        told["do"], told["kept"] = "executed", inputs() is not None
+        self._link.send(told, number, repeats="names" in told)
         if is_short:
             print(
                 f"model '{self._name}' has met the limit of its memory: its process ends, and is started again", file=sys.stderr
@@ -186,9 +191,10 @@ class Worker:
             _print(error)
             return {"error": words_of(error)}, error
         places, nbytes = lay_out(tensors)
-        into = self._link.region(order["to"])
+        number, _, taken = order["numbers"]
+        into = self._link.region(taken)
         if into.nbytes < nbytes:
-            into = self._link.region(self._link.ask("room", id=order["id"], nbytes=nbytes)["to"])
+            into = self._link.region(self._link.ask("room", id=number, nbytes=nbytes)["to"])
         write(into, tensors, places)
         return {**message, "places": places, "nbytes": nbytes}, None
 
