@@ -246,7 +246,7 @@ def test_a_batch_that_went_in_part_is_not_said_to_be_unsent(here: Here, far: Tri
     monkeypatch.setattr(session._client, "infer", once)
     batch = _Batch(rows(1, 2), None)
     batch.offsets = [0, 1, 2]
-    batch.heads = [Request("doubles", {}, parameters={"k": n}) for n in range(2)]
+    batch.heads = [Head("doubles", parameters={"k": n}) for n in range(2)]
     with pytest.raises(ModelError, match="gone"):
         session.run(batch)
     assert far.rows() == [1]
@@ -257,7 +257,7 @@ class _Batch:
 
     def __init__(self, x: np.ndarray[Any, Any], deadline: int | None) -> None:
         self.rows, self.offsets = len(x), [0, len(x)]
-        self.requests = self.heads = [Request("doubles", {"x": x}, deadline=deadline)]
+        self.requests, self.heads = [Request("doubles", {"x": x}, deadline=deadline)], [Head("doubles", deadline=deadline)]
 
     def tensors(self) -> Any:
         return self.requests[0].inputs

@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from headrace.errors import HeadraceError
 from headrace.model import GraphIO
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelStatistics
-from headrace.request import Request, Response
+from headrace.request import Head, Request, Response
 from headrace.tensor import Tensor
 
 Outputs: TypeAlias = Mapping[str, Tensor]
@@ -56,8 +56,8 @@ class Batch(Protocol):
         ...
 
     @property
-    def heads(self) -> list[Request]:
-        """The requests as far as they go along with what is sent on for them: without inputs, outputs and sequence."""
+    def heads(self) -> list[Head]:
+        """Of each request, what goes along with what is sent on for it."""
         ...
 
     def tensors(self) -> Mapping[str, Tensor]:

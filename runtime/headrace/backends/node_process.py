@@ -62,14 +62,14 @@ class NodeProcess(Process):
         values = list(tensors.values())
         places, nbytes = lay_out(values)
         given, taken = self._regions.take(nbytes), self._regions.take(self._expected)
-        inputs = list(zip(tensors, places, strict=True))
         write(given.memory(), values, places)
-        self._regions.send(self._socket, {"do": "run", "inputs": inputs, "from": given.number, "to": taken.number})
+        order = {"do": "run", "inputs": tuple(zip(tensors, places, strict=True))}
+        self._regions.send(self._socket, order, (given.number, taken.number, 0), repeats=True)
         answer, _ = self.next_message(seconds)
         if "needs" in answer:
             self._regions.give_back(taken)
             taken = self._regions.take(answer["needs"])
-            self._regions.send(self._socket, {"to": taken.number})
+            self._regions.send(self._socket, {}, (given.number, taken.number, 0))
             answer, _ = self.next_message(seconds)
         if answer["kept"]:
             self._regions.drop(given)

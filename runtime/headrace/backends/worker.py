@@ -41,7 +41,8 @@ def serve(sock: socket.socket) -> None:
             mapped.learn(order, descriptors)
             answer, inputs = _run(runner, mapped, order, sock)
             # What the node has kept of its inputs must not be written over.
-            send(sock, {**answer, "kept": inputs() is not None})
+            answer["kept"] = inputs() is not None
+            send(sock, answer, repeats="names" in answer)
     except (EOFError, BrokenPipeError):
         return  # so is the server
 
@@ -61,20 +62,21 @@ def _run(
     runner: LocalRunner, mapped: Mapped, order: Mapping[str, Any], sock: socket.socket
 ) -> tuple[dict[str, Any], weakref.ref[Memory]]:
     """The answer, and what tells whether the inputs are still looked at."""
-    memory = mapped.readable(order["from"])
+    given, taken, _ = order["numbers"]
+    memory = mapped.readable(given)
     inputs = weakref.ref(memory)
-    given: dict[str, Tensor] = {name: look(memory, place) for name, place in order["inputs"]}
+    rows: dict[str, Tensor] = {name: look(memory, place) for name, place in order["inputs"]}
     try:
-        message, tensors = flat(runner.call(given))
+        message, tensors = flat(runner.call(rows))
     except Exception as error:
         return _failed(error), inputs
     places, nbytes = lay_out(tensors)
-    into = mapped.writable(order["to"])
+    into = mapped.writable(taken)
     if into.nbytes < nbytes:
         send(sock, {"needs": nbytes})
         order, descriptors = receive(sock)
         mapped.learn(order, descriptors)
-        into = mapped.writable(order["to"])
+        into = mapped.writable(order["numbers"][1])
     write(into, tensors, places)
     return {**message, "places": places, "nbytes": nbytes}, inputs
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from headrace.model import ModelSpec
 from headrace.protocol.validate import Shape, bucket_of, resolve_reshape
-from headrace.request import Request
+from headrace.request import Head, Request
 from headrace.tensor import DTYPES, BytesTensor, Tensor, TensorSpec
 
 _MOST_LENGTHS = 5
@@ -63,9 +63,9 @@ class Zeros:
         return [Request(self._spec.name, self.tensors())]
 
     @property
-    def heads(self) -> list[Request]:
+    def heads(self) -> list[Head]:
         """One, that nobody has sent."""
-        return [Request(self._spec.name, {})]
+        return [Head(self._spec.name)]
 
     def wanted(self) -> tuple[str, ...]:
         """All outputs."""

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from headrace.budgets.openslo import SLI, SLO, Document, Target, documents_of
 from headrace.clock import MICROSECOND, MILLISECOND, SECOND
 from headrace.errors import Code, InvalidObjective
-from headrace.ledger.histograms import STAGES
-from headrace.ledger.records import Outcome, Records
+from headrace.ledger.records import STAGES, Outcome, Records
 
 SHORTEST_WINDOW, LONGEST_WINDOW = 3600 * SECOND, 366 * 24 * 3600 * SECOND
 

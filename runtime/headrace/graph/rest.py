@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from headrace.backends.base import Batch
 from headrace.graph.fan import picked
-from headrace.request import Request
+from headrace.request import Head, Request
 from headrace.tensor import Tensor
 
 
@@ -31,7 +31,7 @@ class Rest:
         return [requests[place] for place in self._places]
 
     @property
-    def heads(self) -> list[Request]:
+    def heads(self) -> list[Head]:
         """See `backends.base.Batch.heads`."""
         heads = self.whole.heads
         return [heads[place] for place in self._places]

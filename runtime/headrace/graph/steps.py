@@ -18,7 +18,7 @@ from headrace.ledger.records import BatchRecord
 from headrace.model import ModelSpec
 from headrace.node import Rows
 from headrace.protocol.validate import resolve_reshape
-from headrace.request import Request
+from headrace.request import Head, Request
 from headrace.scheduling.answers import checked_outputs
 from headrace.scheduling.plan import Reason
 from headrace.tensor import Tensor, TensorSpec, concatenate, format_shape
@@ -235,7 +235,7 @@ class _Call:
         return self.whole.requests
 
     @property
-    def heads(self) -> list[Request]:
+    def heads(self) -> list[Head]:
         """See `backends.base.Batch.heads`."""
         return self.whole.heads
 

@@ -13,7 +13,7 @@ from headrace.clock import Clock
 from headrace.errors import HeadraceError
 from headrace.ledger.ledger import Ledger
 from headrace.model import ModelSpec
-from headrace.request import Request
+from headrace.request import Head, Request
 from headrace.scheduling.admission import Depth, Limits
 from headrace.scheduling.entry import Entry, Sink
 from headrace.scheduling.plan import Plan
@@ -49,11 +49,8 @@ class Batch(Protocol):
         ...
 
     @property
-    def heads(self) -> list[Request]:
-        """The requests as far as they go along with what is sent on for them: without inputs, outputs and sequence.
-
-        Their origin says that they are the parents.
-        """
+    def heads(self) -> list[Head]:
+        """Of each request, what goes along with what is sent on for it. Their origin says that they are the parents."""
         ...
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 import _thread
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Protocol
@@ -18,7 +17,7 @@ from headrace.clock import Clock
 from headrace.errors import BackendFailed, Broken, HeadraceError
 from headrace.ledger.records import BatchRecord
 from headrace.model import ModelSpec
-from headrace.request import Request, Response
+from headrace.request import Head, Request, Response
 from headrace.scheduling.answers import checked_outputs, deliver, log_failure, response_of
 from headrace.scheduling.base import Batch
 from headrace.scheduling.entry import Answer, EntryState, PortableEntry
@@ -76,12 +75,21 @@ class PortableBatch:
         return [entry.request for entry in self._entries]
 
     @property
-    def heads(self) -> list[Request]:
-        """The requests, as far as they go along with what is sent on for them."""
+    def heads(self) -> list[Head]:
+        """Of each request, what goes along with what is sent on for it."""
         model = self.model_number
         return [
-            replace(entry.request, origin=entry.request.origin._replace(parent=entry.number, parent_model=model))
-            for entry in self._entries
+            Head(
+                request.model,
+                request.id,
+                request.parameters,
+                request.deadline,
+                request.timeout_ns,
+                request.priority,
+                request.received,
+                request.origin._replace(parent=number, parent_model=model),
+            )
+            for number, request in ((entry.number, entry.request) for entry in self._entries)
         ]
 
     @property

@@ -27,7 +27,7 @@ from headrace.ledger.ledger import Ledger
 from headrace.ledger.records import Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.validate import on_the_wire
-from headrace.request import Origin, Request
+from headrace.request import Head, Origin, Request
 from headrace.request import Sequence as SequencePlace
 from headrace.scheduling.admission import Depth, Limits
 from headrace.scheduling.answers import checked_outputs, deliver, log_failure, response_of
@@ -313,22 +313,11 @@ class NativeBatch:
         return self._requests
 
     @property
-    def heads(self) -> list[Request]:
-        """The requests, as far as they go along with what is sent on for them: much less to make than all of them."""
-        name = self._queue.spec.name
-        heads = self._core.heads()
+    def heads(self) -> list[Head]:
+        """Of each request, what goes along with what is sent on for it."""
+        name, heads = self._queue.spec.name, self._core.heads()
         return [
-            Request(
-                name,
-                {},
-                id=id,
-                parameters=parameters,
-                deadline=due,
-                timeout_ns=timeout,
-                priority=priority,
-                received=received,
-                origin=Origin(*origin),
-            )
+            Head(name, id, parameters, due, timeout, priority, received, Origin._make(origin))
             for id, parameters, due, timeout, priority, received, origin in (heads if self._only is None else [heads[self._only]])
         ]
 

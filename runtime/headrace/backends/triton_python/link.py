@@ -68,14 +68,14 @@ class Link:
         """A region of the server, to read from or to write into."""
         return self._mapped.writable(number)
 
-    def send(self, message: Message) -> None:
-        """Tell the server something.
+    def send(self, message: Message, number: int = 0, *, repeats: bool = False) -> None:
+        """Tell the server something, of the batch of this number. See `channel.send`.
 
         Raises:
             OSError: it is gone.
         """
         with self._sending:
-            self._send(message)
+            self._send(message, number, repeats=repeats)
 
     def ask(self, what: str, tensors: Mapping[str, Tensor] | None = None, **more: Any) -> Message:
         """Ask the server something, and wait for what it says.
@@ -127,10 +127,10 @@ class Link:
             except OSError:
                 return
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message, number: int = 0, *, repeats: bool = False) -> None:
         if self._read:
-            message["read"], self._read = self._read, []
-        self._regions.send(self._sock, message)
+            message["read"], self._read, repeats = self._read, [], False
+        self._regions.send(self._sock, message, (number, 0, 0), repeats=repeats)
 
     def _receive(self, seconds: float | None) -> tuple[Message, list[int]]:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 
 from headrace.backends.base import Batch, Outputs, Part, Partable, Piece
 from headrace.backends.channel import Region
@@ -43,7 +44,6 @@ class Places:
         """What came at the end of the call."""
         self.open = set(range(len(batch.offsets) - 1))
         self._batch, self._instance, self._is_decoupled = batch, instance, is_decoupled
-        self._partable = batch if isinstance(batch, Partable) else None
         self._lock = threading.Lock()
         self._kept: dict[int, Outputs | HeadraceError] = {}
         self._parts: Sequence[Part] | None = None
@@ -53,6 +53,11 @@ class Places:
         if self._partable is None:
             raise BackendFailed("the model is decoupled, and here a request gets one answer only")
         self._parts = self._partable.part(self._cancelled.add)
+
+    @cached_property
+    def _partable(self) -> Partable | None:
+        """The batch, if it can be taken apart. Looked at when it matters: to find out takes as long as all the rest here."""
+        return self._batch if isinstance(self._batch, Partable) else None
 
     @property
     def is_parted(self) -> bool:
@@ -105,9 +110,10 @@ class Places:
     def end(self, message: Message) -> None:
         """The call of `execute` is over."""
         with self._lock:
-            entries = message.get("each", ())
-            answered = {place for place, entry in enumerate(entries) if entry is not None}
-            self.open -= answered if "names" not in message else set(self.open)
+            if "names" in message:
+                self.open.clear()
+            else:
+                self.open -= {place for place, entry in enumerate(message.get("each", ())) if entry is not None}
             self.told = message
 
     def result(self, tensors: Sequence[Tensor]) -> Outputs | list[Piece] | None:

@@ -118,22 +118,15 @@ class ModelProcess(Process):
         tensors = batch.tensors()
         values = list(tensors.values())
         laid, nbytes = lay_out(values)
-        with self._sending:
-            given, taken = self._memory.take(nbytes), self._memory.take(self._expected)
-        write(given.memory(), values, laid)
         number = self._number = self._number + 1
         until = MonotonicClock.now() + int(self._seconds * SECOND)
-        execution = self._executions[number] = Places(batch, self.instance, taken, until, is_decoupled=is_decoupled)
-        message = {
-            "do": "execute",
-            "id": number,
-            "inputs": list(zip(tensors, laid, strict=True)),
-            "from": given.number,
-            "to": taken.number,
-            **order,
-        }
+        repeats = not (order["odd"] or any(order["ids"]))
+        message = {"do": "execute", "inputs": tuple(zip(tensors, laid, strict=True)), **order}
         with self._sending:
-            self._memory.send(self._socket, message)
+            given, taken = self._memory.take(nbytes), self._memory.take(self._expected)
+            write(given.memory(), values, laid)
+            execution = self._executions[number] = Places(batch, self.instance, taken, until, is_decoupled=is_decoupled)
+            self._memory.send(self._socket, message, (number, given.number, taken.number), repeats=repeats)
         self._wait(lambda: execution.told, self._seconds)
         told = execution.told
         assert told is not None
@@ -207,8 +200,9 @@ class ModelProcess(Process):
             case "ready":
                 self._ready = message
             case "executed":
-                self._executions[message["id"]].end(message)
-                self._forget_if_answered(message["id"])
+                number = message["numbers"][0]
+                self._executions[number].end(message)
+                self._forget_if_answered(number)
             case "lost":
                 if (execution := self._executions.get(message["id"])) is not None:
                     execution.lose(message["index"], self.name)

@@ -123,14 +123,28 @@ class InferenceTrace:
     """The trace of a request, which a call may pass on. This server ties the two together by itself."""
 
 
+class Execution:
+    """A call of `execute`, for the requests that came with it."""
+
+    __slots__ = ("is_decoupled", "is_over", "number")
+
+    def __init__(self, number: int, *, is_decoupled: bool, is_over: bool = False) -> None:
+        self.number, self.is_decoupled, self.is_over = number, is_decoupled, is_over
+
+
+_OVER = Execution(0, is_decoupled=False, is_over=True)
+"""Where requests belong that have their response."""
+
+
 class InferenceResponseSender:
     """Answers one request, as often as the model likes if it is decoupled."""
 
     __slots__ = ("__weakref__", "_execution", "_is_decoupled", "_place", "_wanted", "is_closed", "sent")
 
-    def __init__(self, execution: int, place: int, wanted: frozenset[str], *, is_decoupled: bool) -> None:
-        self._execution, self._place, self._wanted, self._is_decoupled = execution, place, wanted, is_decoupled
-        self.sent, self.is_closed = 0, False
+    def __init__(self, execution: Execution, place: int, wanted: frozenset[str]) -> None:
+        self._execution, self._place, self._wanted = execution.number, place, wanted
+        self._is_decoupled, self.is_closed = execution.is_decoupled, execution.is_over
+        self.sent = int(execution.is_over)
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         """Send a response, or with `flags` TRITONSERVER_RESPONSE_COMPLETE_FINAL say that it was the last; or both.
@@ -184,21 +198,14 @@ class InferenceResponseSender:
             Server.link.lost.put({"do": "lost", "id": self._execution, "index": self._place})
 
 
+_SELDOM: Mapping[str, Any] = {"model": "", "version": -1, "correlation_id": 0, "flags": 0, "timeout": 0, "parameters": {}}
+"""What most requests that come do not say, and what then goes for them."""
+
+
 class InferenceRequest:
     """A request: one to be answered, or one that this model makes of another."""
 
-    __slots__ = (
-        "_correlation_id",
-        "_flags",
-        "_id",
-        "_inputs",
-        "_model",
-        "_outputs",
-        "_parameters",
-        "_sender",
-        "_timeout",
-        "_version",
-    )
+    __slots__ = ("_execution", "_id", "_inputs", "_more", "_outputs", "_place", "_sender")
 
     def __init__(  # noqa: PLR0913
         self,
@@ -222,21 +229,27 @@ class InferenceRequest:
             raise TypeError("the inputs of an InferenceRequest are Tensors")
         if "" in requested_output_names:
             raise TritonModelException(f"Requested output name for {who} should not be empty.")
-        self._id, self._correlation_id, self._inputs = request_id, correlation_id, list(inputs)
-        self._outputs, self._model, self._version = frozenset(requested_output_names), model_name, model_version
-        self._flags, self._timeout, self._parameters = flags, timeout, dict(parameters or {})
+        self._id, self._inputs, self._outputs = request_id, list(inputs), frozenset(requested_output_names)
+        self._more: Mapping[str, Any] = {
+            "correlation_id": correlation_id,
+            "flags": flags,
+            "timeout": timeout,
+            "parameters": dict(parameters or {}),
+            "model": model_name,
+            "version": model_version,
+        }
+        self._execution: Execution | None = None
+        self._place = 0
         self._sender: InferenceResponseSender | None = None
 
     @classmethod
     def received(
-        cls, id: str, inputs: list[Tensor], outputs: frozenset[str], odd: Mapping[str, Any], sender: InferenceResponseSender
+        cls, id: str, inputs: list[Tensor], outputs: frozenset[str], more: Mapping[str, Any], execution: Execution, place: int
     ) -> InferenceRequest:
-        """A request to be answered; `odd` is what most requests do not have."""
+        """The request at a place of an execution; `more` is of `_SELDOM`."""
         made = cls.__new__(cls)
-        made._id, made._inputs, made._outputs, made._sender = id, inputs, outputs, sender
-        made._model, made._version = "", -1
-        made._correlation_id, made._flags = odd.get("correlation_id", 0), odd.get("flags", 0)
-        made._timeout, made._parameters = odd.get("timeout", 0), odd.get("parameters") or {}
+        made._id, made._inputs, made._outputs, made._more = id, inputs, outputs, more
+        made._execution, made._place, made._sender = execution, place, None
         return made
 
     def inputs(self) -> list[Tensor]:
@@ -249,7 +262,7 @@ class InferenceRequest:
 
     def correlation_id(self) -> int | str:
         """The id of its sequence, 0 if it is in none."""
-        return self._correlation_id
+        return self._said("correlation_id")
 
     def requested_output_names(self) -> set[str]:
         """The outputs that are wanted."""
@@ -257,19 +270,19 @@ class InferenceRequest:
 
     def parameters(self) -> str:
         """Its parameters, as JSON."""
-        return json.dumps(self._parameters, separators=(",", ":"))
+        return json.dumps(self._said("parameters"), separators=(",", ":"))
 
     def flags(self) -> int:
         """Whether it is the first or the last of its sequence."""
-        return self._flags
+        return self._said("flags")
 
     def set_flags(self, flags: int) -> None:
         """Say so."""
-        self._flags = flags
+        self._more = {**self._more, "flags": flags}
 
     def timeout(self) -> int:
         """Its time-out, in microseconds."""
-        return self._timeout
+        return self._said("timeout")
 
     def trace(self) -> InferenceTrace:
         """Its trace."""
@@ -295,12 +308,33 @@ class InferenceRequest:
             TritonModelException: it is one that this model made.
         """
         if self._sender is None:
-            raise TritonModelException("a request that this model makes of another has no response sender")
+            if self._execution is None:
+                raise TritonModelException("a request that this model makes of another has no response sender")
+            self._sender = InferenceResponseSender(self._execution, self._place, self._outputs)
         return self._sender
+
+    def settle(self) -> None:
+        """Nobody waits for a response any more."""
+        self._execution = _OVER
+        if self._sender is not None:
+            self._sender.is_closed = True
+
+    def answer(self, response: InferenceResponse) -> dict[str, Any]:
+        """The outputs of a response that `execute` returned for it.
+
+        Raises:
+            TritonModelException: it has one already.
+        """
+        if self._sender is not None:
+            if self._sender.sent:
+                self._sender.count(True, is_last=True)
+            self._sender.sent = 1
+        self.settle()
+        return pruned(response, self._outputs)
 
     def is_cancelled(self) -> bool:
         """Whether nobody waits for its answer any more."""
-        return self._sender.is_cancelled() if self._sender is not None else False
+        return self._execution is not None and self.get_response_sender().is_cancelled()
 
     def exec(self, decoupled: bool = False) -> InferenceResponse | ResponseIterator:
         """Send it to its model and wait for the answer; with `decoupled`, for each of its answers in turn.
@@ -310,18 +344,9 @@ class InferenceRequest:
         """
         if Server.link is None or not Server.link.is_executing:
             raise TritonModelException("BLS is only supported during the 'execute' function.")
-        asked = {
-            "model": self._model,
-            "version": self._version,
-            "id": self._id,
-            "correlation_id": self._correlation_id,
-            "flags": self._flags,
-            "timeout": self._timeout,
-            "parameters": self._parameters,
-            "outputs": sorted(self._outputs),
-            "decoupled": decoupled,
-        }
-        answer = Server.ask("infer", tensors={tensor.name(): tensor.value() for tensor in self._inputs}, **asked)
+        tensors = {tensor.name(): tensor.value() for tensor in self._inputs}
+        asked = {**_SELDOM, **self._more, "id": self._id, "outputs": sorted(self._outputs), "decoupled": decoupled}
+        answer = Server.ask("infer", tensors=tensors, **asked)
         if decoupled:
             return ResponseIterator(answer)
         return _response(answer)
@@ -331,6 +356,9 @@ class InferenceRequest:
         import asyncio  # whoever awaits this has it already
 
         return await asyncio.get_running_loop().run_in_executor(None, self.exec, decoupled)
+
+    def _said(self, what: str) -> Any:
+        return self._more.get(what, _SELDOM[what])
 
 
 class ResponseIterator:
@@ -374,4 +402,4 @@ def _response(answer: Message) -> InferenceResponse:
 
 def pruned(response: InferenceResponse, wanted: frozenset[str]) -> dict[str, Any]:
     """The outputs of a response that are wanted, as they go to the server."""
-    return {tensor.name(): tensor.value() for tensor in response.output_tensors() if tensor.name() in wanted}
+    return {name: tensor.value() for tensor in response.output_tensors() if (name := tensor.name()) in wanted}

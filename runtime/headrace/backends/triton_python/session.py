@@ -17,7 +17,6 @@ from headrace.clock import MICROSECOND
 from headrace.errors import InvalidRepository
 from headrace.model import GraphIO
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup
-from headrace.request import Request
 
 _MODULE = "headrace.backends.triton_python.worker"
 _ENVIRONMENT = "EXECUTION_ENV_PATH"
@@ -70,12 +69,15 @@ class TritonSession:
         self._program, self._environment = program_of(path.parent, config)
         self._is_completed = False
         self._keepers: list[Keeper[ModelProcess]] = []
-        self._idle: queue.LifoQueue[Keeper[ModelProcess]] = queue.LifoQueue()
+        self._idle: list[Keeper[ModelProcess]] = []
+        """The last one used is warm."""
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """As many as are idle: to wait for one."""
         try:
             for instance in instances_of(config, device):
                 keeper = Keeper("model", self._name, lambda name=instance: self._start(name), self._load)
                 self._keepers.append(keeper)
-                self._idle.put(keeper)
+                self._put(keeper)
         except BaseException:
             self.close()
             raise
@@ -90,7 +92,8 @@ class TritonSession:
 
     def run(self, batch: Batch) -> Outputs | Iterator[Piece] | None:
         """See `Session.run`."""
-        keeper = self._idle.get()
+        self._free.get()
+        keeper = self._idle.pop()
         try:
             process = keeper.process()
             try:
@@ -99,13 +102,17 @@ class TritonSession:
                 raise keeper.failed(gone) from None
             keeper.went_well()
         finally:
-            self._idle.put(keeper)
+            self._put(keeper)
         return iter(result) if isinstance(result, list) else result
 
     def close(self) -> None:
         """See `Session.close`."""
         for keeper in self._keepers:
             keeper.close()
+
+    def _put(self, keeper: Keeper[ModelProcess]) -> None:
+        self._idle.append(keeper)
+        self._free.put(None)
 
     # Coming up.
 
@@ -157,26 +164,21 @@ class TritonSession:
 
     def _order(self, batch: Batch) -> Message:
         requests = batch.requests if self._tells_all else batch.heads
-        asked = batch.asked() if len(self._outputs) > 1 else ()
-        odd: dict[int, Message] = {}
-        for place, request in enumerate(requests):
-            outputs = asked[place] if asked and len(asked[place]) < len(self._outputs) else None
-            if outputs is not None or request.parameters or request.timeout_ns or request.sequence is not None:
-                odd[place] = _odd_of(request, outputs)
-        return {"ids": [request.id for request in requests], "odd": odd, "offsets": batch.offsets}
-
-
-def _odd_of(request: Request, outputs: tuple[str, ...] | None) -> Message:
-    """What most requests do not have."""
-    odd: Message = {} if outputs is None else {"outputs": outputs}
-    if request.parameters:
-        odd["parameters"] = dict(request.parameters)
-    if request.timeout_ns:
-        odd["timeout"] = request.timeout_ns // MICROSECOND
-    if request.sequence is not None:
-        odd["correlation_id"] = request.sequence.id
-        odd["flags"] = int(request.sequence.start) | int(request.sequence.end) << 1
-    return odd
+        odd: dict[int, Message] = {
+            place: {"parameters": dict(request.parameters), "timeout": request.timeout_ns // MICROSECOND}
+            for place, request in enumerate(requests)
+            if request.parameters or request.timeout_ns
+        }
+        if self._tells_all:
+            for place, request in enumerate(batch.requests):
+                if request.sequence is not None:
+                    flags = int(request.sequence.start) | int(request.sequence.end) << 1
+                    odd.setdefault(place, {}).update(correlation_id=request.sequence.id, flags=flags)
+        if len(self._outputs) > 1:
+            for place, outputs in enumerate(batch.asked()):
+                if len(outputs) < len(self._outputs):
+                    odd.setdefault(place, {})["outputs"] = outputs
+        return {"ids": tuple([request.id for request in requests]), "odd": odd or None, "offsets": tuple(batch.offsets)}
 
 
 def instances_of(config: ModelConfig, device: Device) -> list[str]:
