@@ -9,7 +9,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri};
 
-use crate::clock::Nanos;
+use crate::clock::{Clock, Nanos};
 use crate::error::Code;
 use crate::grpc::message::{Failed, Messages};
 use crate::grpc::status;
@@ -99,7 +99,7 @@ pub async fn receive(response: ResponseFuture, partial: Arc<AtomicUsize>) -> Res
     if head.headers.contains_key("grpc-status") {
         return Ok(Answer::of(head.status, &head.headers, None)); // an answer without messages has its status in its head
     }
-    let mut messages = Messages::new(body, &head.headers, partial);
+    let mut messages = Messages::new(body, &head.headers, partial, Clock::Monotonic);
     let mut payload = None;
     loop {
         match poll_fn(|cx| messages.poll_next(cx)).await {
