@@ -242,7 +242,7 @@ def lay_out(tensors: Sequence[Tensor | Stack]) -> tuple[tuple[Place, ...], int]:
     """Where in a region each goes, and how many bytes that takes."""
     places, end = list[Place](), 0
     for tensor in tensors:
-        place = (datatype_of(tensor), tensor.shape, end)
+        place = (datatype_of(tensor.arrays[0] if isinstance(tensor, Stack) else tensor), tensor.shape, end)
         places.append((*place, int(tensor.offsets[-1] - tensor.offsets[0])) if isinstance(tensor, BytesTensor) else place)
         end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
     return tuple(places), end

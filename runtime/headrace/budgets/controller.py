@@ -12,8 +12,8 @@ and does not overshoot. Where there is no variant, or no more of it, the lowest 
 came too late ask for caution; those that were refused because they would have been ask for less of it, for a prediction that is
 too careful refuses who could have been served.
 
-Who gives something back too soon takes it again a moment later. So a budget must be calm for a while first, and for three times as
-long if giving back had to be taken back (after the exponential backoff of Metcalfe and Boggs, "Ethernet", 1976); it is given
+Who gives something back too soon takes it again a moment later. So a budget must be calm for a while first, and for three times
+as long if giving back had to be taken back (after the exponential backoff of Metcalfe and Boggs, "Ethernet", 1976); it is given
 back slowly, in steps that are smaller than those that took it, and in between there is a band in which nothing moves.
 """
 
