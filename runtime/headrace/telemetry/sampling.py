@@ -55,9 +55,9 @@ class Policy:
     that much shorter, and the difference is more than `least_ns`.
     """
 
-    baseline: float = 0.01
+    baseline: float = 0.001
     ratio: float = 2.0
-    least_ns: int = MILLISECOND
+    least_ns: int = 5 * MILLISECOND
 
     @property
     def threshold(self) -> int:
