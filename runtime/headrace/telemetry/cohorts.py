@@ -96,7 +96,8 @@ class _Found:
     parents: set[_Id] = field(init=False)
 
     def __post_init__(self, held: Held) -> None:
-        held = held[np.argsort(held["record"]["place"])]
+        if len(held) > 1:
+            held = held[np.argsort(held["record"]["place"])]
         self.records = [RequestRecord(*row) for row in held["record"].tolist()]
         self.ids = _ids_of(held)
         self.parents = {(record.parent_model, record.parent) for record in self.records if record.parent}
@@ -215,12 +216,12 @@ class Cohorts:
         whys, lots = self._with_lots(whys, requests[starts], batch=True)
         for place in np.flatnonzero(is_ripe & (missing > 0)).tolist():
             self._late[int(keys[place])] = int(whys[place])
-        for place in np.flatnonzero(is_ripe & ((whys > 0) | is_part | may_have_parts)).tolist():
-            mine, why, lot = requests[starts[place] :][: counts[place]], Why(int(whys[place])), int(lots[place])
-            batch = BatchRecord(*batches["record"][places[place]].tolist()) if has_batch[place] else None
-            visited = self._visits[self._visits["key"] == keys[place]]
-            visits = [(BatchRecord(*row), who) for row, who in zip(visited["record"].tolist(), _ids_of(visited), strict=True)]
-            yield _Found(mine, why, lot, batch, visits, now + PATIENCE_NS)
+        chosen = np.flatnonzero(is_ripe & ((whys > 0) | is_part | may_have_parts))
+        columns = zip(*(column[chosen].tolist() for column in (keys, starts, counts, whys, lots, places, has_batch)), strict=True)
+        batch_records = batches["record"]
+        for key, start, count, why, lot, place, is_known in columns:
+            batch = BatchRecord(*batch_records[place].tolist()) if is_known else None
+            yield _Found(requests[start : start + count], Why(why), lot, batch, self._visits_of(key), now + PATIENCE_NS)
         self._requests = requests[np.repeat(~is_ripe, counts)]
         is_open = batches["seen"] > now - _LONG_PATIENCE_NS
         is_open[places[has_batch & is_ripe]] = False
@@ -228,6 +229,12 @@ class Cohorts:
         if len(self._visits):
             is_open = ~np.isin(self._visits["key"], keys[is_ripe]) & (self._visits["seen"] > now - _LONG_PATIENCE_NS)
             self._visits = self._visits[is_open]
+
+    def _visits_of(self, key: int) -> Sequence[tuple[BatchRecord, _Id]]:
+        if not len(self._visits):
+            return ()
+        mine = self._visits[self._visits["key"] == key]
+        return [(BatchRecord(*row), who) for row, who in zip(mine["record"].tolist(), _ids_of(mine), strict=True)]
 
     def _with_lots(
         self, whys: NDArray[np.uint8], held: Held, *, batch: bool = False
