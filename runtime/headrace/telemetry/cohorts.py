@@ -20,7 +20,7 @@ from headrace.ledger.identity import Identity, ring_number
 from headrace.ledger.records import BATCH, REQUEST, BatchRecord, RequestRecord
 from headrace.protocol.origin import GIVEN
 from headrace.telemetry.asked import Asked
-from headrace.telemetry.sampling import Policy, Why, randomness, tracestate_of, whys_of, whys_of_batches
+from headrace.telemetry.sampling import Policy, Why, hashed, randomness, tracestate_of, whys_of, whys_of_batches
 
 PATIENCE_NS = 5 * SECOND
 """How long a batch waits for the last of its requests, and a part for the request it belongs to."""
@@ -30,7 +30,6 @@ _MOST = 1 << 17
 """Records that may wait. Above that, everything is decided on as it is."""
 _MOST_WAITING = 1 << 12
 _MOST_REMEMBERED = 1 << 14
-_MODEL_SHIFT = 40
 
 _BESIDES = [("key", "u8"), ("id_model", "u8"), ("id", "u8"), ("seen", "i8"), ("why", "u1")]
 HELD_REQUEST: np.dtype[Any] = np.dtype([("record", REQUEST), *_BESIDES], align=True)
@@ -315,8 +314,8 @@ def _joined(*parts: Held) -> Held:
 
 
 def _keys(models: NDArray[Any], numbers: NDArray[Any]) -> NDArray[np.uint64]:
-    """One number for a batch: no queue comes to 2**40 of them, nor a server to 2**24 versions."""
-    return models.astype(np.uint64) << np.uint64(_MODEL_SHIFT) | numbers.astype(np.uint64)
+    """One number for a batch. That two of those that wait have the same one by chance will not happen: it is one of 2**64."""
+    return hashed(0, models, numbers)
 
 
 def _forget(known: dict[Any, Any]) -> None:
