@@ -41,7 +41,7 @@ def test_what_the_side_process_tells_is_on_the_page(observe: Observe) -> None:
     )
     assert sample.exemplar is not None
     assert sample.exemplar.labels == {"trace_id": EXAMPLE.trace, "span_id": EXAMPLE.span}
-    assert (sample.exemplar.value, sample.exemplar.timestamp) == (1.5e-5, 1.5e9)
+    assert (sample.exemplar.value, float(sample.exemplar.timestamp or 0)) == (1.5e-5, 1.5e9)
     assert b"trace_id" not in metrics.render()[0], "the text format has none"
 
 

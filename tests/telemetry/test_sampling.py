@@ -60,7 +60,9 @@ def test_what_a_request_has_in_itself(record: dict[str, Any], why: Why) -> None:
     ],
 )
 def test_a_batch_is_mispredicted_by_ratio_and_by_more_than_noise(predicted: int, actual: int, is_wrong: bool) -> None:
-    assert whys_of_batches(batch(predicted, actual), Policy()).tolist() == [Why.MISPREDICTED if is_wrong else 0]
+    assert whys_of_batches(batch(predicted, actual), Policy(least_ns=MILLISECOND)).tolist() == [
+        Why.MISPREDICTED if is_wrong else 0
+    ]
 
 
 def test_a_batch_that_did_not_run_is_not_mispredicted() -> None:

@@ -189,7 +189,7 @@ def test_a_batch_of_200_shows_200(tmp_path: Path, gate: Gate, monkeypatch: pytes
         (batch,) = receiver.named("batch m")
         assert len(batch.links) == 200
         assert attributes(batch)["headrace.batch.requests"] == attributes(batch)["headrace.batch.rows"] == 200
-        assert attributes(batch)["headrace.kept"] == ["upstream"], "one asked for it, and all who shared its batch are there"
+        assert "upstream" in attributes(batch)["headrace.kept"], "one asked for it, and all who shared its batch are there"
         requests, executes = receiver.named(SERVER), receiver.named("execute")
         assert {whom(link) for link in batch.links} == {whom(span) for span in requests}
         assert len(requests) == len(executes) == 200
@@ -275,8 +275,7 @@ def test_a_client_asks_for_traces_by_tritons_settings(tmp_path: Path, gate: Gate
             server.infer(7)
             until(lambda: server.client.get_trace_settings("m").settings["trace_count"].value == ["0"], 30)
             server.stop()
-        kept = receiver.named(SERVER)
-        assert [attributes(span)["headrace.kept"] for span in kept] == [["asked"]] * 2
+        assert sum("asked" in attributes(span)["headrace.kept"] for span in receiver.named(SERVER)) == 2
 
 
 @pytest.mark.timeout(120)

@@ -8,7 +8,7 @@ are kept if that is, and if they have a reason themselves, it is kept for that.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from headrace.clock import SECOND
 from headrace.ledger.collect import REQUEST_KIND, Chunk
 from headrace.ledger.identity import Identity, ring_number
-from headrace.ledger.records import BATCH, REQUEST
+from headrace.ledger.records import BATCH, REQUEST, BatchRecord, RequestRecord
 from headrace.protocol.origin import GIVEN
 from headrace.telemetry.asked import Asked
-from headrace.telemetry.sampling import Policy, Why, randomness, tracestate_of, whys_of, whys_of_batches
+from headrace.telemetry.sampling import Policy, Why, hashed, randomness, tracestate_of, whys_of, whys_of_batches
 
 PATIENCE_NS = 5 * SECOND
 """How long a batch waits for the last of its requests, and a part for the request it belongs to."""
@@ -30,39 +30,44 @@ _MOST = 1 << 17
 """Records that may wait. Above that, everything is decided on as it is."""
 _MOST_WAITING = 1 << 12
 _MOST_REMEMBERED = 1 << 14
-_MODEL_SHIFT = 40
 
 _BESIDES = [("key", "u8"), ("id_model", "u8"), ("id", "u8"), ("seen", "i8"), ("why", "u1")]
-HELD_REQUEST: np.dtype[Any] = np.dtype([("record", REQUEST), *_BESIDES])
-HELD_BATCH: np.dtype[Any] = np.dtype([("record", BATCH), *_BESIDES])
+HELD_REQUEST: np.dtype[Any] = np.dtype([("record", REQUEST), *_BESIDES], align=True)
+HELD_BATCH: np.dtype[Any] = np.dtype([("record", BATCH), *_BESIDES], align=True)
 """A record; `key` is the same for a batch and its requests, and for a batch and what was visited for it. `id_model` and `id` are
 what its ids are made of: model and number, or what stands for them. `seen` is when it came, `why` bits of `Why`."""
 Held = NDArray[np.void]
 _Id = tuple[int, int]
 
 
+class Settled(NamedTuple):
+    """A request: its record, what its ids are made of, and the id of its trace."""
+
+    record: RequestRecord
+    id: _Id
+    trace: int
+
+
 @dataclass(frozen=True, slots=True)
 class Cohort:
     """What is kept together.
 
-    `requests` (`HELD_REQUEST`) are in the order of the batch; `traces` are the ids of their traces, `tracestate` is the value of
-    `ot` in that of each. `batch` (one `HELD_BATCH`) is None where there was none, or none is known.
+    `requests` are in the order of the batch; `tracestate` is the value of `ot` in that of each. `batch` is None where there was
+    none, or none is known. `visits` are what a graph ran, and what their ids are made of.
     """
 
-    requests: Held
-    traces: Sequence[int]
+    requests: Sequence[Settled]
     why: Why
     tracestate: str
-    batch: Held | None
-    visits: Held
+    batch: BatchRecord | None
+    visits: Sequence[tuple[BatchRecord, _Id]]
 
     @property
     def spans(self) -> int:
         """How many spans that makes."""
-        records = self.requests["record"]
-        of_requests = len(records) + (records["queued"] > 0).sum() + (records["executed"] > 0).sum()
-        of_batch = 0 if self.batch is None else 1 + int(self.batch["record"]["executed"] > 0) + len(self.visits)
-        return int(of_requests) + of_batch
+        of_requests = sum(1 + (record.queued > 0) + (record.executed > 0) for record, _, _ in self.requests)
+        of_batch = 0 if self.batch is None else 1 + (1 + len(self.visits) if self.batch.executed else 0)
+        return of_requests + of_batch
 
 
 class _Verdict(NamedTuple):
@@ -79,19 +84,22 @@ class _Found:
     `ids` are those of its requests, `parents` of the requests that these are part of.
     """
 
-    requests: Held
+    held: InitVar[Held]
     why: Why
     lot: int
-    batch: Held | None
-    visits: Held
+    batch: BatchRecord | None
+    visits: Sequence[tuple[BatchRecord, _Id]]
     until: int
+    records: list[RequestRecord] = field(init=False)
     ids: list[_Id] = field(init=False)
     parents: set[_Id] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.ids = list(zip(self.requests["id_model"].tolist(), self.requests["id"].tolist(), strict=True))
-        parts = self.requests["record"][self.requests["record"]["parent"] > 0]
-        self.parents = set(zip(parts["parent_model"].tolist(), parts["parent"].tolist(), strict=True))
+    def __post_init__(self, held: Held) -> None:
+        if len(held) > 1:
+            held = held[np.argsort(held["record"]["place"])]
+        self.records = [RequestRecord(*row) for row in held["record"].tolist()]
+        self.ids = _ids_of(held)
+        self.parents = {(record.parent_model, record.parent) for record in self.records if record.parent}
 
 
 class Cohorts:
@@ -118,7 +126,7 @@ class Cohorts:
     @property
     def held(self) -> int:
         """How many records wait."""
-        return len(self._requests) + len(self._batches) + len(self._visits) + sum(len(each.requests) for each in self._waiting)
+        return len(self._requests) + len(self._batches) + len(self._visits) + sum(len(each.records) for each in self._waiting)
 
     def take(self, chunks: Iterable[Chunk], now: int, *, is_end: bool = False) -> list[Cohort]:
         """Add these records, and what of it is decided and kept.
@@ -147,7 +155,8 @@ class Cohorts:
         records = chunk.records
         of_requests = chunk.kind == REQUEST_KIND
         held = np.zeros(len(records), HELD_REQUEST if of_requests else HELD_BATCH)
-        held["record"], held["seen"] = records, now
+        _bytes_of(held["record"])[:] = _bytes_of(records)
+        held["seen"] = now
         is_numbered = records["number"] > 0
         held["id_model"] = np.where(is_numbered, records["model"], np.uint64(ring_number(chunk.ring)))
         held["id"] = np.where(is_numbered, records["number"], chunk.first + np.arange(len(records), dtype=np.uint64))
@@ -155,19 +164,21 @@ class Cohorts:
             held["key"] = _keys(records["model"], records["batch"])
             held["why"] = whys_of(records) | self._asked.whys_of(records)
             self._parents.update(np.unique(records["parent_model"][records["parent"] > 0]).tolist())
-            is_alone = (records["batch"] == 0) | np.isin(held["key"], list(self._late))
+            is_alone = records["batch"] == 0
+            if self._late:
+                is_alone |= np.isin(held["key"], list(self._late))
             self._alone.append(held[is_alone])
-            self._requests = np.concatenate([self._requests, held[~is_alone]])
+            self._requests = _joined(self._requests, held[~is_alone])
         else:
             made_by = _keys(records["parent_model"], records["parent"])
             held["key"] = np.where(is_numbered, _keys(records["model"], records["number"]), made_by)
             held["why"] = whys_of_batches(records, self._policy)
-            self._batches = np.concatenate([self._batches, held[is_numbered]])
-            self._visits = np.concatenate([self._visits, held[~is_numbered]])
+            self._batches = _joined(self._batches, held[is_numbered])
+            self._visits = _joined(self._visits, held[~is_numbered])
 
     def _gather_alone(self, now: int) -> Iterator[_Found]:
         """Those who were in no batch, or come after the decision on theirs, unless they are dull."""
-        alone = np.concatenate([self._requests[:0], *self._alone])
+        alone = _joined(self._requests[:0], *self._alone)
         self._alone.clear()
         whys = alone["why"]
         if self._late:
@@ -176,14 +187,16 @@ class Cohorts:
         is_part = alone["record"]["parent"] > 0
         for place in np.flatnonzero((whys > 0) | is_part | self._may_have_parts(alone)).tolist():
             mine, why, lot = alone[place : place + 1], Why(int(whys[place])), int(lots[place])
-            yield _Found(mine, why, lot, None, self._visits[:0], now + PATIENCE_NS)
+            yield _Found(mine, why, lot, None, (), now + PATIENCE_NS)
 
     def _gather(self, now: int, *, is_over: bool) -> Iterator[_Found]:
         """The batches that are complete, unless they are dull."""
         batches = self._batches[np.argsort(self._batches["key"], kind="stable")]
-        requests = self._requests[np.lexsort((self._requests["record"]["place"], self._requests["key"]))]
+        requests = self._requests[np.argsort(self._requests["key"], kind="stable")]
         old = now - PATIENCE_NS
-        keys, starts, counts = np.unique(requests["key"], return_index=True, return_counts=True)
+        sorted_keys = requests["key"]
+        starts = np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1])[: len(requests)])
+        keys, counts = sorted_keys[starts], np.diff(np.append(starts, len(requests)))
         places = np.searchsorted(batches["key"], keys)
         has_batch = places < len(batches)
         has_batch[has_batch] = batches["key"][places[has_batch]] == keys[has_batch]
@@ -202,16 +215,25 @@ class Cohorts:
         whys, lots = self._with_lots(whys, requests[starts], batch=True)
         for place in np.flatnonzero(is_ripe & (missing > 0)).tolist():
             self._late[int(keys[place])] = int(whys[place])
-        for place in np.flatnonzero(is_ripe & ((whys > 0) | is_part | may_have_parts)).tolist():
-            key, start = keys[place], starts[place]
-            batch = batches[places[place]] if has_batch[place] else None
-            mine, visits = requests[start : start + counts[place]], self._visits[self._visits["key"] == key]
-            yield _Found(mine, Why(int(whys[place])), int(lots[place]), batch, visits, now + PATIENCE_NS)
+        chosen = np.flatnonzero(is_ripe & ((whys > 0) | is_part | may_have_parts))
+        columns = zip(*(column[chosen].tolist() for column in (keys, starts, counts, whys, lots, places, has_batch)), strict=True)
+        batch_records = batches["record"]
+        for key, start, count, why, lot, place, is_known in columns:
+            batch = BatchRecord(*batch_records[place].tolist()) if is_known else None
+            yield _Found(requests[start : start + count], Why(why), lot, batch, self._visits_of(key), now + PATIENCE_NS)
         self._requests = requests[np.repeat(~is_ripe, counts)]
-        self._batches, self._visits = (
-            held[~np.isin(held["key"], keys[is_ripe]) & (held["seen"] > now - _LONG_PATIENCE_NS)]
-            for held in (batches, self._visits)
-        )
+        is_open = batches["seen"] > now - _LONG_PATIENCE_NS
+        is_open[places[has_batch & is_ripe]] = False
+        self._batches = batches[is_open]
+        if len(self._visits):
+            is_open = ~np.isin(self._visits["key"], keys[is_ripe]) & (self._visits["seen"] > now - _LONG_PATIENCE_NS)
+            self._visits = self._visits[is_open]
+
+    def _visits_of(self, key: int) -> Sequence[tuple[BatchRecord, _Id]]:
+        if not len(self._visits):
+            return ()
+        mine = self._visits[self._visits["key"] == key]
+        return [(BatchRecord(*row), who) for row, who in zip(mine["record"].tolist(), _ids_of(mine), strict=True)]
 
     def _with_lots(
         self, whys: NDArray[np.uint8], held: Held, *, batch: bool = False
@@ -222,6 +244,8 @@ class Cohorts:
         return np.where((whys == 0) & (lots >= self._policy.threshold), Why.BASELINE, whys).astype(np.uint8), lots
 
     def _may_have_parts(self, held: Held) -> NDArray[np.bool_]:
+        if not self._parents:
+            return np.zeros(len(held), bool)
         return np.isin(held["record"]["model"], list(self._parents))
 
     def _want(self) -> None:
@@ -256,28 +280,42 @@ class Cohorts:
         state = own if own == "th:0" or not family else family
         if family:
             why |= Why.FAMILY
-        traces = [self._trace_of(row) for row in found.requests]
-        for (model, number), trace in zip(found.ids, traces, strict=True):
-            self._wanted.pop((model, number), None)
-            if model in self._parents:
-                self._verdicts[model, number] = _Verdict(trace, state)
-        return Cohort(found.requests, traces, why, state, found.batch, found.visits) if why else None
+        requests = [
+            Settled(record, who, self._trace_of(record, who)) for record, who in zip(found.records, found.ids, strict=True)
+        ]
+        for _, who, trace in requests:
+            self._wanted.pop(who, None)
+            if who[0] in self._parents:
+                self._verdicts[who] = _Verdict(trace, state)
+        return Cohort(requests, why, state, found.batch, found.visits) if why else None
 
-    def _trace_of(self, row: Any) -> int:
-        record = row["record"]
-        if record["context"] == GIVEN:
-            return int(record["trace_high"]) << 64 | int(record["trace_low"])
-        model, number = int(row["id_model"]), int(row["id"])
-        if record["parent"]:
-            model, number = int(record["parent_model"]), int(record["parent"])
-            if known := self._verdicts.get((model, number)):
+    def _trace_of(self, record: RequestRecord, who: _Id) -> int:
+        if record.context == GIVEN:
+            return record.trace_high << 64 | record.trace_low
+        if record.parent:
+            who = record.parent_model, record.parent
+            if known := self._verdicts.get(who):
                 return known.trace
-        return self._identity.trace(model, number)
+        return self._identity.trace(*who)
+
+
+def _ids_of(held: Held) -> list[_Id]:
+    return list(zip(held["id_model"].tolist(), held["id"].tolist(), strict=True))
+
+
+def _bytes_of(records: Held) -> NDArray[np.void]:
+    """The same memory without its fields, which numpy would copy one by one."""
+    return records.view(f"V{records.dtype.itemsize}")
+
+
+def _joined(*parts: Held) -> Held:
+    """One behind the other, laid out as they were."""
+    return np.concatenate([_bytes_of(part) for part in parts]).view(parts[0].dtype)
 
 
 def _keys(models: NDArray[Any], numbers: NDArray[Any]) -> NDArray[np.uint64]:
-    """One number for a batch: no queue comes to 2**40 of them, nor a server to 2**24 versions."""
-    return models.astype(np.uint64) << np.uint64(_MODEL_SHIFT) | numbers.astype(np.uint64)
+    """One number for a batch. That two of those that wait have the same one by chance will not happen: it is one of 2**64."""
+    return hashed(0, models, numbers)
 
 
 def _forget(known: dict[Any, Any]) -> None:

@@ -55,9 +55,9 @@ class Policy:
     that much shorter, and the difference is more than `least_ns`.
     """
 
-    baseline: float = 0.01
+    baseline: float = 0.001
     ratio: float = 2.0
-    least_ns: int = MILLISECOND
+    least_ns: int = 5 * MILLISECOND
 
     @property
     def threshold(self) -> int:
@@ -82,10 +82,14 @@ def whys_of_batches(batches: Records, policy: Policy) -> NDArray[np.uint8]:
     return _bits((known & far & (abs(actual - predicted) > policy.least_ns), Why.MISPREDICTED))
 
 
-def randomness(seed: int, models: NDArray[np.uint64], numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def randomness(seed: int, models: NDArray[Any], numbers: NDArray[Any]) -> NDArray[np.uint64]:
     """56 random bits for each (model, number), always the same ones: one lot for all that is kept or dropped together."""
-    mixed = _mix(np.uint64(seed) ^ _mix(models.astype(np.uint64)))
-    return _mix(mixed ^ numbers.astype(np.uint64)) & np.uint64((1 << _RANDOM_BITS) - 1)
+    return hashed(seed, models, numbers) & np.uint64((1 << _RANDOM_BITS) - 1)
+
+
+def hashed(seed: int, models: NDArray[Any], numbers: NDArray[Any]) -> NDArray[np.uint64]:
+    """64 bits for each (model, number)."""
+    return _mix(_mix(np.uint64(seed) ^ _mix(models.astype(np.uint64))) ^ numbers.astype(np.uint64))
 
 
 def tracestate_of(why: Why, threshold: int, random: int) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -25,7 +24,7 @@ from headrace.ledger.records import BatchRecord, Outcome, Refusal, RequestRecord
 from headrace.protocol.origin import GIVEN
 from headrace.scheduling.plan import Reason
 from headrace.telemetry import span_names as names
-from headrace.telemetry.cohorts import Cohort, Held
+from headrace.telemetry.cohorts import Cohort, Settled
 from headrace.version import __version__
 
 Attributes = dict[str, Any]
@@ -53,9 +52,9 @@ class SpanMaker:
         """All that a cohort is; `wall_ahead` is how far the wall clock is ahead of its instants, in ns."""
         return _Making(self, cohort, wall_ahead).made
 
-    def id_of(self, part: Part, row: Any) -> int:
-        """The id of this part of a held record."""
-        return self._identity.of(part, int(row["id_model"]), int(row["id"]))
+    def id_of(self, part: Part, model: int, number: int) -> int:
+        """The id of this part of the request, the batch or the visit with these numbers."""
+        return self._identity.of(part, model, number)
 
     def batch_context(self, model: int, number: int, state: TraceState) -> SpanContext:
         """The span of a batch, in the trace of its own."""
@@ -112,17 +111,16 @@ class _Making:
         self._state = _state_of(cohort.tracestate)
         self._why = cohort.why.words
         self.made: list[ReadableSpan] = []
-        self._batch = None if cohort.batch is None else BatchRecord(*cohort.batch["record"].tolist())
-        self._straggler = straggler_of(cohort.requests["record"]) if self._batch is not None and self._batch.padding else None
-        linked = [self._request(row, trace) for row, trace in zip(cohort.requests, cohort.traces, strict=True)]
-        if self._batch is not None:
-            self._add_batch(self._batch, linked)
+        self._straggler = straggler_of(cohort.requests) if cohort.batch is not None and cohort.batch.padding else None
+        links = [self._request(each) for each in cohort.requests]
+        if cohort.batch is not None:
+            self._add_batch(cohort.batch, links)
 
-    def _request(self, row: Any, trace: int) -> Link:
+    def _request(self, request: Settled) -> Link:
         """Add the spans of a request, and give the link to it."""
-        maker, record = self._maker, RequestRecord(*row["record"].tolist())
+        maker, (record, who, trace) = self._maker, request
         model = maker.model_of(record.model)
-        context = _context(trace, maker.id_of(Part.REQUEST, row), self._state)
+        context = _context(trace, maker.id_of(Part.REQUEST, *who), self._state)
         about, code = self._about(record), Code(record.code)
         is_fault = code in _FAULTS
         if is_fault:
@@ -143,11 +141,11 @@ class _Making:
         )
         short = {**_short(model), names.OUTCOME: about[names.OUTCOME]}
         if record.queued:
-            queue = _context(trace, maker.id_of(Part.QUEUE, row), self._state)
+            queue = _context(trace, maker.id_of(Part.QUEUE, *who), self._state)
             instants = self._wall(record.queued, record.taken or record.sent)
             self.made.append(maker.span(names.QUEUE, queue, context, instants, short))
         if record.executed:
-            self._add_execute(row, record, context, short)
+            self._add_execute(request, context, short)
         late = {names.SLACK: about[names.SLACK]} if record.deadline else {}
         return Link(context, {names.PLACE: record.place, **late})
 
@@ -179,8 +177,8 @@ class _Making:
                 about[name] = _us(begin, end)
         return about
 
-    def _add_execute(self, row: Any, record: RequestRecord, parent: SpanContext, model: Attributes) -> None:
-        maker, batch = self._maker, self._batch
+    def _add_execute(self, request: Settled, parent: SpanContext, model: Attributes) -> None:
+        maker, batch, record = self._maker, self._cohort.batch, request.record
         about = {**model, names.NUMBER: record.batch, names.PLACE: record.place}
         if record.predicted:
             about[names.PREDICTED] = record.predicted / MICROSECOND
@@ -189,7 +187,7 @@ class _Making:
             about |= {names.REASON: Reason(batch.reason).name.lower(), names.INSTANCE: batch.instance}
         if self._straggler is not None:
             about[names.IS_STRAGGLER] = self._straggler == record.place
-        context = _context(parent.trace_id, maker.id_of(Part.EXECUTE, row), self._state)
+        context = _context(parent.trace_id, maker.id_of(Part.EXECUTE, *request.id), self._state)
         back = [Link(maker.batch_context(record.model, record.batch, self._state))]
         instants = self._wall(record.gathered, record.executed)
         self.made.append(maker.span(names.EXECUTE, context, parent, instants, about, links=back))
@@ -218,16 +216,15 @@ class _Making:
         instants = self._wall(batch.taken, batch.scattered or batch.executed)
         self.made.append(maker.span(_of(names.BATCH, model), context, None, instants, about, links=links, status=status))
         if batch.executed:
-            backend = _context(context.trace_id, maker.id_of(Part.BACKEND, self._cohort.batch), self._state)
+            backend = _context(context.trace_id, maker.id_of(Part.BACKEND, batch.model, batch.number), self._state)
             instants = self._wall(batch.gathered or batch.taken, batch.executed)
             self.made.append(maker.span(_of(names.BACKEND, model), backend, context, instants, _short(model), status=status))
-            self._add_visits(self._cohort.visits, backend)
+            self._add_visits(backend)
 
-    def _add_visits(self, visits: Held, parent: SpanContext) -> None:
-        for row in visits:
-            visit = BatchRecord(*row["record"].tolist())
+    def _add_visits(self, parent: SpanContext) -> None:
+        for visit, who in self._cohort.visits:
             model = self._maker.model_of(visit.model)
-            context = _context(parent.trace_id, self._maker.id_of(Part.BATCH, row), self._state)
+            context = _context(parent.trace_id, self._maker.id_of(Part.BATCH, *who), self._state)
             about = {
                 **model,
                 names.BATCH_ROWS: visit.rows,
@@ -242,9 +239,9 @@ class _Making:
         return begin + self._wall_ahead, end + self._wall_ahead
 
 
-def straggler_of(records: Any) -> int:
+def straggler_of(requests: Sequence[Settled]) -> int:
     """The place of the request that the others of a padded batch were padded to: the most bytes a row."""
-    return int(records["place"][np.argmax(records["bytes_in"] / np.maximum(records["rows"], 1))])
+    return max((record for record, _, _ in requests), key=lambda record: record.bytes_in / max(1, record.rows)).place
 
 
 def _context(trace: int, span: int, state: TraceState) -> SpanContext:
