@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from headrace import __version__
+from headrace.backends.base import Counting
 from headrace.engine.engine import Engine
 from headrace.engine.several import backends_of
 from headrace.ledger.tally import Tally
@@ -23,6 +24,7 @@ def metrics_of(engine: Engine, transport: str = "none", pulse: Pulse | None = No
     """
 
     def look() -> Present:
+        running_now = engine.catalog.running()
         versions = [
             RunningVersion(
                 running.opened.spec.name,
@@ -32,9 +34,11 @@ def metrics_of(engine: Engine, transport: str = "none", pulse: Pulse | None = No
                 running.load_ns,
                 backends_of(running.opened),
             )
-            for running in engine.catalog.running()
+            for running in running_now
         ]
+        sessions = [session for running in running_now for session, _ in running.opened.sessions]
+        own = [series for session in sessions if isinstance(session, Counting) for series in session.own_series()]
         states = Counter(status.state for status in engine.catalog.statuses(include_unloaded=False))
-        return Present(__version__, engine.ready, transport, states, versions, pulse and pulse.waits, side)
+        return Present(__version__, engine.ready, transport, states, versions, pulse and pulse.waits, side, own)
 
     return Metrics(engine.ledger, engine.statistics, engine.histograms, look)

@@ -50,7 +50,7 @@ class Batch(Protocol):
 
     @property
     def heads(self) -> list[Request]:
-        """The requests as far as they go along with what is sent on for them: without inputs, outputs and sequence.
+        """The requests as far as they go along with what is sent on for them: without inputs and outputs.
 
         Their origin says that they are the parents.
         """

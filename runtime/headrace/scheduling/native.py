@@ -325,10 +325,13 @@ class NativeBatch:
                 deadline=due,
                 timeout_ns=timeout,
                 priority=priority,
+                sequence=sequence and SequencePlace(*sequence),
                 received=received,
                 origin=Origin(*origin),
             )
-            for id, parameters, due, timeout, priority, received, origin in (heads if self._only is None else [heads[self._only]])
+            for id, parameters, due, timeout, priority, sequence, received, origin in (
+                heads if self._only is None else [heads[self._only]]
+            )
         ]
 
     def wanted(self) -> tuple[str, ...]:
@@ -456,7 +459,7 @@ class NativeBatch:
             inputs=inputs,
             outputs=tuple(told.pop("outputs")),
             classes=dict(told.pop("classes")),
-            sequence=SequencePlace(*sequence) if sequence is not None else None,
+            sequence=sequence and SequencePlace(*sequence),
             **told,
         )
 
