@@ -45,9 +45,10 @@ def triton(
     grpc_port, http_port = _free_port(), _free_port()
     start = triton_server.start(repository, grpc_port, http_port)
     log = tmp_path_factory.mktemp("triton") / "log"
-    metrics = ["--allow-metrics=true", "--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}"]
+    options = ["--allow-metrics=true", "--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}"]
+    options += ["--model-load-thread-count=24"]  # it sleeps for seconds while it loads one
     with log.open("w") as lines:
-        process = subprocess.Popen([*start.command, *metrics], env=start.environment, stdout=lines, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([*start.command, *options], env=start.environment, stdout=lines, stderr=subprocess.STDOUT)
     try:
         health = f"http://127.0.0.1:{http_port}/v2/health/ready"
         until(lambda: process.poll() is not None or _answers(health), 60)

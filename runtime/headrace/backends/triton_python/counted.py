@@ -46,6 +46,7 @@ class Counted:
 
     def __init__(self, model: str) -> None:
         self._model, self._lock = model, threading.Lock()
+        self._known: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
         self._cells: dict[object, list[_Cell]] = {}
         self._past: list[Series] = []
         """What processes have counted that are gone: counters do not go back."""
@@ -57,8 +58,8 @@ class Counted:
         with self._lock:
             if why := self._unfit(series, asked["labels"]):
                 return f"metric '{name}': {why}"
-            cells = self._cells.setdefault(process, [])
-            cells.append(_Cell(series, memory))
+            self._known.add((name, labels))
+            self._cells.setdefault(process, []).append(_Cell(series, memory))
         return ""
 
     def ended(self, process: object) -> None:
@@ -79,8 +80,6 @@ class Counted:
             return "names that begin with headrace_, nv_inference_ and nv_model_ are the server's own"
         if wrong := next((label for label in labels if not _LABEL.fullmatch(label)), None):
             return f"label '{wrong}' is not of letters, digits and '_', or begins with a digit or with '__'"
-        known = {(series.name, series.labels) for series in self._past}
-        known |= {(cell.series.name, cell.series.labels) for cells in self._cells.values() for cell in cells}
-        if (new.name, new.labels) not in known and len(known) >= MOST_SERIES:
+        if (new.name, new.labels) not in self._known and len(self._known) >= MOST_SERIES:
             return f"model '{self._model}' has {MOST_SERIES} series, the most there may be; give them fewer labels"
         return ""
