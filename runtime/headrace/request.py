@@ -114,7 +114,7 @@ class Request:
 
 
 class Head(NamedTuple):
-    """What of a request goes along with what is sent on for it: no inputs, outputs or sequence. Much less to make than a `Request`."""
+    """What of a request goes along with what is sent on for it: no inputs or outputs. Much less to make than a `Request`."""
 
     model: str
     id: str = ""
@@ -122,6 +122,7 @@ class Head(NamedTuple):
     deadline: int | None = None
     timeout_ns: int = 0
     priority: int = 0
+    sequence: Sequence | None = None
     received: int = 0
     origin: Origin = NOWHERE
 

@@ -16,6 +16,8 @@ import pytest
 from headrace import kernels
 from headrace.clock import MILLISECOND
 from headrace.engine import instance
+from headrace.ledger.collect import REQUEST_KIND, Collector
+from headrace.ledger.home import Home, neighbour, open_home
 from headrace.ledger.records import STAGES, RequestRecord
 from headrace.scheduling import batch
 from headrace.transport import portable, rest, streams
@@ -85,11 +87,33 @@ def server(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     (root / "graph" / "model.py").write_text(NODE)
     (root / "graph" / "graph.yaml").write_text(GRAPH)
     with resting(transport, root) as started:
-        started.grpc.engine.traces.update("", {"level": "TIMESTAMPS", "rate": 1})
         for model in ("thread", "process", "graph"):  # what is done once is done
             for way in WAYS.values():
                 way(started, model, 0.0)
         yield started
+
+
+class Reader:
+    """Reads the ledger of a server as another process does."""
+
+    def __init__(self, home: Home) -> None:
+        self._server = neighbour(home.path)
+        self._collector = Collector(self._server)
+
+    def take(self) -> list[tuple[str, RequestRecord]]:
+        """The new records of requests, each with its model."""
+        chunks, _ = self._collector.take()
+        names = self._server.learn()
+        requests = [chunk.records for chunk in chunks if chunk.kind == REQUEST_KIND]
+        return [(names[int(each["model"])][0], RequestRecord(*each.tolist())) for records in requests for each in records]
+
+
+@pytest.fixture(scope="module")
+def ledger(server: Rest) -> Iterator[Reader]:
+    home = open_home()
+    server.grpc.engine.ledger.share(home)
+    yield Reader(home)
+    home.close()
 
 
 def by_unary(server: Rest, model: str, value: float) -> None:
@@ -164,12 +188,12 @@ def inject(monkeypatch: pytest.MonkeyPatch, stage: str, transport: str, way: str
             delay(monkeypatch, where, name)
 
 
-def record_of(server: Rest, model: str) -> RequestRecord:
+def record_of(ledger: Reader, model: str) -> RequestRecord:
     """The record of the one request for a model."""
     found: list[RequestRecord] = []
 
     def look() -> bool:
-        found.extend(trace.record for trace in server.grpc.engine.traces.take() if trace.model == model)
+        found.extend(record for name, record in ledger.take() if name == model)
         return bool(found)
 
     until(look)
@@ -181,15 +205,15 @@ def record_of(server: Rest, model: str) -> RequestRecord:
 @pytest.mark.parametrize("model", ["thread", "process", "graph"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_delay_is_in_its_stage_and_in_no_other(
-    server: Rest, transport: str, way: str, model: str, stage: str, monkeypatch: pytest.MonkeyPatch
+    server: Rest, ledger: Reader, transport: str, way: str, model: str, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.grpc.wait_settled(model)
-    server.grpc.engine.traces.take()
+    ledger.take()
     inject(monkeypatch, stage, transport, way, model)
     begun = time.monotonic_ns()
     WAYS[way](server, model, DELAY / 1e9 if stage == "execute" else 0.0)
     ended = time.monotonic_ns()
-    record = record_of(server, model)
+    record = record_of(ledger, model)
     took = {name: getattr(record, end) - getattr(record, begin) for name, (begin, end) in STAGES.items()}
     most = 2 * DELAY if stage == "execute" and model == "graph" else DELAY  # of which two nodes sleep
     assert min(took.values()) >= 0
@@ -202,36 +226,36 @@ def test_a_delay_is_in_its_stage_and_in_no_other(
     assert ended - begun - (record.sent - record.received) < LITTLE, "what the client has waited for, and nobody has told"
 
 
-def test_a_request_over_rest_begins_with_its_first_bytes(server: Rest, transport: str) -> None:
+def test_a_request_over_rest_begins_with_its_first_bytes(server: Rest, ledger: Reader, transport: str) -> None:
     """Also where the connection was used before."""
     head, content = "POST /v2/models/thread/infer HTTP/1.1\r\nHost: x\r\n", content_of(0.0)
     with socket.create_connection(server.place, PATIENCE) as connection:
         for _ in range(2):
             server.grpc.wait_settled("thread")
-            server.grpc.engine.traces.take()
+            ledger.take()
             begun = time.monotonic_ns()
             connection.sendall(head.encode())
             time.sleep(DELAY / 1e9)
             connection.sendall(f"Content-Length: {len(content)}\r\n\r\n{content}".encode())
             assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
-            record = record_of(server, "thread")
+            record = record_of(ledger, "thread")
             assert begun <= record.received < begun + LITTLE
             assert record.queued - record.received > LITTLE
 
 
-def test_a_message_of_a_stream_begins_with_its_first_bytes(server: Rest, transport: str) -> None:
+def test_a_message_of_a_stream_begins_with_its_first_bytes(server: Rest, ledger: Reader, transport: str) -> None:
     """The native transport sees it come; grpc.aio hands over what is complete."""
     payload = asking("thread", 0.0).SerializeToString()
     message = struct.pack(">BI", 0, len(payload)) + payload
     server.grpc.wait_settled("thread")
-    server.grpc.engine.traces.take()
+    ledger.take()
     host, port = server.grpc.address.rsplit(":", 1)
     with socket.create_connection((host, int(port)), PATIENCE) as connection:
         begun = time.monotonic_ns()
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, b"") + frame(1, 4, HEAD) + frame(0, 0, message[:9]))
         time.sleep(DELAY / 1e9)
         connection.sendall(frame(0, 0, message[9:]))
-        record = record_of(server, "thread")
+        record = record_of(ledger, "thread")
     assert begun <= record.received
     assert (record.queued - record.received > LITTLE) == (transport == "native")
 

@@ -124,6 +124,19 @@ def test_a_request_waits_for_a_connection_that_was_refused(here: Here, far: Trit
     assert [first for first in far.rows() if first == 7] == [7]
 
 
+@pytest.mark.usefixtures("transport")
+def test_who_does_not_ask_does_not_notice(here: Here, far: Triton) -> None:
+    """The server is restarted between two requests: the connection of the first is not used for the second."""
+    here.add("doubles", far.url)
+    engine = here.engine()
+    engine.infer("doubles", {"x": rows(1)})
+    far.kill()
+    wait_until_gone(session_of(engine, "doubles"))
+    far.start()
+    assert (engine.infer("doubles", {"x": rows(2)})["y"] == 2 * rows(2)).all()
+    assert far.rows() == [1, 2]
+
+
 def test_a_connection_that_breaks_off_is_no_reason_to_run_twice(here: Here, far: Triton, proxy: Proxy, transport: str) -> None:
     here.add("doubles", proxy.url)
     server = here.serve(transport)

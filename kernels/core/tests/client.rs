@@ -81,7 +81,7 @@ async fn until_closed<S: AsyncRead + AsyncWrite + Unpin>(connection: &mut Connec
 
 /// Writes what there is to write, and no more.
 async fn write<S: AsyncRead + AsyncWrite + Unpin>(connection: &mut Connection<S, Bytes>) {
-    poll_fn(|cx| Poll::Ready(drop(connection.poll_closed(cx)))).await;
+    let _ = poll_fn(|cx| Poll::Ready(connection.poll_closed(cx))).await;
 }
 
 fn trailers(code: &'static str, words: &'static str) -> HeaderMap {

@@ -24,7 +24,9 @@ const SMALL: usize = 256 << 10;
 /// An output: which one, its shape, its bytes, and the offsets of BYTES.
 type GivenOutput = (usize, Vec<i64>, PyBuffer<u8>, Option<PyBuffer<i64>>);
 /// See `Batch::heads`.
-type Head<'py> = (String, Bound<'py, PyDict>, Option<i64>, i64, u64, i64, Origin);
+type Head<'py> = (String, Bound<'py, PyDict>, Option<i64>, i64, u64, Option<Sequence>, i64, Origin);
+/// Of a sequence: its id, whether it starts and whether it ends with this request.
+type Sequence = (Py<PyAny>, bool, bool);
 /// `headrace.request.Origin`.
 type Origin = (u64, u64, u64, u64, u64, u32, u8, u8);
 /// An input: which one, its shape, its bytes, and the offsets of BYTES.
@@ -207,8 +209,8 @@ impl Batch {
         }
     }
 
-    /// Of each request what has to go along when it is sent on: id, parameters, deadline, timeout, priority, received, and where it
-    /// comes from: itself.
+    /// Of each request what has to go along when it is sent on: id, parameters, deadline, timeout, priority, sequence, received, and
+    /// where it comes from: itself.
     fn heads<'py>(&self, py: Python<'py>) -> PyResult<Vec<Head<'py>>> {
         let core = self.core.lock();
         let entries = (0..core.len()).filter_map(|index| core.entry(index));
@@ -222,6 +224,7 @@ impl Batch {
                 request.deadline,
                 request.timeout,
                 request.priority,
+                sequence(py, request)?,
                 request.received,
                 origin,
             ))
@@ -253,9 +256,7 @@ impl Batch {
         told.set_item("deadline", request.deadline)?;
         told.set_item("timeout_ns", request.timeout)?;
         told.set_item("priority", request.priority)?;
-        let sequence = request.sequence.as_ref();
-        let sequence = sequence.map(|s| value(py, &s.id).map(|id| (id, s.start, s.end))).transpose()?;
-        told.set_item("sequence", sequence)?;
+        told.set_item("sequence", sequence(py, request)?)?;
         told.set_item("received", request.received)?;
         told.set_item("decoded", request.decoded)?;
         told.set_item("wants_empty_final", request.wants_empty_final)?;
@@ -269,6 +270,11 @@ fn parameters<'py>(py: Python<'py>, request: &Request) -> PyResult<Bound<'py, Py
         told.set_item(&**name, value(py, parameter)?)?;
     }
     Ok(told)
+}
+
+fn sequence(py: Python<'_>, request: &Request) -> PyResult<Option<Sequence>> {
+    let sequence = request.sequence.as_ref();
+    sequence.map(|sequence| value(py, &sequence.id).map(|id| (id, sequence.start, sequence.end))).transpose()
 }
 
 fn value(py: Python<'_>, parameter: &Parameter) -> PyResult<Py<PyAny>> {

@@ -15,6 +15,7 @@ from headrace.errors import HeadraceError
 from headrace.model import GraphIO
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelStatistics
 from headrace.request import Head, Request, Response
+from headrace.series import Series
 from headrace.tensor import Tensor
 
 Outputs: TypeAlias = Mapping[str, Tensor]
@@ -190,6 +191,15 @@ class Outside(Protocol):
 
     def statistics(self) -> list[ModelStatistics]:
         """What whoever has it counts of it, stage by stage, of all who ask; none where that cannot be had. Asks."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A session whose model counts things by itself."""
+
+    def own_series(self) -> Sequence[Series]:
+        """How they stand: one a process that counts. Never waits for any of them."""
         ...
 
 

@@ -1,9 +1,9 @@
 """What a server and the process of a node say to each other: messages over a socket, tensors in memory that both map.
 
 Messages are JSON behind a head, in packets that hold nothing else. In the head are its length and three numbers, which differ
-where the text repeats: so a text that both sides know is neither written nor parsed again. Memory belongs to the server's side: it
-makes regions (memfd, so that nothing of them is in /dev/shm and all of it is gone with the last who maps it), passes them with a
-message, and reuses one when nobody looks at it any more.
+where the text repeats: so a text that both sides know is neither written nor parsed again. Memory belongs to the server's side:
+it makes regions (memfd, so that nothing of them is in /dev/shm and all of it is gone with the last who maps it), passes them with
+a message, and reuses one when nobody looks at it any more.
 """
 
 from __future__ import annotations

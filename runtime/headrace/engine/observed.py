@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from headrace import __version__
+from headrace.backends.base import Counting
 from headrace.engine.engine import Engine
 from headrace.engine.several import backends_of
 from headrace.ledger.report import Report, read_report
@@ -32,6 +33,7 @@ def metrics_of(
     """
 
     def look() -> Present:
+        running_now = engine.catalog.running()
         versions = [
             RunningVersion(
                 running.opened.spec.name,
@@ -41,10 +43,12 @@ def metrics_of(
                 running.load_ns,
                 backends_of(running.opened),
             )
-            for running in engine.catalog.running()
+            for running in running_now
         ]
+        sessions = [session for running in running_now for session, _ in running.opened.sessions]
+        own = [series for session in sessions if isinstance(session, Counting) for series in session.own_series()]
         states = Counter(status.state for status in engine.catalog.statuses(include_unloaded=False))
         kept = read_report(directory) if directory is not None else Report()
-        return Present(__version__, engine.ready, transport, states, versions, pulse and pulse.waits, side, kept.examples)
+        return Present(__version__, engine.ready, transport, states, versions, pulse and pulse.waits, side, kept.examples, own)
 
     return Metrics(engine.ledger, engine.statistics, engine.histograms, engine.budgets, look)

@@ -86,6 +86,7 @@ class PortableBatch:
                 request.deadline,
                 request.timeout_ns,
                 request.priority,
+                request.sequence,
                 request.received,
                 request.origin._replace(parent=number, parent_model=model),
             )

@@ -317,8 +317,20 @@ class NativeBatch:
         """Of each request, what goes along with what is sent on for it."""
         name, heads = self._queue.spec.name, self._core.heads()
         return [
-            Head(name, id, parameters, due, timeout, priority, received, Origin._make(origin))
-            for id, parameters, due, timeout, priority, received, origin in (heads if self._only is None else [heads[self._only]])
+            Head(
+                name,
+                id,
+                parameters,
+                due,
+                timeout,
+                priority,
+                sequence and SequencePlace(*sequence),
+                received,
+                Origin._make(origin),
+            )
+            for id, parameters, due, timeout, priority, sequence, received, origin in (
+                heads if self._only is None else [heads[self._only]]
+            )
         ]
 
     def wanted(self) -> tuple[str, ...]:
@@ -450,7 +462,7 @@ class NativeBatch:
             inputs=inputs,
             outputs=tuple(told.pop("outputs")),
             classes=dict(told.pop("classes")),
-            sequence=SequencePlace(*sequence) if sequence is not None else None,
+            sequence=sequence and SequencePlace(*sequence),
             **told,
         )
 

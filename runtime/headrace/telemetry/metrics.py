@@ -38,6 +38,7 @@ from headrace.ledger.views import Statistics, VersionTotals
 from headrace.model import State
 from headrace.scheduling.admission import Depth
 from headrace.scheduling.plan import TAKEN, Reason
+from headrace.series import COUNTER, HISTOGRAM, Series, merged
 from headrace.telemetry import names
 from headrace.telemetry.names import Name
 
@@ -70,7 +71,8 @@ class Present:
     """How things stand now, which the ledger does not say. `states` counts versions.
 
     `gil_wait` is what was waited for the interpreter, where that is measured; `side` what the side process has done, if there
-    is to be one. `examples` are requests whose traces were kept, by `headrace.ledger.report.key_of`.
+    is to be one. `examples` are requests whose traces were kept, by `headrace.ledger.report.key_of`; `own` is what models count
+    by themselves.
     """
 
     release: str
@@ -81,6 +83,7 @@ class Present:
     gil_wait: Histogram | None = None
     side: Tally | None = None
     examples: Examples = field(default_factory=dict[str, Mapping[str, Example]])
+    own: Sequence[Series] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +139,8 @@ class Metrics(Collector):
         """The page in the best format that an HTTP `Accept` header allows, and its content type."""
         if "application/openmetrics-text" in accept:
             return openmetrics.generate_latest(self), openmetrics.CONTENT_TYPE_LATEST
-        # OpenMetrics has no counter without `_total`; the text format has, and Triton's are such.
-        return re.sub(rb"(?m)^(# TYPE nv_\w+) untyped$", rb"\1 counter", generate_latest(self)), _PLAIN
+        # OpenMetrics has no counter without `_total`; the text format has, and Triton's are such, and those of models may be.
+        return re.sub(rb"(?m)^(# TYPE \S+) untyped$", rb"\1 counter", generate_latest(self)), _PLAIN
 
     def collect(self) -> Iterator[Metric]:
         """All metrics, as one moment saw them. For prometheus_client."""
@@ -182,6 +185,7 @@ class Metrics(Collector):
         for each in spent:
             _add_budget(page, each)
         yield from page.families.values()
+        yield from _of_models(now.own)
 
     def _add_server(self, page: _Page, now: Present) -> None:
         page.add(names.BUILD, (now.release, platform.python_version()), 1)
@@ -243,6 +247,25 @@ _TRITONS: Mapping[Name, Callable[[VersionTotals], int]] = {
     names.NV_INFER: lambda totals: totals.execute.ns // MICROSECOND,
     names.NV_OUTPUT: lambda totals: totals.scatter.ns // MICROSECOND,
 }
+
+
+def _of_models(own: Sequence[Series]) -> Iterator[Metric]:
+    """What models count by themselves, under the names and with the labels that they give."""
+    families: dict[str, Metric] = {}
+    for series in merged(own):
+        name, labels = series.name, dict(series.labels)
+        if name not in families:
+            kind = "unknown" if series.kind == COUNTER and not name.endswith("_total") else series.kind
+            families[name] = Metric(name.removesuffix("_total") if kind == COUNTER else name, series.help, kind)
+        if series.kind != HISTOGRAM:
+            families[name].add_sample(name, labels, series.value)
+            continue
+        upto = np.cumsum(series.counts).tolist()
+        for bound, count in zip((*series.bounds, math.inf), upto, strict=True):
+            families[name].add_sample(f"{name}_bucket", {**labels, "le": floatToGoString(bound)}, count)
+        families[name].add_sample(f"{name}_count", labels, upto[-1])
+        families[name].add_sample(f"{name}_sum", labels, series.value)
+    yield from families.values()
 
 
 class _Page:

@@ -100,13 +100,16 @@ fn percent_encoded(text: &str) -> String {
 
 /// What `percent_encoded` was given. What is no such text stays as it is.
 pub fn percent_decoded(encoded: &[u8]) -> String {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
     let mut decoded = Vec::with_capacity(encoded.len());
     let mut rest = encoded;
     while let [first, tail @ ..] = rest {
-        let hex = tail.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
-        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        decoded.push(byte.unwrap_or(*first));
-        rest = if byte.is_some() { &tail[2..] } else { tail };
+        let written = match tail {
+            [high, low, ..] if *first == b'%' => digit(high).zip(digit(low)),
+            _ => None,
+        };
+        decoded.push(written.map_or(*first, |(high, low)| (16 * high + low) as u8));
+        rest = if written.is_some() { &tail[2..] } else { tail };
     }
     String::from_utf8(decoded).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }

@@ -23,6 +23,18 @@ _Output: TypeAlias = tuple[int, Sequence[int], BufferLike, BufferLike | None]
 """Of a model: place in the spec, shape as clients see it, contiguous bytes; for BYTES also int64 offsets into them."""
 _Gathered: TypeAlias = tuple[int, list[int], Buffer, Buffer | None]
 """Of a batch: place in the spec, shape, bytes; for BYTES also int64 offsets into them."""
+_Head: TypeAlias = tuple[
+    str,
+    dict[str, Any],
+    int | None,
+    int,
+    int,
+    tuple[int | str, bool, bool] | None,
+    int,
+    tuple[int, int, int, int, int, int, int, int],
+]
+"""Of a request: id, parameters, deadline, timeout in ns, priority, place in a sequence (id, start, end), when it was received,
+and the `headrace.request.Origin` of its rows when they are sent on."""
 _News: TypeAlias = tuple[list[tuple[int, int, str, str]], list[tuple[int, int]], list[tuple[str, str]], int, bool]
 """Errors for local entries (queue id, number, class of the error, message), entries whose clients have gone while their batch was
 in parts (queue id, number), log lines (level, text), how many lines were not kept, whether the ledger fills and should be
@@ -253,11 +265,8 @@ class Batch:
     def finish(self) -> None:
         """Everything is answered; what is not, fails. Writes the record of the batch."""
 
-    def heads(self) -> list[tuple[str, dict[str, Any], int | None, int, int, int, tuple[int, int, int, int, int, int, int, int]]]:
-        """Of each request what goes along when its rows are sent on.
-
-        Id, parameters, deadline, timeout in ns, priority, when it was received, and the `headrace.request.Origin` of those rows.
-        """
+    def heads(self) -> list[_Head]:
+        """Of each request what goes along when its rows are sent on."""
 
     def request(self, index: int) -> dict[str, Any]:
         """A request field by field, as `headrace.request.Request` has them.

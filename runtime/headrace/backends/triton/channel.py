@@ -1,7 +1,7 @@
 """Calls of a server: what makes them, and what becomes of one that is not answered well.
 
-There are two ways, and which of them is taken is said in `open_channel`: the kernels' client, in the thread that calls, and
-gRPC's own, which also has TLS and proxies.
+There are two ways, and `way_to` says which is taken: the kernels' client, in the thread that calls, and gRPC's own, which also
+has TLS and proxies.
 """
 
 from __future__ import annotations
@@ -71,16 +71,22 @@ class Channel(Protocol):
         ...
 
 
-def open_channel(settings: Settings, clock: Clock) -> Channel:
-    """A channel to the server, over the kernels where they are there and can do it. Nothing is sent yet."""
+def way_to(settings: Settings) -> str:
+    """Which of the two makes the calls: `native` or `portable`."""
     is_proxied = not settings.is_here and any(os.environ.get(name) for name in _PROXIES)
-    if settings.tls is None and not is_proxied:
-        try:
-            kernels.load()
-        except KernelsUnusable:
-            pass
-        else:
-            return import_module("headrace.backends.triton.native").NativeChannel(settings)
+    if settings.tls is not None or is_proxied:
+        return "portable"
+    try:
+        kernels.load()
+    except KernelsUnusable:
+        return "portable"
+    return "native"
+
+
+def open_channel(settings: Settings, clock: Clock) -> Channel:
+    """A channel to the server. Nothing is sent yet."""
+    if way_to(settings) == "native":
+        return import_module("headrace.backends.triton.native").NativeChannel(settings)
     return import_module("headrace.backends.triton.portable").PortableChannel(settings, clock)
 
 

@@ -68,6 +68,12 @@ class Link:
         """A region of the server, to read from or to write into."""
         return self._mapped.writable(number)
 
+    def keep(self, nbytes: int) -> tuple[int, Memory]:
+        """Memory that the server can read from the next message on, and its number. It is not used for anything else."""
+        with self._sending:
+            region = self._regions.take(nbytes)
+        return region.number, region.memory()
+
     def send(self, message: Message, number: int = 0, *, repeats: bool = False) -> None:
         """Tell the server something, of the batch of this number. See `channel.send`.
 

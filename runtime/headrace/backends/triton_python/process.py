@@ -16,6 +16,7 @@ from headrace.backends.channel import Mapped, Region, Regions, lay_out, look, se
 from headrace.backends.process import Process, ProcessGone
 from headrace.backends.triton_python.api import LOG_MARK
 from headrace.backends.triton_python.calls import Calls
+from headrace.backends.triton_python.counted import Counted
 from headrace.backends.triton_python.link import copied
 from headrace.backends.triton_python.places import Places
 from headrace.backends.triton_python.talk import Late, Listening, Message, Over
@@ -38,6 +39,7 @@ class ModelProcess(Process):
         program: see `Process`.
         environment: see `Process`.
         inner: the way into the engine, for the calls of the model.
+        counted: the metrics of the model's own.
         seconds: how long a batch may take, and how long a request may wait for its next response.
 
     Raises:
@@ -45,9 +47,16 @@ class ModelProcess(Process):
     """
 
     def __init__(
-        self, name: str, instance: str, program: list[str], environment: Mapping[str, str], inner: Inner, seconds: float
+        self,
+        name: str,
+        instance: str,
+        program: list[str],
+        environment: Mapping[str, str],
+        inner: Inner,
+        counted: Counted,
+        seconds: float,
     ) -> None:
-        self.instance = instance
+        self.instance, self._counted = instance, counted
         self._memory, self._read = Regions(), Mapped()
         self._sending = threading.Lock()
         """Guards the memory, and what is sent."""
@@ -163,6 +172,7 @@ class ModelProcess(Process):
             self._is_closed = True
         if self._listener is not None:
             self._listener.join()
+        self._counted.ended(self)
         super().close()
 
     def heard(self, line: str) -> None:
@@ -233,6 +243,10 @@ class ModelProcess(Process):
             case "is_cancelled":
                 execution = self._executions.get(message["id"])
                 self._tell(call, {"is": execution is None or execution.is_cancelled(message["index"])}, {})
+            case "metric":
+                at = message["at"]
+                memory = self._read.readable(message["in"])[at : at + message["nbytes"]]
+                self._tell(call, {"error": self._counted.add(self, message, memory)}, {})
             case "is_ready":
                 version = message["version"] or "0"
                 self._tell(call, {"is": version.isdecimal() and self._inner.is_ready(message["model"], int(version))}, {})

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+from headrace.backends.channel import Memory
 from headrace.backends.triton_python.link import Link
 from headrace.backends.triton_python.talk import Message, Over
 from headrace.backends.triton_python.tensors import Tensor, TritonModelException
@@ -30,12 +31,25 @@ class Server:
         Raises:
             TritonModelException: there is no server to ask, or not any more.
         """
-        if cls.link is None:
-            raise TritonModelException(f"'{what}' can be asked only once the model is initialized")
         try:
-            return cls.link.ask(what, **asked)
+            return cls._linked(what).ask(what, **asked)
         except (Over, OSError) as error:
             raise TritonModelException("the server is gone") from error
+
+    @classmethod
+    def memory(cls, nbytes: int) -> tuple[int, Memory]:
+        """See `Link.keep`.
+
+        Raises:
+            TritonModelException: there is no server yet that could read it.
+        """
+        return cls._linked("metric").keep(nbytes)
+
+    @classmethod
+    def _linked(cls, what: str) -> Link:
+        if cls.link is None:
+            raise TritonModelException(f"'{what}' can be asked only once the model is initialized")
+        return cls.link
 
 
 class ErrorCode(Enum):

@@ -11,12 +11,15 @@ from headrace.backends.base import Batch, Device, Inner, Outputs, Piece
 from headrace.backends.nodes import Timeouts
 from headrace.backends.process import Keeper, ProcessGone, check_possible, python_of
 from headrace.backends.triton_python.completing import complete_from, config_json
+from headrace.backends.triton_python.counted import Counted
 from headrace.backends.triton_python.process import ModelProcess
 from headrace.backends.triton_python.talk import Message
 from headrace.clock import MICROSECOND
 from headrace.errors import InvalidRepository
 from headrace.model import GraphIO
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup
+from headrace.request import Head
+from headrace.series import Series
 
 _MODULE = "headrace.backends.triton_python.worker"
 _ENVIRONMENT = "EXECUTION_ENV_PATH"
@@ -68,6 +71,7 @@ class TritonSession:
         self._name, self._file = config.name, path / (config.default_model_filename or "model.py")
         self._program, self._environment = program_of(path.parent, config)
         self._is_completed = False
+        self._counted = Counted(self._name)
         self._keepers: list[Keeper[ModelProcess]] = []
         self._idle: list[Keeper[ModelProcess]] = []
         """The last one used is warm."""
@@ -82,13 +86,16 @@ class TritonSession:
             self.close()
             raise
         self._is_decoupled = config.model_transaction_policy.decoupled
-        self._tells_all = self._is_decoupled or config.HasField("sequence_batching")
         self._outputs = tuple(output.name for output in config.output)
 
     @property
     def pids(self) -> list[int | None]:
         """The numbers of its processes; None for one that cannot be asked now."""
         return [keeper.pid for keeper in self._keepers]
+
+    def own_series(self) -> list[Series]:
+        """See `Counting`."""
+        return self._counted.series()
 
     def run(self, batch: Batch) -> Outputs | Iterator[Piece] | None:
         """See `Session.run`."""
@@ -117,7 +124,8 @@ class TritonSession:
     # Coming up.
 
     def _start(self, instance: str) -> ModelProcess:
-        return ModelProcess(self._name, instance, self._program, self._environment, self._inner, self._settings.timeouts.run)
+        seconds = self._settings.timeouts.run
+        return ModelProcess(self._name, instance, self._program, self._environment, self._inner, self._counted, seconds)
 
     def _load(self, process: ModelProcess) -> None:
         config, seconds = self._config, self._settings.timeouts.load
@@ -163,22 +171,27 @@ class TritonSession:
     # What is told of a batch.
 
     def _order(self, batch: Batch) -> Message:
-        requests = batch.requests if self._tells_all else batch.heads
-        odd: dict[int, Message] = {
-            place: {"parameters": dict(request.parameters), "timeout": request.timeout_ns // MICROSECOND}
-            for place, request in enumerate(requests)
-            if request.parameters or request.timeout_ns
-        }
-        if self._tells_all:
-            for place, request in enumerate(batch.requests):
-                if request.sequence is not None:
-                    flags = int(request.sequence.start) | int(request.sequence.end) << 1
-                    odd.setdefault(place, {}).update(correlation_id=request.sequence.id, flags=flags)
-        if len(self._outputs) > 1:
-            for place, outputs in enumerate(batch.asked()):
-                if len(outputs) < len(self._outputs):
-                    odd.setdefault(place, {})["outputs"] = outputs
+        requests = batch.heads
+        asked = batch.asked() if len(self._outputs) > 1 else ()
+        odd: dict[int, Message] = {}
+        for place, request in enumerate(requests):
+            outputs = asked[place] if asked and len(asked[place]) < len(self._outputs) else None
+            if outputs is not None or request.parameters or request.timeout_ns or request.sequence is not None:
+                odd[place] = _odd_of(request, outputs)
         return {"ids": tuple([request.id for request in requests]), "odd": odd or None, "offsets": tuple(batch.offsets)}
+
+
+def _odd_of(request: Head, outputs: tuple[str, ...] | None) -> Message:
+    """What most requests do not have."""
+    odd: Message = {} if outputs is None else {"outputs": outputs}
+    if request.parameters:
+        odd["parameters"] = dict(request.parameters)
+    if request.timeout_ns:
+        odd["timeout"] = request.timeout_ns // MICROSECOND
+    if request.sequence is not None:
+        odd["correlation_id"] = request.sequence.id
+        odd["flags"] = int(request.sequence.start) | int(request.sequence.end) << 1
+    return odd
 
 
 def instances_of(config: ModelConfig, device: Device) -> list[str]:
