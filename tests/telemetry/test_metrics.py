@@ -12,6 +12,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
+from headrace.budgets.slo import Objective
+from headrace.clock import MILLISECOND
 from headrace.errors import BackendFailed, Code, Draining, HeadraceError, InvalidRequest, ModelNotFound, QueueClosed, QueueFull
 from headrace.ledger.records import Outcome, Refusal
 from headrace.protocol import headrace_pb2 as pb
@@ -56,8 +58,11 @@ def gated(observe: Observe) -> tuple[Observed, Gate]:
     return seen, gate
 
 
+SOON = Objective("echo-soon", "echo", 20 * MILLISECOND, 0.99)
+
+
 def test_every_name_is_registered_and_every_registered_name_is_emitted(observe: Observe) -> None:
-    seen = observe({"echo": (ECHO, Script())})
+    seen = observe({"echo": (ECHO, Script())}, objectives=[SOON])
     seen.ask()
     page, _ = seen.metrics.render()
     emitted: dict[str, set[str]] = {}
@@ -73,7 +78,7 @@ def test_every_name_is_registered_and_every_registered_name_is_emitted(observe: 
 
 
 def test_types_are_those_of_the_registry_and_tritons_counters_are_counters(observe: Observe) -> None:
-    page, _ = observe({"echo": (ECHO, Script())}).metrics.render()
+    page, _ = observe({"echo": (ECHO, Script())}, objectives=[SOON]).metrics.render()
     types = dict(line.split()[2:] for line in page.decode().splitlines() if line.startswith("# TYPE"))
     expected = {"info": "gauge", "unknown": "counter"}
     for name in METRICS.values():

@@ -24,7 +24,7 @@ from tests.ledger import servers as ledger
 from tests.telemetry.conftest import Observe
 from tests.telemetry.exporting import HTTP, QUICK, receiving, set_environment
 from tests.telemetry.reading import Observed, Series
-from tests.telemetry.test_metrics import SMALL, refuse_the_third
+from tests.telemetry.test_metrics import SMALL, SOON, refuse_the_third
 from tests.transport.serving import ECHO, PATIENCE, fill, serving, tensor, wait_until
 
 pytestmark = pytest.mark.part("prometheus")
@@ -65,10 +65,10 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """A Prometheus of the machine that scrapes `target`, with the rules in configs/."""
+def prometheus(folder: Path, target: str, rules: Path = ROOT / "configs/prometheus/rules.yml") -> Iterator[Prometheus]:
+    """A Prometheus of the machine that scrapes `target`."""
     config = folder / "prometheus.yml"
-    config.write_text(CONFIG.format(target=target, rules=ROOT / "configs/prometheus/rules.yml"))
+    config.write_text(CONFIG.format(target=target, rules=rules))
     command = [
         "prometheus",
         f"--config.file={config}",
@@ -189,7 +189,7 @@ def promtool(*arguments: str, page: bytes = b"") -> str:
 
 
 def test_promtool_finds_nothing_to_mend(observe: Observe) -> None:
-    seen = observe({"echo": (ECHO, Script())})
+    seen = observe({"echo": (ECHO, Script())}, objectives=[SOON])
     seen.ask()
     page, _ = seen.metrics.render()
     # Triton's names break the rules (abbreviated units, counters without _total): they are what its dashboards look for.

@@ -1,8 +1,8 @@
 """Who spent the budget: each bad request counts one, and that one is divided over the stages. Pure, many records at a time.
 
 What a stage took above its own budget is its excess, and a request is charged to its stages in proportion to that. The time in
-the queue is looked at more closely: where the batches ahead were above the budget of one of *their* stages meanwhile, that
-stage is charged, not the queue, so that a model that runs too long is charged for those who waited for it, too.
+the queue is looked at more closely: where a batch ahead was in a stage for longer than is usual meanwhile, that stage is
+charged, not the queue, so that a model that runs too long is charged for those who waited for it, too.
 
 A request that was refused for what the queue was like is charged as if it had waited there as long as the objective allows, up
 to the instant at which it was refused; what no stage of the batches was to blame for is charged to `refused`. One that failed
@@ -15,6 +15,8 @@ is charged to `failed`. So the charges of a request add up to one. Beside them s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,15 @@ ENOUGH_TO_LEARN = 1000
 _ENOUGH, _MOST = 100, 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What an objective allows, in ns: all in all, and in each of `STAGES`; and what those usually take (the median)."""
+
+    threshold: int
+    stages: NDArray[np.float64]
+    usual: NDArray[np.float64]
+
+
 class StageBudgets:
     """What each stage may take of an objective: what was declared, and for the others their share of the rest.
 
@@ -69,28 +80,41 @@ class StageBudgets:
         if self._counts[0].sum() > _MOST:
             self._counts /= 2
 
-    @property
-    def usual(self) -> NDArray[np.float64] | None:
-        """The 95th percentile of each stage among good requests, in ns; None while too few are known."""
-        known = self._counts[0].sum()
-        if known < _ENOUGH:
-            return None
-        places = (np.cumsum(self._counts, axis=1) < 0.95 * known).sum(axis=1)
-        return _EDGES[np.minimum(places, len(_EDGES) - 1)]
+    def dump(self) -> list[list[float]]:
+        """What is known, as JSON can say it."""
+        return self._counts.tolist()
 
-    def assume(self, usual: NDArray[np.float64]) -> None:
-        """Begin with what was usual before, as if just enough requests had been like it."""
-        if len(usual) == len(STAGES):
-            self._counts[:] = 0
-            self._counts[np.arange(len(usual)), np.searchsorted(_EDGES, usual)] = _ENOUGH
+    def include(self, kept: Sequence[Sequence[float]]) -> None:
+        """Add what was known before.
+
+        Raises:
+            TypeError, ValueError: this is nothing that `dump` has made.
+        """
+        counts = np.array(kept, np.float64)
+        if counts.shape != self._counts.shape or not (np.isfinite(counts) & (counts >= 0)).all():
+            raise ValueError("these are no counts of stages")
+        self._counts += counts
 
     @property
-    def ns(self) -> NDArray[np.float64]:
-        """What each stage may take: float64, as long as `STAGES`."""
-        usual = self.usual
-        weights = np.where(self._declared > 0, 0.0, np.ones(len(STAGES)) if usual is None else usual)
+    def allowance(self) -> Allowance:
+        """What each stage may take, as of now."""
+        usual, long = self._quantile(0.5), self._quantile(0.95)
+        weights = np.where(self._declared > 0, 0.0, long)
         rest = self._threshold - self._declared.sum()
-        return self._declared + rest * weights / max(weights.sum(), 1.0)
+        stages = self._declared + rest * weights / max(weights.sum(), 1.0)
+        return Allowance(self._threshold, stages, usual if self._is_known else stages)
+
+    @property
+    def _is_known(self) -> bool:
+        return self._counts[0].sum() >= _ENOUGH
+
+    def _quantile(self, share: float) -> NDArray[np.float64]:
+        """Of each stage among good requests, in ns; alike while too few are known."""
+        if not self._is_known:
+            return np.ones(len(STAGES))
+        upto = np.cumsum(self._counts, axis=1)
+        places = (upto < share * upto[:, -1:]).sum(axis=1)
+        return _EDGES[np.minimum(places, len(_EDGES) - 1)]
 
 
 def durations(requests: Records) -> NDArray[np.float64]:
@@ -101,24 +125,21 @@ def durations(requests: Records) -> NDArray[np.float64]:
     return np.maximum(np.diff(stamps, axis=1), 0).astype(np.float64)
 
 
-def charges(
-    bad: Records, batches: Records, budgets: NDArray[np.float64], threshold: int, padded: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def charges(bad: Records, batches: Records, allowed: Allowance, padded: NDArray[np.float64]) -> NDArray[np.float64]:
     """What each bad request is charged to.
 
     Args:
         bad: records of bad requests of one version.
         batches: records of batches of that version, those before these requests as far as they are known.
-        budgets: what each stage may take, ns.
-        threshold: the objective, ns.
+        allowed: what the objective allows.
         padded: of each request, the share of its batch's time that went into padding for another member.
 
     Returns:
         A row a request, a column for each of `CAUSES`. Those of `CHARGES` add up to 1 in each row.
     """
-    ahead = Ahead(batches, budgets)
+    ahead = Ahead(batches, allowed.usual)
     spans = durations(bad)
-    weights = np.maximum(spans - budgets, 0)
+    weights = np.maximum(spans - allowed.stages, 0)
     # Whom no stage was too long for, and who ended all the same, is charged for where the time went.
     weights = np.where(weights.sum(axis=1, keepdims=True) > 0, weights, spans)
     weights[weights.sum(axis=1) == 0, 0] = 1
@@ -139,9 +160,9 @@ def charges(
     refused = bad["outcome"] == Outcome.REFUSED
     found[refused] = 0
     blamed = refused & np.isin(bad["refusal"], _STATE_OF_QUEUE)
-    _, slow = ahead.between(bad["sent"][blamed] - threshold, bad["sent"][blamed])
-    found[blamed, : len(STAGES)] = slow / threshold
-    found[blamed, len(CHARGES)] = slow.sum(axis=1) / threshold
+    _, slow = ahead.between(bad["sent"][blamed] - allowed.threshold, bad["sent"][blamed])
+    found[blamed, : len(STAGES)] = slow / allowed.threshold
+    found[blamed, len(CHARGES)] = slow.sum(axis=1) / allowed.threshold
     found[refused, CHARGES.index(REFUSED)] = 1 - found[refused, : len(STAGES)].sum(axis=1)
     failed = bad["outcome"] == Outcome.FAILED
     found[failed] = 0
@@ -174,25 +195,25 @@ def straggling(requests: Records, batches: Records) -> NDArray[np.float64]:
 
 
 class Ahead:
-    """When the instances of a version were busy, and when they were too long at a stage.
+    """When the instances of a version were busy, and when they were at a stage for longer than is usual.
 
     Args:
         batches: records of its batches.
-        budgets: what each stage may take, ns.
+        usual: what each of `STAGES` usually takes, ns.
     """
 
-    def __init__(self, batches: Records, budgets: NDArray[np.float64]) -> None:
+    def __init__(self, batches: Records, usual: NDArray[np.float64]) -> None:
         batches = batches[batches["number"] > 0]
         self._instances = max(1, len(np.unique(batches["instance"])))
         self._busy = _Covered(batches["taken"], batches["scattered"])
         self._slow: list[tuple[int, _Covered]] = []
         for stage, begin, end in _OF_BATCHES:
-            begins = batches[begin] + int(budgets[stage])
+            begins = batches[begin] + int(usual[stage])
             too_long = batches[end] > begins
             self._slow.append((stage, _Covered(begins[too_long], batches[end][too_long])))
 
     def between(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Of each of these intervals, how many ns an instance was busy, and was above the budget of each of `STAGES`.
+        """Of each of these intervals, how many ns an instance was busy, and was too long at each of `STAGES`.
 
         Of several instances, it is the mean: whoever waits, waits for all of them.
         """

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from headrace.budgets.attribution import ENOUGH_TO_LEARN, StageBudgets, charges, straggling
+from headrace.budgets.attribution import CAUSES, ENOUGH_TO_LEARN, StageBudgets, charges, straggling
 from headrace.budgets.burn import Burn, rates
 from headrace.budgets.history import History, latest
 from headrace.budgets.slo import Objective
 from headrace.ledger.records import BATCH, Records
 
+_LOOKED_AT = 1000
 _BATCHES = 4096
 """Of each version so many batches are remembered, to say what requests waited for."""
 
@@ -30,17 +32,24 @@ class Account:
         counts, bad = self.objective.judge(requests)
         if not counts.any():
             return
-        spoilt = requests[bad]
-        padded = straggling(requests, batches)[bad] if len(spoilt) else np.zeros(0)
-        shares = charges(spoilt, batches, self.stages.ns, self.objective.threshold_ns, padded)
-        self.history.add(requests["sent"][counts], bad[counts], shares)
+        self.history.add(requests["sent"][counts], bad[counts], self._charges(requests, bad, batches))
         good = np.flatnonzero(counts & ~bad)
         self.stages.learn(requests[good[:: 1 + len(good) // ENOUGH_TO_LEARN]])
 
+    def _charges(self, requests: Records, bad: NDArray[np.bool_], batches: Records) -> NDArray[np.float64]:
+        """What each bad request is charged to. Of very many, some are looked at, and speak for those that follow them."""
+        places = np.flatnonzero(bad)
+        if not len(places):
+            return np.zeros((0, len(CAUSES)))
+        padded = straggling(requests, batches)
+        each = 1 + len(places) // _LOOKED_AT
+        looked_at = places[::each]
+        shares = charges(requests[looked_at], batches, self.stages.allowance, padded[looked_at])
+        return np.repeat(shares, each, axis=0)[: len(places)]
+
     def dump(self) -> dict[str, Any]:
         """What is to be kept for the next server."""
-        usual = self.stages.usual
-        return {**self.history.dump(), "usual_ns": None if usual is None else usual.tolist()}
+        return {**self.history.dump(), "stages": self.stages.dump()}
 
     def include(self, kept: Mapping[str, Any], now: int) -> bool:
         """Add what another server has kept; see `History.include`."""
@@ -49,8 +58,7 @@ class Account:
             self.history.ahead = max(self.history.ahead, latest(kept) - now)
         if not self.history.include(kept):
             return False
-        if kept["usual_ns"] is not None and self.stages.usual is None:
-            self.stages.assume(np.array(kept["usual_ns"], np.float64))
+        self.stages.include(kept["stages"])
         return True
 
 
@@ -79,8 +87,7 @@ class Budgets:
             return
         for number in np.unique(batches["model"]).tolist():
             if self._covering(number):
-                mine = np.concatenate([self._batches_of(number), _of_version(batches, number)])
-                self._batches[number] = mine[-_BATCHES:]
+                self._remember(number, _of_version(batches, number))
         for number in np.unique(requests["model"]).tolist():
             if covering := self._covering(number):
                 mine = _of_version(requests, number)
@@ -107,6 +114,13 @@ class Budgets:
             except (KeyError, TypeError, ValueError):
                 problems.append(f"what was kept of objective '{name}' cannot be read: it begins anew")
         return problems
+
+    def _remember(self, number: int, batches: Records) -> None:
+        if number not in self._batches:
+            # What ran before a reload is not asked for any more.
+            for other in [other for other in self._batches if self._name(other)[:2] == self._name(number)[:2]]:
+                del self._batches[other]
+        self._batches[number] = np.concatenate([self._batches_of(number), batches])[-_BATCHES:]
 
     def _batches_of(self, number: int) -> Records:
         return self._batches.get(number, np.zeros(0, BATCH))

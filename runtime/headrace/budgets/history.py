@@ -136,12 +136,12 @@ class History:
 
 
 def latest(kept: Mapping[str, Any]) -> int:
-    """Up to when (ns, of its line of time) that which a server has kept was counted; 0 if nothing was.
+    """When (ns, of its line of time) the latest minute of what a server has kept began; 0 if there is none.
 
     Raises:
         KeyError, TypeError, ValueError: this is nothing that `dump` has made.
     """
-    return max(((number + 1) * MINUTE for number, _ in _read(kept["60"], MINUTE)), default=0)
+    return max((number * MINUTE for number, _ in _read(kept["60"], MINUTE)), default=0)
 
 
 def _dump(tier: Tier) -> list[list[float]]:
@@ -159,6 +159,6 @@ def _read(rows: Sequence[Sequence[float]], step: int) -> list[tuple[int, NDArray
     if not rows:
         return []
     table = np.array(rows, np.float64)
-    if table.shape[1:] != (1 + WIDTH,) or not np.isfinite(table).all() or (table < 0).any() or table[:, 0].max() * step > _LAST:
+    if table.shape[1:] != (1 + WIDTH,) or not np.isfinite(table).all() or (table < 0).any() or table[:, 0].max() > _LAST / step:
         raise ValueError("these are no counts")
     return [(int(row[0]), row[1:]) for row in table[np.argsort(table[:, 0])]]

@@ -11,13 +11,13 @@ import fcntl
 import json
 import logging
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from headrace.budgets.budgets import Budgets
 from headrace.budgets.history import MINUTE
 from headrace.budgets.report import FILE, report_of
+from headrace.clock import Clock, MonotonicClock
 from headrace.errors import sentence
 from headrace.files import replace_file
 from headrace.ledger.ledger import Ledger
@@ -36,14 +36,17 @@ class Keeping:
         ledger: which feeds them.
         published: the directory where other processes look for what the server says; None if there is none.
         directory: where to keep what is counted; None is nowhere.
+        clock: the clock.
     """
 
-    def __init__(self, budgets: Budgets, ledger: Ledger, published: Path | None, directory: Path | None) -> None:
-        self._budgets, self._ledger = budgets, ledger
+    def __init__(
+        self, budgets: Budgets, ledger: Ledger, published: Path | None, directory: Path | None, clock: Clock | None = None
+    ) -> None:
+        self._budgets, self._ledger, self._clock = budgets, ledger, clock or MonotonicClock()
         self._published = None if published is None else published / FILE
         self._directory = directory
         self._lock = -1
-        self._written_at = time.monotonic_ns()
+        self._written_at = self._clock.now()
         self._failing: set[Path] = set()
         self._others: dict[str, Any] = {}
         """What is kept of objectives that are not there now, and may come back."""
@@ -51,7 +54,7 @@ class Keeping:
 
     def beat(self) -> None:
         """Tell others, and write if it is time."""
-        now = time.monotonic_ns()
+        now = self._clock.now()
         report = self._ledger.read(lambda: report_of(self._budgets, now))
         if self._published is not None:
             self._write(self._published, report)
@@ -61,7 +64,7 @@ class Keeping:
 
     def close(self) -> None:
         """Write what was counted, and let another server have the file."""
-        self._keep(time.monotonic_ns())
+        self._keep(self._clock.now())
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -104,7 +107,7 @@ class Keeping:
             with contextlib.suppress(OSError):
                 path.rename(aside)
             return
-        now = time.monotonic_ns()
+        now = self._clock.now()
         for problem in self._ledger.read(lambda: self._budgets.include(kept, now)):
             log.warning("%s", problem)
         self._others = {name: kept[name] for name in kept if name not in self._budgets.accounts}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.budgets.attribution import CAUSES, charges, straggling
+from headrace.budgets.attribution import CAUSES, Allowance, charges, straggling
 from headrace.budgets.slo import Objective
 from headrace.ledger.collect import REQUEST_KIND, Chunk
 from headrace.ledger.home import Name
@@ -28,16 +28,14 @@ class Offender:
     spoilt: float
 
 
-def offenders_of(
-    objective: Objective, chunks: Sequence[Chunk], names: Mapping[int, Name], budgets: NDArray[np.float64]
-) -> list[Offender]:
+def offenders_of(objective: Objective, allowed: Allowance, chunks: Sequence[Chunk], names: Mapping[int, Name]) -> list[Offender]:
     """Clients of which a request was bad, or that spoilt one of others; the worst first.
 
     Args:
         objective: whose.
+        allowed: what it allows.
         chunks: what the rings of a server hold.
         names: what numbers of versions mean.
-        budgets: what each stage may take, ns.
     """
     counted: dict[int, list[float]] = {}
     for number, (model, version, _) in names.items():
@@ -48,7 +46,7 @@ def offenders_of(
             for wanted in (True, False)
         )
         if requests and batches:
-            _count(objective, np.concatenate(requests), np.concatenate(batches), budgets, counted)
+            _count(objective, allowed, np.concatenate(requests), np.concatenate(batches), counted)
     found = [
         Offender(f"{client:016x}" if client else "", int(of), int(bad), spoilt)
         for client, (of, bad, spoilt) in counted.items()
@@ -58,12 +56,12 @@ def offenders_of(
 
 
 def _count(
-    objective: Objective, requests: Records, batches: Records, budgets: NDArray[np.float64], counted: dict[int, list[float]]
+    objective: Objective, allowed: Allowance, requests: Records, batches: Records, counted: dict[int, list[float]]
 ) -> None:
     """Add to what was counted of each client: requests, bad ones, what it spoilt."""
     counts, bad = objective.judge(requests)
     padding = np.zeros(len(requests))
-    shares = charges(requests[bad], batches, budgets, objective.threshold_ns, straggling(requests, batches)[bad])
+    shares = charges(requests[bad], batches, allowed, straggling(requests, batches)[bad])
     padding[bad] = shares[:, CAUSES.index("padding")]
     longest = _longest(requests)
     for client in np.unique(requests["client"]).tolist():

@@ -8,7 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from headrace.budgets.attribution import CAUSES, CHARGES, EXTERNALITIES
+import numpy as np
+
+from headrace.budgets.attribution import CAUSES, CHARGES, EXTERNALITIES, Allowance
 from headrace.budgets.budgets import Account, Budgets
 from headrace.budgets.burn import SLOW, Pair, duration_text, pairs_of, rates
 from headrace.budgets.history import BAD, TOTAL
@@ -38,9 +40,10 @@ def read_report(server: Path) -> dict[str, Any]:
         raise InvalidObjective([why]) from None
 
 
-def objective_of(told: Mapping[str, Any]) -> Objective:
-    """The objective of which a report tells."""
-    return Objective(
+def objective_of(told: Mapping[str, Any]) -> tuple[Objective, Allowance]:
+    """The objective of which a report tells, and what it allows."""
+    budgets, usual = (np.array([stage[key] for stage in told["stages_ms"].values()]) * MILLISECOND for key in ("budget", "usual"))
+    objective = Objective(
         told["name"],
         told["model"],
         round(told["threshold_ms"] * MILLISECOND),
@@ -49,11 +52,12 @@ def objective_of(told: Mapping[str, Any]) -> Objective:
         told["version"] or 0,
         tuple(told["classes"] or ()),
     )
+    return objective, Allowance(objective.threshold_ns, budgets, usual)
 
 
 def _told(account: Account, now: int) -> dict[str, Any]:
     objective, burn = account.objective, rates(account.history, now)
-    counts = account.history.counts(now, objective.window_ns)
+    counts, allowed = account.history.counts(now, objective.window_ns), account.stages.allowance
     return {
         "name": objective.name,
         "promise": objective.sentence,
@@ -69,7 +73,10 @@ def _told(account: Account, now: int) -> dict[str, Any]:
         "exhausted_in_s": None if burn.exhausted_in_ns is None else burn.exhausted_in_ns / SECOND,
         "burn": {"fast": burn.fast, "slow": burn.slow, **{duration_text(ns): rate for ns, rate in burn.windows.items()}},
         "firing": [_pair(pair) for pair in burn.firing],
-        "stage_budgets_ms": dict(zip(STAGES, (account.stages.ns / MILLISECOND).tolist(), strict=True)),
+        "stages_ms": {
+            name: {"budget": budget / MILLISECOND, "usual": usual / MILLISECOND}
+            for name, budget, usual in zip(STAGES, allowed.stages.tolist(), allowed.usual.tolist(), strict=True)
+        },
         "spent": {"slow": _spent(account, now, SLOW), "hour": _spent(account, now, pairs_of(objective.window_ns)[0].long_ns)},
     }
 

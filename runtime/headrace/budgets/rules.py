@@ -67,7 +67,11 @@ def _alert(objective: Objective, severity: str, pairs: list[Pair]) -> dict[str, 
     return {
         "alert": ALERT,
         "expr": " or ".join(both),
-        "labels": {"severity": severity, **({"service": objective.service} if objective.service else {})},
+        "labels": {
+            "severity": severity,
+            "objective": objective.name,
+            **({"service": objective.service} if objective.service else {}),
+        },
         "annotations": {
             "summary": f"{objective.name} spends its error budget {{{{ $value | humanize }}}} times as fast as it may",
             "description": f"Promised: {objective.sentence}. At this rate {spent} of the budget of {window} is spent. {_SEE}",

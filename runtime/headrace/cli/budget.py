@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from headrace.budgets.burn import duration_text
 from headrace.budgets.offenders import offenders_of
 from headrace.budgets.report import objective_of, read_report
 from headrace.cli.observe import server_of
-from headrace.clock import MILLISECOND, SECOND
+from headrace.clock import SECOND
 from headrace.errors import InvalidLedger
 from headrace.ledger.collect import Collector
 
@@ -64,8 +62,7 @@ def _look(server: Neighbour) -> dict[str, Any]:
     chunks, _ = Collector(server).take()
     names = server.learn()
     for told in report["objectives"]:
-        budgets = np.array(list(told["stage_budgets_ms"].values())) * MILLISECOND
-        told["offenders"] = [asdict(each) for each in offenders_of(objective_of(told), chunks, names, budgets)]
+        told["offenders"] = [asdict(each) for each in offenders_of(*objective_of(told), chunks, names)]
     return report
 
 
@@ -108,14 +105,16 @@ def _lines(told: Mapping[str, Any]) -> Iterator[Any]:
     yield Text.assemble(
         "  budget     ", (_bar(left), colour), f" {left:.1%} left, {_lasting(told)}; {_count(told['bad'], told['requests'])}"
     )
-    rates = "  ".join(f"{_window(name)} {rate:.3g}" for name, rate in told["burn"].items())
+    rates = "  ".join(
+        f"{window} {rate:.3g}" for window, rate in {_window(name): rate for name, rate in told["burn"].items()}.items()
+    )
     firing = ", ".join(dict.fromkeys(pair["severity"] for pair in told["firing"]))
     yield Text.assemble("  burn rate  ", rates, (f"  alert: {firing}" if firing else "", "red"))
     spent = told["spent"]["hour"]
     yield f"  spent at   (burn rate {spent['burn']:.3g} over {_duration(spent['window_s'])})"
     for stage, rate in sorted(spent["charges"].items(), key=lambda pair: -pair[1]):
-        may = told["stage_budgets_ms"].get(stage)
-        budget = "" if may is None else f"  may take {may:.3g} ms"
+        may = told["stages_ms"].get(stage)
+        budget = "" if may is None else f"  may take {may['budget']:.3g} ms, usually {may['usual']:.3g} ms"
         if rate > 0 or may is not None:
             share = rate / spent["burn"] if spent["burn"] else 0.0
             yield Text.assemble(f"    {stage:<8} ", (_bar(share), "cyan"), f" {rate:>7.3g} {share:>4.0%}{budget}")

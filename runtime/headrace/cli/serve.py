@@ -186,7 +186,7 @@ def _objectives(config: ServerConfig, source: Repository | ModelFile) -> list[Ob
     directory = config.slo or source.objectives
     if directory is None:
         return []
-    from headrace.budgets.slo import read_objectives
+    from headrace.budgets.reading import read_objectives
 
     return read_objectives(directory)
 

@@ -37,7 +37,8 @@ def check(repository: _RepositoryOption = None, directory: _SloOption = None) ->
       headrace slo check --repository models --slo slo
     """
     from headrace.budgets.burn import duration_text
-    from headrace.budgets.slo import read_objectives, unserved
+    from headrace.budgets.reading import read_objectives
+    from headrace.budgets.slo import unserved
 
     models = _repository(repository)
     try:
@@ -67,8 +68,8 @@ def render(
       headrace slo render --repository models --rules rules.yml --dashboard budgets.json
     """
     from headrace.budgets.dashboard import dashboard_text
+    from headrace.budgets.reading import read_objectives
     from headrace.budgets.rules import rules_text
-    from headrace.budgets.slo import read_objectives
     from headrace.files import replace_file
 
     objectives = read_objectives(_directory(_repository(repository), directory))

@@ -115,7 +115,7 @@ class _Spent:
     def of(account: Account, now: int) -> _Spent:
         """Called under the ledger's lock."""
         history = account.history
-        return _Spent(account.objective, history.total.copy(), rates(history, now), account.stages.ns)
+        return _Spent(account.objective, history.total.copy(), rates(history, now), account.stages.allowance.stages)
 
 
 class Metrics(Collector):

@@ -1,0 +1,3 @@
+from tests.ledger.conftest import runtime_directory
+
+__all__ = ["runtime_directory"]
