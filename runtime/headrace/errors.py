@@ -129,11 +129,11 @@ class NotInRepository(InvalidRepository):
 
 
 class ModelMissing(InvalidRepository):
-    """A graph runs a model that is not there, or not loaded."""
+    """A model runs another that is not there, or not loaded: a graph, or one with a variant. `who` says which."""
 
-    def __init__(self, graph: str, node: str, model: str, version: int, why: str) -> None:
+    def __init__(self, who: str, model: str, version: int, why: str) -> None:
         which = f"version {version} of model '{model}'" if version else f"model '{model}'"
-        super().__init__(f"graph '{graph}': node '{node}' runs {which}, which is not loaded: {why}")
+        super().__init__(f"{who} runs {which}, which is not loaded: {why}")
 
 
 class InvalidLoad(HeadraceError):

@@ -21,6 +21,7 @@ from headrace.scheduling.admission import (
     Limits,
     Line,
     due,
+    in_share,
     lateness,
     refusal,
 )
@@ -161,6 +162,14 @@ def test_the_estimate_agrees_with_the_golden_vectors(vector: dict) -> None:
     times = Due(NEVER, NEVER, vector["latest"], NEVER, 0, 0)
     asked = New(times, Depth(1, vector["rows"], 0), vector["bucket"])
     assert lateness(estimate, asked, ahead, vector["now"]) == vector["late"]
+
+
+@pytest.mark.parametrize(
+    "vector", json.loads((Path(__file__).parent / "shares.json").read_text())["vectors"], ids=lambda v: v["why"]
+)
+def test_shares_agree_with_the_golden_vectors(vector: dict) -> None:
+    numbers = range(vector["first"], vector["first"] + vector["count"])
+    assert [nth for nth in numbers if in_share(nth, vector["share"])] == vector["in"]
 
 
 def test_only_who_has_no_deadline_is_refused_where_the_queue_stands() -> None:

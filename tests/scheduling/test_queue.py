@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from headrace.clock import MILLISECOND, SECOND
-from headrace.errors import CannotMeetDeadline, DeadlineExpired, InvalidRequest, QueueClosed, QueueFull, QueueTimeout
+from headrace.errors import (
+    CannotMeetDeadline,
+    ClassShed,
+    Code,
+    DeadlineExpired,
+    InvalidRequest,
+    QueueClosed,
+    QueueFull,
+    QueueTimeout,
+)
 from headrace.ledger.records import Outcome, Refusal
 from headrace.model import QueuePolicy
 from headrace.protocol.validate import bucket_of
@@ -444,3 +453,24 @@ def test_a_version_that_is_loaded_again_numbers_its_requests_and_batches_anew(ho
     records = np.concatenate(house.records)
     assert set(records["model"].tolist()) == {house.queue.model_number}
     assert set(records["batch"].tolist()) == set(batches), "each names its own"
+
+
+def test_a_class_that_is_shed_is_refused_but_for_its_share() -> None:
+    house = House(spec(priority_levels=3, default_priority=2))
+    house.queue.set_limits(Limits(shed={3: 768}))
+    refused: list[int] = []
+    for number in range(8):
+        for priority in (1, 2):
+            house.push(priority=priority)
+        try:
+            house.push(priority=3)
+        except ClassShed as error:
+            refused.append(number)
+            assert error.code is Code.RESOURCE_EXHAUSTED
+            assert error.retry_after_ns == SECOND
+            assert error.message.startswith("class 3 is not taken at present")
+    assert refused == [1, 2, 3, 5, 6, 7]
+    house.queue.set_limits(Limits())
+    house.push(priority=3)
+    assert house.queue.depth().requests == 16 + 2 + 1
+    house.close()

@@ -8,6 +8,8 @@ import pytest
 from headrace.backends.fake import Gate, Script
 from headrace.clock import MILLISECOND
 from headrace.ledger.records import Outcome, Refusal
+from headrace.scheduling.admission import SHARE_OF
+from headrace.scheduling.steering import Steering
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, message, wait_until
 
 SLOW = 50 * MILLISECOND
@@ -104,3 +106,27 @@ def test_a_model_may_leave_the_door_open(serve: Serve, script: Script) -> None:
     server.wait_settled("m")
     assert server.ledger("m")[Outcome.EXPIRED] == 1
     assert sum(script.batches) == 5
+
+
+def test_a_class_that_is_shed_is_refused_at_the_door_with_a_time_to_come_back(serve: Serve, script: Script) -> None:
+    levels = ECHO.replace("dynamic_batching {}", "dynamic_batching { priority_levels: 2 default_priority_level: 1 }")
+    script.execute_ns = 0
+    server = serve({"m": (levels, script)})
+    (running,) = server.engine.catalog.running()
+    running.forecast.steer(Steering(shed={2: SHARE_OF}))
+
+    def ask_as(priority: int) -> grpc.Future:
+        request = message("m", [("x", "INT32", (1, 1))], [b"\1\0\0\0"])
+        request.parameters["priority"].uint64_param = priority
+        return server.stub.ModelInfer.future(request, timeout=PATIENCE)
+
+    ask_as(1).result()
+    refused = ask_as(2)
+    assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "class 2 is not taken at present" in (refused.details() or "")
+    assert ("grpc-retry-pushback-ms", "1000") in [tuple(pair) for pair in refused.trailing_metadata()]
+    server.engine.ledger.drain()
+    totals = server.engine.statistics.versions[running.route.queue.model_number]
+    assert totals.refusals[Refusal.CLASS_SHED] == 1
+    running.forecast.steer(Steering())
+    ask_as(2).result()

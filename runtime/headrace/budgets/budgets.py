@@ -94,6 +94,15 @@ class Budgets:
                 for account in covering:
                     account.fold(mine, self._batches_of(number))
 
+    @property
+    def targets(self) -> dict[str, int]:
+        """How soon (ns) requests of a model are to be answered, by its name: by the strictest of its objectives."""
+        found: dict[str, int] = {}
+        for account in self.accounts.values():
+            objective = account.objective
+            found[objective.model] = min(objective.threshold_ns, found.get(objective.model, objective.threshold_ns))
+        return found
+
     def burns(self, now: int) -> dict[str, Burn]:
         """The burn of every objective at an instant (ns of CLOCK_MONOTONIC), by name."""
         return {name: rates(account.history, now) for name, account in self.accounts.items()}

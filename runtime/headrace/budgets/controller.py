@@ -6,15 +6,17 @@ Three levers, each moved by a step that has a bound:
     variant   the share of batches that run on the declared cheaper variant, 0 to 1
     shed      how many classes are refused, the lowest first; a part of one is a part of its requests
 
-While the budget burns, as many more of a hundred batches go to the variant as requests of a hundred were bad in the last second:
-work that is r too much is r less with it, or not quite, and the next second says how much is left. So it comes near from below,
-and does not overshoot. Where there is no variant, or no more of it, the lowest classes are shed, in the same steps. Requests that
-came too late ask for caution; those that were refused because they would have been ask for less of it, for a prediction that is
-too careful refuses who could have been served.
+While the budget burns, as many more of a hundred batches go to the variant as requests of a hundred were refused in the last
+second, and a third as many as were late: work that is r too much is r less with it, or not quite, and the next second says how
+much is left. So it comes near from below. Who is late may be so because nobody knew yet how slow the model has become; that says
+less. And of what is bad in the second after a step, some dates from before it: that step is half as large. Where there is no
+variant, or no more of it, the lowest classes are shed, in the same steps. Requests that came too late ask for caution; those that
+were refused because they would have been ask for less of it, for a prediction that is too careful refuses who could have been
+served.
 
 Who gives something back too soon takes it again a moment later. So a budget must be calm for a while first, and for three times
-as long if giving back had to be taken back (after the exponential backoff of Metcalfe and Boggs, "Ethernet", 1976); it is given
-back slowly, in steps that are smaller than those that took it, and in between there is a band in which nothing moves.
+as long if what was given back had to be taken again (after the exponential backoff of Metcalfe and Boggs, "Ethernet", 1976). It
+is given back slowly, in steps that are smaller than those that took it, and in between there is a band in which nothing moves.
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ class State:
     """What the controller of one version remembers.
 
     `calm_ns` is for how long nothing has burnt, `hold_ns` how long that must be before something is given back, `gave_at` and
-    `stepped_at` are instants, 0 if never.
+    `stepped_at` are instants, 0 if never. `is_taking`: the step before took.
     """
 
     levers: Levers = Levers()
@@ -103,6 +105,7 @@ class State:
     hold_ns: int = _HOLD_NS
     gave_at: int = 0
     stepped_at: int = 0
+    is_taking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +144,19 @@ def decide(state: State, seen: Seen, now: int) -> Decision:
     """
     before = state.levers
     lasted = now - state.stepped_at
-    if not state.stepped_at or not 0 < lasted <= _GAP_NS or not seen.requests:
-        why = "nothing was asked" if not seen.requests else "what happened since the last step is not known"
+    if not state.stepped_at or not 0 < lasted <= _GAP_NS:
+        why = "what happened since the last step is not known"
         return Decision(now, before, before, Move.NONE, why, seen, replace(state, stepped_at=now))
-    last = seen.bad / seen.requests / seen.allowed
+    last = seen.bad / seen.requests / seen.allowed if seen.requests else 0.0
     if seen.fast >= BURNS and last >= BURNS:
-        levers, move, why = _take(before, seen)
+        levers, move, why = _take(before, seen, again=state.is_taking)
         is_too_soon = 0 < now - state.gave_at <= _SOON_NS and state.gave_at > 0
         hold = min(3 * state.hold_ns, _LONGEST_HOLD_NS) if is_too_soon else state.hold_ns
-        after = State(levers, 0, hold, 0 if is_too_soon else state.gave_at, now)
+        after = State(levers, 0, hold, 0 if is_too_soon else state.gave_at, now, is_taking=True)
         return Decision(now, before, levers, move, why, seen, after)
     if max(seen.fast, last) > CALM:
         why = "the budget burns, but not faster than it may"
-        return Decision(now, before, before, Move.NONE, why, seen, replace(state, calm_ns=0, stepped_at=now))
+        return Decision(now, before, before, Move.NONE, why, seen, replace(state, calm_ns=0, stepped_at=now, is_taking=False))
     calm = state.calm_ns + lasted
     levers, move, why = _give(before, seen, calm, state.hold_ns)
     hold = _HOLD_NS if levers == Levers(levers.caution) and calm > 2 * state.hold_ns else state.hold_ns
@@ -161,13 +164,12 @@ def decide(state: State, seen: Seen, now: int) -> Decision:
     return Decision(now, before, levers, move, why, seen, State(levers, calm, hold, gave_at, now))
 
 
-def _take(levers: Levers, seen: Seen) -> tuple[Levers, Move, str]:
-    share = seen.bad / max(seen.requests, _FEW)
-    step = min(share, TAKES)
-    late = seen.bad - seen.refused
+def _take(levers: Levers, seen: Seen, *, again: bool) -> tuple[Levers, Move, str]:
+    refused, late = (count / max(seen.requests, _FEW) for count in (seen.refused, seen.bad - seen.refused))
+    step = min(refused + late / 3, TAKES) / (2 if again else 1)
     caution = levers.caution
-    if late >= seen.refused:
-        caution = min(1.0, max(caution + min(late / max(seen.requests, _FEW), TAKES), min(0.0, caution + TAKES)))
+    if late >= refused:
+        caution = min(1.0, max(caution + min(late, TAKES), min(0.0, caution + TAKES)))
     elif caution > 0:
         caution = max(0.0, caution - GIVES)
     else:
@@ -197,5 +199,5 @@ def _give(levers: Levers, seen: Seen, calm: int, hold: int) -> tuple[Levers, Mov
 
 def _shed(shed: float, classes: int) -> dict[int, int]:
     """Of each class, the share that is refused: the lowest first, and never the first class."""
-    shares = {level: min(max(shed - (classes - level), 0.0), 1.0) for level in range(2, classes + 1)}
-    return {level: min(round(share * SHARE_OF), _MOST_SHED) for level, share in shares.items() if share > 0}
+    shares = {level: round((shed - (classes - level)) * SHARE_OF) for level in range(2, classes + 1)}
+    return {level: min(share, _MOST_SHED) for level, share in shares.items() if share > 0}

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from headrace.budgets.budgets import Budgets
+from headrace.budgets.decisions import FILE as DECISIONS
+from headrace.budgets.decisions import Decisions
 from headrace.budgets.history import MINUTE
 from headrace.budgets.report import FILE, report_of
 from headrace.clock import Clock, MonotonicClock
@@ -36,15 +38,23 @@ class Keeping:
         ledger: which feeds them.
         published: the directory where other processes look for what the server says; None if there is none.
         directory: where to keep what is counted; None is nowhere.
+        decisions: of the server, to be told, too.
         clock: the clock.
     """
 
     def __init__(
-        self, budgets: Budgets, ledger: Ledger, published: Path | None, directory: Path | None, clock: Clock | None = None
+        self,
+        budgets: Budgets,
+        ledger: Ledger,
+        published: Path | None,
+        directory: Path | None,
+        decisions: Decisions | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._budgets, self._ledger, self._clock = budgets, ledger, clock or MonotonicClock()
         self._published = None if published is None else published / FILE
         self._directory = directory
+        self._decisions, self._told = decisions or Decisions(), -1
         self._lock = -1
         self._written_at = self._clock.now()
         self._failing: set[Path] = set()
@@ -58,6 +68,9 @@ class Keeping:
         report = self._ledger.read(lambda: report_of(self._budgets, now))
         if self._published is not None:
             self._write(self._published, report)
+            if self._told != (count := self._decisions.count):
+                self._told = count
+                self._write(self._published.with_name(DECISIONS), {"decisions": self._decisions.latest()})
         if now - self._written_at >= MINUTE:
             self._take_over()
             self._keep(now)

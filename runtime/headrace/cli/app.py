@@ -279,16 +279,25 @@ def budget(
         str | None, typer.Option(metavar="PID|DIR", help="The server, or its directory in memory; left out, the only one.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, once a second, until Ctrl-C.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="What the server decided because of them, and why.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Show the error budgets of a running server: what is left, how fast it burns, at which stage, and for whom.
+
+    With --explain: what the server decided because of that, one decision a line, the latest last.
 
     \b
     Examples:
       headrace budget
       headrace budget --watch
       headrace budget --of 4711 --json
+      headrace budget --explain --watch
     """
+    if explain:
+        from headrace.cli.explain import explain_decisions
+
+        explain_decisions(of, watch=watch, json=json)
+        return
     from headrace.cli.budget import show_budgets
 
     show_budgets(of, watch=watch, json=json)

@@ -62,7 +62,8 @@ class Keeper:
             self._side = _side_process(config, self._home)
         self._budgets: Keeping | None = None
         if engine.budgets.accounts:
-            self._budgets = Keeping(engine.budgets, engine.ledger, self._home and self._home.path, config.ledger)
+            published = self._home and self._home.path
+            self._budgets = Keeping(engine.budgets, engine.ledger, published, config.ledger, engine.steering.decisions)
         self.pulse = Pulse(self._beat)
 
     @property

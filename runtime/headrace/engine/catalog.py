@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -20,12 +20,14 @@ from headrace.engine.lifecycle import Lent, Opened, Running, open_version, reaso
 from headrace.engine.probe import Probe
 from headrace.engine.routes import Routes
 from headrace.engine.several import with_accounts
+from headrace.engine.variants import variant_of, with_variant
 from headrace.errors import Draining, HeadraceError, LoadFailed, ModelMissing
 from headrace.ledger.ledger import Ledger
 from headrace.model import ModelSpec, State
 from headrace.models.files import ModelFiles, VersionFiles
 from headrace.models.fill import GRAPHS
 from headrace.models.repository import ModelSource
+from headrace.models.spec import with_target
 from headrace.models.uploads import Upload
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.scheduling.base import OpenQueue
@@ -78,9 +80,10 @@ class Catalog:
         ledger: where nodes of graphs are accounted.
         clock: the clock.
         probe: what measures versions, if they are to be measured.
+        targets: how soon (ns) requests of models are to be answered whose configuration does not say it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         repository: ModelSource,
         backends: Backends,
@@ -89,7 +92,10 @@ class Catalog:
         ledger: Ledger,
         clock: Clock,
         probe: Probe | None = None,
+        *,
+        targets: Mapping[str, int] = {},
     ) -> None:
+        self._targets = targets
         self._repository, self._backends, self._open_queue = repository, backends, open_queue
         self._routes, self._ledger, self._clock, self._probe = routes, ledger, clock, probe
         self._lock = threading.Lock()
@@ -153,7 +159,8 @@ class Catalog:
                     model.given = override, upload
 
     def _read(self, name: str, override: ModelConfig | None, upload: Upload | None) -> ModelFiles:
-        return replace(self._source(upload).read(name, override, usable_gpus()), upload=upload)
+        files = self._source(upload).read(name, override, usable_gpus())
+        return replace(files, upload=upload, config=with_target(files.config, self._targets.get(name)))
 
     def _source(self, upload: Upload | None) -> ModelSource:
         return upload.repository if upload else self._repository
@@ -241,29 +248,29 @@ class Catalog:
         self._retire(_only_in(old, model.versions))
         log.error("graph cannot be read: %s", error.message, extra={"model": graph})
 
-    def _lend(self, graph: str, node: str, model: str, version: int, changed: list[str] | None) -> Lent:
-        """A version for a graph to run, held open. `changed` None: what is not loaded stays so.
+    def _lend(self, name: str, who: str, model: str, version: int, changed: list[str] | None) -> Lent:
+        """A version for the model `name` to run, held open. `changed` None: what is not loaded stays so.
 
         Raises:
             ModelMissing: it is not there.
         """
         # Before any lock is waited for: two threads that each hold a graph, and want the other's, would wait for ever.
-        if graph in self._all_needs(model):
-            raise ModelMissing(graph, node, model, version, "no graph can contain itself")
+        if name in self._all_needs(model):
+            raise ModelMissing(who, model, version, "no graph can contain itself")
         if changed is not None and self._find(model, version) is None:
-            self._bring_in(graph, node, model, version, changed)
+            self._bring_in(who, model, version, changed)
         running = self._find(model, version)
         if running is None or not running.hold():
-            raise ModelMissing(graph, node, model, version, "load it first")
+            raise ModelMissing(who, model, version, "load it first")
         return Lent(model, version, running)
 
-    def _bring_in(self, graph: str, node: str, model: str, version: int, changed: list[str]) -> None:
+    def _bring_in(self, who: str, model: str, version: int, changed: list[str]) -> None:
         try:
             self._load(model, None, None, changed)
         except LoadFailed:
             return  # one of its versions may have come up
         except HeadraceError as error:
-            raise ModelMissing(graph, node, model, version, error.message) from None
+            raise ModelMissing(who, model, version, error.message) from None
 
     def _all_needs(self, name: str) -> set[str]:
         """A model, and all that it runs, as far as that is known."""
@@ -306,7 +313,8 @@ class Catalog:
                 reason = failed[version.number] = reason_of(error, version.path)
                 log.error("version did not load", extra={"model": name, "version": version.number, "reason": reason})
                 # A graph that lost one of its models would go on with one that was unloaded.
-                if running is not None and status is not None and not isinstance(error, ModelMissing):
+                is_over = isinstance(error, ModelMissing) and files.config.platform in GRAPHS
+                if running is not None and status is not None and not is_over:
                     new[version.number] = (replace(status, reason=f"serving what was loaded before: {reason}"), running)
                 else:
                     new[version.number] = (ModelStatus(name, version.number, State.UNAVAILABLE, reason), None)
@@ -348,13 +356,19 @@ class Catalog:
         return ModelStatus(spec.name, spec.version, State.READY, "", spec, opened.filled, opened.warnings), running
 
     def _open(self, files: ModelFiles, version: VersionFiles, changed: list[str] | None) -> Opened:
-        if files.config.platform not in GRAPHS:
+        if files.config.platform in GRAPHS:
+            opened = self._open_graph(files, version, changed)
+        else:
             opened = open_version(files, version, self._backends, self._probe.advice(files, version) if self._probe else None)
-            return with_accounts(opened, self._ledger, self._clock)
+            opened = with_accounts(opened, self._ledger, self._clock)
+        whose = f"model '{files.name}': as its variant it"
+        return with_variant(opened, lambda model: self._lend(files.name, whose, model, 0, changed), self._ledger, self._clock)
+
+    def _open_graph(self, files: ModelFiles, version: VersionFiles, changed: list[str] | None) -> Opened:
         from headrace.engine.graphs import open_graph  # for whoever has graphs
 
         def lend(node: str, model: str, number: int) -> Lent:
-            return self._lend(files.name, node, model, number, changed)
+            return self._lend(files.name, f"graph '{files.name}': node '{node}'", model, number, changed)
 
         return open_graph(files, version, lend, self._ledger, self._clock)
 
@@ -418,9 +432,9 @@ class Catalog:
 
 
 def _needs(files: ModelFiles) -> tuple[str, ...]:
-    """The models that a model runs, if it is a graph."""
+    """The models that a model runs, if it is a graph or has a variant."""
     if files.config.platform not in GRAPHS:
-        return ()
+        return tuple(filter(None, [variant_of(files.config)]))
     from headrace.engine.graphs import graph_of  # for whoever has graphs
 
     return graph_of(files).models

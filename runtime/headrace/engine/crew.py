@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from headrace.backends.base import Session
 from headrace.clock import Clock
@@ -11,6 +12,10 @@ from headrace.graph.session import SegmentSession
 from headrace.scheduling.base import Queue
 from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import SetPoints
+from headrace.scheduling.predictor import Learned
+
+if TYPE_CHECKING:
+    from headrace.engine.variants import VariantSession
 
 
 class Crew:
@@ -21,13 +26,25 @@ class Crew:
         sessions: one an instance.
         clock: the clock.
         refuses: whether the queue is a door: see `Forecast`.
+        variant: the cheaper variant, if there is one.
     """
 
-    def __init__(self, queue: Queue, sessions: Sequence[Session], clock: Clock, *, refuses: bool = True) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        sessions: Sequence[Session],
+        clock: Clock,
+        *,
+        refuses: bool = True,
+        variant: VariantSession | None = None,
+    ) -> None:
         self.queue = queue
-        self.forecast = Forecast(queue, SetPoints.of(queue.spec, len(sessions)), len(sessions), refuses=refuses)
+        learned = None if variant is None else variant.lent.running.forecast.learned or Learned()
+        points = SetPoints.of(queue.spec, len(sessions))
+        self.forecast = Forecast(queue, points, len(sessions), refuses=refuses, variant=learned)
         self._instances = [
-            Instance(number, session, queue, self.forecast, clock, _before(session)) for number, session in enumerate(sessions)
+            Instance(number, session, queue, self.forecast, clock, _before(session), variant)
+            for number, session in enumerate(sessions)
         ]
 
     def __len__(self) -> int:

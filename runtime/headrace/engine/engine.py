@@ -29,6 +29,7 @@ from headrace.engine.probe import Probe
 from headrace.engine.profiles import Profiles
 from headrace.engine.regions import Regions
 from headrace.engine.routes import Routes
+from headrace.engine.steering import SlowLoop
 from headrace.engine.watch import Watcher
 from headrace.errors import HeadraceError, InvalidRequest, NotAllowed, NotInRepository, Unsupported
 from headrace.ledger.histograms import Histograms
@@ -117,7 +118,17 @@ class Engine:
         self.probe: Probe | None = None
         if profiles is not None:
             self.probe = Probe(lambda: self.catalog.running(), loaders, profiles, self.clock)
-        self.catalog = Catalog(self.repository, loaders, self._queues, self.routes, self.ledger, self.clock, self.probe)
+        self.catalog = Catalog(
+            self.repository,
+            loaders,
+            self._queues,
+            self.routes,
+            self.ledger,
+            self.clock,
+            self.probe,
+            targets=self.budgets.targets,
+        )
+        self.steering = SlowLoop(self.catalog.running, self.budgets, self.ledger, self.statistics, self.clock)
         self.watcher = Watcher(self.repository, self.catalog, control.poll_seconds)
         self._is_started = self._is_draining = False
         self._closed = threading.Event()
@@ -141,6 +152,7 @@ class Engine:
         with ThreadPoolExecutor(_LOAD_THREADS, "headrace-load") as loaders:
             list(loaders.map(self.catalog.try_load, names))
         self._is_started = True
+        self.steering.start()
         if self._control.mode == "poll":
             self.watcher.start()
 
@@ -190,6 +202,7 @@ class Engine:
         self.routes.close()
         until = self.clock.now() + _CLOSE_NS if deadline is None else deadline
         self.watcher.stop()
+        self.steering.close()
         self.catalog.close()
         if self.probe is not None:
             self.probe.close()

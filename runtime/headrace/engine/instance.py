@@ -30,6 +30,7 @@ class Instance:
         forecast: what is known of how long they run, and what steers the plans.
         clock: the clock.
         before: is called before each turn, and returns when one may be taken.
+        variant: runs the batches that are to run on the cheaper variant.
     """
 
     def __init__(
@@ -40,11 +41,14 @@ class Instance:
         forecast: Forecast,
         clock: Clock,
         before: Callable[[], None] = lambda: None,
+        variant: Session | None = None,
     ) -> None:
-        self._number, self._session, self._queue = number, session, queue
+        self._number, self._queue = number, queue
+        self._own, self._variant = session, variant
         self._forecast, self._clock, self._before = forecast, clock, before
-        self._predictor = forecast.predictor
         self._began = 0
+        self._session = session
+        """What runs the batch of this turn."""
         self._last: tuple[int, int, int] | None = None
         """Of the batch that went well and is not told of: bucket, rows, and when its answers were there, in ns."""
         name = f"{queue.spec.name}/{queue.spec.version}#{number}"
@@ -82,7 +86,7 @@ class Instance:
         if self._last is not None:
             bucket, rows, ended = self._last
             self._last = None
-            self._forecast.ran(bucket, rows, (sent or ended) - self._began)
+            self._forecast.ran(bucket, rows, (sent or ended) - self._began, on_variant=self._session is not self._own)
 
     def _step(self, turn: Turn) -> int | None:
         """One turn and its batch. Returns when to come back at the latest. A method, so that an idle thread holds no tensors."""
@@ -100,8 +104,9 @@ class Instance:
         if turn.is_last_call:
             points = replace(points, delay_ns=0, holds=False)
         self._began = now = self._clock.now()
+        self._session = self._variant if self._variant is not None and self._forecast.is_for_variant else self._own
         try:
-            decided = plan(turn.view, self._predictor, points, now, turn.busy_until)
+            decided = plan(turn.view, self._forecast.predictor, points, now, turn.busy_until)
             self._forecast.saw(turn.view, decided, now)
             return decided
         except Exception:
@@ -153,7 +158,7 @@ class Instance:
                 return
             done.append(check_slice(spec, part, self._session.run(part)))
             ended = self._clock.now()
-            self._forecast.ran(bucket, part.rows, ended - began)
+            self._forecast.ran(bucket, part.rows, ended - began, on_variant=self._session is not self._own)
             began = ended
         batch.reply(stacked(spec, done))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.backends.base import Device, Outside, Session, stands_zeros
 from headrace.backends.registry import Backends
@@ -33,6 +33,9 @@ from headrace.models.spec import spec_of, warnings
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup, ModelStatistics
 from headrace.scheduling.admission import Depth, Limits
 from headrace.scheduling.base import OpenQueue
+
+if TYPE_CHECKING:
+    from headrace.engine.variants import VariantSession
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +86,15 @@ class Opened:
     behind: tuple[Behind, ...] = ()
     """Of a graph: what runs in the segments behind the first."""
     lent: tuple[Lent, ...] = ()
-    """Of a graph: the versions its nodes run."""
+    """The versions that it runs: of a graph, those of its nodes; else its variant."""
+    variant: VariantSession | None = None
     nodes: tuple[tuple[str, int], ...] = ()
     """By the name and the number under which the ledger has them: of a graph, its nodes that run classes; else its backends, if
-    there are several."""
+    there are several; and its variant."""
 
     def close(self) -> None:
         """Close the sessions."""
-        _close([session for session, _ in self.sessions])
+        _close([session for session, _ in self.sessions] + ([self.variant] if self.variant is not None else []))
 
     def is_still(self, files: ModelFiles, version: VersionFiles) -> bool:
         """Whether opening `version` again would give the same: configuration, contents, labels.
@@ -192,7 +196,8 @@ class Running:
         self.unprofiled = ""
         spec = opened.spec
         self.route = Route(open_queue(spec, Limits()), spec, opened.config)
-        self._crew = Crew(self.route.queue, [session for session, count in opened.sessions for _ in range(count)], clock)
+        sessions = [session for session, count in opened.sessions for _ in range(count)]
+        self._crew = Crew(self.route.queue, sessions, clock, variant=opened.variant)
         self.forecast = self._crew.forecast
         self.behind = [
             Crew(open_queue(each.spec, UNBOUNDED), [each.session] * each.count, clock, refuses=False) for each in opened.behind

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from headrace import __version__
 from headrace.backends.base import Counting
+from headrace.budgets.controller import Move
 from headrace.engine.engine import Engine
+from headrace.engine.lifecycle import Running
 from headrace.engine.several import backends_of
+from headrace.engine.variants import name_in_ledger, variant_of
 from headrace.ledger.report import Report, read_report
 from headrace.ledger.tally import Tally
+from headrace.scheduling.steering import Steering
 from headrace.telemetry.metrics import Metrics, Present, RunningVersion
 from headrace.telemetry.pulse import Pulse
 
@@ -42,6 +47,9 @@ def metrics_of(
                 running.instances,
                 running.load_ns,
                 backends_of(running.opened),
+                _variant_of(running),
+                running.opened.spec.batching.priority_levels,
+                _steering_of(engine, running),
             )
             for running in running_now
         ]
@@ -52,3 +60,13 @@ def metrics_of(
         return Present(__version__, engine.ready, transport, states, versions, pulse and pulse.waits, side, kept.examples, own)
 
     return Metrics(engine.ledger, engine.statistics, engine.histograms, engine.budgets, look)
+
+
+def _variant_of(running: Running) -> tuple[str, str] | None:
+    name = variant_of(running.opened.config)
+    return (name, name_in_ledger(running.opened.spec.name, name)) if name else None
+
+
+def _steering_of(engine: Engine, running: Running) -> tuple[Steering, Mapping[str, int]] | None:
+    known = engine.steering.decisions.steering((running.opened.spec.name, running.opened.spec.version))
+    return None if known is None else (known[0], {move.name.lower(): known[1].get(move, 0) for move in Move})

@@ -127,6 +127,16 @@ def _goals(config: ModelConfig) -> dict[str, Any]:
     return goals
 
 
+def with_target(config: ModelConfig, target_ns: int | None) -> ModelConfig:
+    """A configuration with this as its `objective_ms`, in ns, unless it names one itself."""
+    if target_ns is None or "objective_ms" in config.parameters:
+        return config
+    filled = ModelConfig()
+    filled.CopyFrom(config)
+    filled.parameters["objective_ms"].string_value = f"{target_ns / MILLISECOND:g}"
+    return filled
+
+
 def _check_can_split(config: ModelConfig) -> None:
     """Rows can run apart only where they are rows, each has one answer, and none depends on what ran before."""
     wrong = (

@@ -36,8 +36,9 @@ from headrace.ledger.report import Example, key_of
 from headrace.ledger.tally import Tally
 from headrace.ledger.views import Statistics, VersionTotals
 from headrace.model import State
-from headrace.scheduling.admission import Depth
+from headrace.scheduling.admission import SHARE_OF, Depth
 from headrace.scheduling.plan import TAKEN, Reason
+from headrace.scheduling.steering import Steering
 from headrace.series import COUNTER, HISTOGRAM, Series, merged
 from headrace.telemetry import names
 from headrace.telemetry.names import Name
@@ -55,7 +56,8 @@ Examples = Mapping[str, Mapping[str, Example]]
 class RunningVersion:
     """A version with a queue and instances. The same one may be there twice, while it is replaced.
 
-    `backends` are those that can run it, in order, and whether each would be given a batch now.
+    `backends` are those that can run it, in order, and whether each would be given a batch now. `variant` is its cheaper variant,
+    and under which name the ledger has what that ran of it. `steering` is how it is steered, and how often that went which way.
     """
 
     model: str
@@ -64,6 +66,15 @@ class RunningVersion:
     instances: int
     load_ns: int
     backends: Mapping[str, bool]
+    variant: tuple[str, str] | None = None
+    classes: int = 0
+    steering: tuple[Steering, Mapping[str, int]] | None = None
+
+    @property
+    def accounts(self) -> list[tuple[str, str]]:
+        """What runs batches of it, and the names under which the ledger has that."""
+        backends = [(backend, f"{self.model}@{backend}") for backend in self.backends]
+        return backends if self.variant is None else [*backends, self.variant]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +162,9 @@ class Metrics(Collector):
         numbers = self._ledger.numbers()
         wanted = {key: numbers.get(key, []) for key in (_NOT_FOUND, *sorted(running))}
         shares = {
-            (*key, backend): numbers.get((f"{key[0]}@{backend}", key[1]), [])
+            (*key, which): numbers.get((name, key[1]), [])
             for key, versions in running.items()
-            for backend in versions[0].backends
+            for which, name in versions[0].accounts
         }
         instant = time.monotonic_ns()
         pasts, ran, spent = self._ledger.read(
@@ -181,6 +192,7 @@ class Metrics(Collector):
                 page.add(names.WASTED_ROWS, labels, past.wasted_rows)
                 _add_present(page, labels, running[key])
                 _add_backends(page, labels, running[key][0].backends, past.batches, ran)
+                _add_steering(page, labels, running[key][0], ran)
                 _add_tritons(page, labels, past, running[key])
         for each in spent:
             _add_budget(page, each)
@@ -341,6 +353,21 @@ def _add_backends(
     for backend, is_serving in backends.items():
         page.add(names.BACKEND, (*labels, backend), is_serving)
         page.add(names.BACKEND_BATCHES, (*labels, backend), batches if len(backends) == 1 else ran[*labels, backend])
+
+
+def _add_steering(page: _Page, labels: tuple[str, str], version: RunningVersion, ran: Mapping[tuple[str, str, str], int]) -> None:
+    if version.variant is not None:
+        page.add(names.VARIANT_BATCHES, (*labels, version.variant[0]), ran[*labels, version.variant[0]])
+    if version.steering is None:
+        return
+    steering, moves = version.steering
+    page.add(names.STEERING_QUANTILE, labels, steering.quantile)
+    page.add(names.STEERING_MARGIN, labels, steering.margin_ns / SECOND)
+    page.add(names.STEERING_VARIANT, labels, steering.variant / SHARE_OF)
+    for level in range(1, version.classes + 1):
+        page.add(names.STEERING_SHED, (*labels, str(level)), steering.shed.get(level, 0) / SHARE_OF)
+    for move, count in moves.items():
+        page.add(names.STEERING_DECISIONS, (*labels, move), count)
 
 
 def _add_budget(page: _Page, spent: _Spent) -> None:

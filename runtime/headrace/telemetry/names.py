@@ -113,6 +113,25 @@ BACKEND_BATCHES = Name(
     (*VERSION, "backend"),
 )  # fmt: skip
 
+VARIANT_BATCHES = Name(
+    "headrace_variant_batches_total", "counter", "Batches that ran on the cheaper variant of the version.", (*VERSION, "variant")
+)
+STEERING_QUANTILE = Name(
+    "headrace_steering_quantile", "gauge", "Which quantile of the remembered execution times the predictor goes by.", VERSION
+)
+STEERING_MARGIN = Name(
+    "headrace_steering_margin_seconds", "gauge", "What steering adds to the margin before deadlines and targets.", VERSION
+)
+STEERING_VARIANT = Name(
+    "headrace_steering_variant_ratio", "gauge", "The share of batches that is to run on the cheaper variant.", VERSION
+)
+STEERING_SHED = Name(
+    "headrace_steering_shed_ratio", "gauge", "The share of the requests of a class that is refused at the door.",
+    (*VERSION, "level"),
+)  # fmt: skip
+STEERING_DECISIONS = Name(
+    "headrace_steering_decisions_total", "counter", "Steps of the slow loop, by what they did.", (*VERSION, "move")
+)
 SLO_REQUESTS = Name("headrace_slo_requests_total", "counter", "Requests that count for an objective.", OBJECTIVE)
 SLO_BAD = Name("headrace_slo_bad_requests_total", "counter", "Those that missed it: late, refused, expired, failed.", OBJECTIVE)
 SLO_CHARGED = Name(
