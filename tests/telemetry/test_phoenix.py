@@ -21,7 +21,7 @@ from tests.telemetry.test_traces import add_graph, ask_graph, traceparent
 from tests.waiting import until
 from tools import phoenix
 
-pytestmark = [pytest.mark.slow, pytest.mark.part("phoenix")]
+pytestmark = pytest.mark.slow
 
 
 class Phoenix:
