@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from headrace.model import ModelSpec
 from headrace.scheduling.plan import Reason
 from headrace.telemetry import cohorts, span_names
 from headrace.telemetry.environment import Wish
+from headrace.telemetry.sampling import Why
 from headrace.telemetry.tracer import Tracer
 
 T = 1000 * SECOND
@@ -388,3 +391,9 @@ def test_random_orders_of_arrival_change_nothing(houses: list[House]) -> None:
         house.home.close()
     assert all(each == kept[0] for each in kept)
     assert {f"batch m {number}" for number in (1, 3, 5, 7)} == {name for name in kept[0] if name.startswith("batch")}
+
+
+def test_the_documentation_names_every_attribute_and_every_reason() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs/traces.md").read_text()
+    assert set(re.findall(r"`((?:headrace|rpc|error)\.[a-z_.]+[a-z])`", text)) == span_names.ATTRIBUTES
+    assert set(re.findall(r"^\| `([a-z]+)` \|", text, re.MULTILINE)) == {str(why.name).lower() for why in Why}
