@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from headrace.backends.triton.client import Unreachable
 from headrace.errors import BackendDown, DeadlineExpired, ModelError
 from headrace.ledger.ledger import Outcome
-from headrace.request import Request
+from headrace.request import Head, Request
 from tests.transport.serving import PATIENCE, Asked, Server, tensor, wait_until
 from tests.triton.far import Triton
 from tests.triton.here import Here, named_memory, rows, session_of
