@@ -114,7 +114,7 @@ class Request:
 
 
 class Head(NamedTuple):
-    """What of a request goes along with what is sent on for it: no inputs or outputs. Much less to make than a `Request`."""
+    """What of a request goes along with what is sent on for it: no inputs or outputs. Cheap to make."""
 
     model: str
     id: str = ""

@@ -288,3 +288,16 @@ def test_onnxruntime_is_not_needed(tmp_path: Path) -> None:
     program = "import sys, headrace.backends.python, headrace.backends.worker; print('onnxruntime' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("set_to", "is_seen"), [(None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.check=0", "glibc.malloc.check=0")]
+)
+def test_a_process_asks_for_huge_pages_unless_the_server_says_otherwise(
+    process: Open, monkeypatch: pytest.MonkeyPatch, set_to: str | None, is_seen: str
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if set_to is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", set_to)
+    runner = process("import os\nreturn {'y': np.float32([[*os.environ['GLIBC_TUNABLES'].encode()]])}")
+    assert bytes(map(int, values(runner)[0])).decode() == is_seen

@@ -358,3 +358,59 @@ def test_answers_that_a_model_does_not_wait_for_are_dropped(run: Run, tmp_path: 
     assert infer(engine, 1) == [1]
     assert infer(engine, 1) == [1]
     until((tmp_path / "heard").exists)
+
+
+def test_a_request_that_was_answered_stays_so(run: Run) -> None:
+    """Whatever a model does with the sender of a request that it has kept, nobody is answered twice."""
+    text = """
+        class TritonPythonModel:
+            kept = []
+
+            def execute(self, requests):
+                for request in self.kept:
+                    sender = request.get_response_sender()
+                    assert not sender.is_owing
+                    sender.send(response([-1]))
+                self.kept = requests if x_of(requests[0])[0] == 1 else []
+                return [response(x_of(request)) for request in requests]
+    """
+    engine = run(text)
+    assert infer(engine, 1) == [1]
+    with fails("Unable to send response. Non-decoupled model cannot send more than one response."):
+        infer(engine, 2)
+
+
+def test_flags_of_a_request_can_be_set(run: Run) -> None:
+    text = """
+        flags = [requests[0].flags()]
+        requests[0].set_flags(3)
+        return [response([*flags, requests[0].flags(), requests[0].timeout(), requests[0].correlation_id()])]
+    """
+    engine = run(text)
+    assert [infer(engine, 1) for _ in range(2)] == [[0, 3, 0, 0]] * 2
+
+
+PAIRS = """
+backend: "python"
+max_batch_size: 8
+input {{ name: "x" data_type: TYPE_INT32 dims: 1 }}
+output {{ name: "y" data_type: TYPE_INT32 dims: 1 }}
+dynamic_batching {{ max_queue_delay_microseconds: 200000 preferred_batch_size: 6 }}
+{more}
+"""
+
+
+def test_responses_that_make_no_stack_go_one_by_one(tmp_path: Path) -> None:
+    """One has another datatype than its neighbours, and only it fails."""
+    text = """
+        xs = [x_of(request) for request in requests]
+        ys = [x.astype(np.int64) if x[0, 0] == 1 else x for x in xs]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", y)]) for y in ys]
+    """
+    write_model(tmp_path, "m", text, config=PAIRS)
+    with Engine(tmp_path) as engine, ThreadPoolExecutor(3) as pool:
+        rows = {0: 2, 1: 1, 2: 3}
+        asked = {value: pool.submit(engine.infer, "m", {"x": np.full((rows[value], 1), value, np.int32)}) for value in rows}
+        with fails("INT64"):
+            asked[1].result()
+        assert {value: asked[value].result()["y"].tolist() for value in (0, 2)} == {0: [[0]] * 2, 2: [[2]] * 3}

@@ -1,9 +1,9 @@
 """What a server and the process of a node say to each other: messages over a socket, tensors in memory that both map.
 
-Messages are JSON behind a head, in packets that hold nothing else. In the head are its length and three numbers, which differ
-where the text repeats: so a text that both sides know is neither written nor parsed again. Memory belongs to the server's side:
-it makes regions (memfd, so that nothing of them is in /dev/shm and all of it is gone with the last who maps it), passes them with
-a message, and reuses one when nobody looks at it any more.
+Messages are JSON behind a head, in packets that hold nothing else. In the head are the length and three numbers, which differ
+where the text repeats: a text that both sides know is neither written nor parsed again. Memory belongs to the server's side: it
+makes regions (memfd, so that nothing of them is in /dev/shm and all of it is gone with the last who maps it), passes them with a
+message, and reuses one when nobody looks at it any more.
 """
 
 from __future__ import annotations
@@ -226,23 +226,23 @@ class Mapped:
 
 
 class Stack(NamedTuple):
-    """Arrays of one dtype, one behind the other in their rows; put together where they are written."""
+    """Arrays of one datatype, one behind the other; put together where they are written."""
 
     arrays: Sequence[NDArray[Any]]
-    dtype: np.dtype[Any]
+    datatype: str
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all of them."""
-        return self.dtype.itemsize * math.prod(self.shape)
+        return DTYPES[self.datatype].itemsize * math.prod(self.shape)
 
 
 def lay_out(tensors: Sequence[Tensor | Stack]) -> tuple[tuple[Place, ...], int]:
     """Where in a region each goes, and how many bytes that takes."""
     places, end = list[Place](), 0
     for tensor in tensors:
-        place = (datatype_of(tensor.arrays[0] if isinstance(tensor, Stack) else tensor), tensor.shape, end)
+        place = (tensor.datatype if isinstance(tensor, Stack) else datatype_of(tensor), tensor.shape, end)
         places.append((*place, int(tensor.offsets[-1] - tensor.offsets[0])) if isinstance(tensor, BytesTensor) else place)
         end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
     return tuple(places), end

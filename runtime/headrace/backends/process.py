@@ -279,8 +279,9 @@ class Keeper(Generic[P]):
 
     def went_well(self) -> None:
         """The process did what it is for."""
-        with self._changed:
-            self._backoff.went_well()
+        if self._backoff.is_counting:  # as it seldom is
+            with self._changed:
+                self._backoff.went_well()
 
     def failed(self, gone: ProcessGone) -> BackendFailed:
         """What clients are told whose batch was under way."""

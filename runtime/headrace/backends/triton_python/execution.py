@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from headrace.backends.triton_python.requests import Execution, InferenceRequest
 from headrace.backends.triton_python.talk import Message
 from headrace.backends.triton_python.tensors import Tensor
 from headrace.errors import sentence
-from headrace.tensor import BytesTensor, concatenate, rows_of
+from headrace.tensor import BytesTensor, concatenate, datatype_of, rows_of
 from headrace.tensor import Tensor as Value
 
 _OURS = str(Path(__file__).parent)
@@ -111,14 +112,15 @@ def _stack_of(values: Sequence[Value | None], offsets: Sequence[int]) -> Value |
     assert first is not None
     is_text, rest = isinstance(first, BytesTensor), first.shape[1:]
     alike: list[Any] = []
-    for value, begin, end in zip(values, offsets, offsets[1:], strict=False):
+    for value, (begin, end) in zip(values, pairwise(offsets), strict=True):
         if value is None or value.shape != (end - begin, *rest) or isinstance(value, BytesTensor) is not is_text:
             return None
         alike.append(value)
     if is_text:
         return concatenate(alike)
-    dtype = alike[0].dtype
-    return Stack(alike, dtype, (offsets[-1], *rest)) if all(value.dtype == dtype for value in alike) else None
+    if any(value.dtype != alike[0].dtype for value in alike):
+        return None
+    return Stack(alike, datatype_of(first), (offsets[-1], *rest))
 
 
 def words_of(error: BaseException) -> str:

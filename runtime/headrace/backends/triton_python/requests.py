@@ -102,9 +102,9 @@ class InferenceResponse:
         if error is not None and not isinstance(error, TritonError):
             raise TypeError(f"the error of an InferenceResponse is a TritonError, not a {type(error).__name__}")
         for tensor in tensors:
-            if tensor is None:
-                raise TritonModelException("Output tensor for inference response should not be empty.")
             if not isinstance(tensor, Tensor):
+                if tensor is None:
+                    raise TritonModelException("Output tensor for inference response should not be empty.")
                 raise TypeError(f"the output_tensors of an InferenceResponse are Tensors, not a {type(tensor).__name__}")
         self._tensors, self._error = tensors, error
 

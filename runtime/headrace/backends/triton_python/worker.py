@@ -187,10 +187,10 @@ class Worker:
             if returned is None:
                 return {}, None
             message, tensors = answers_of(order, requests, returned)
+            places, nbytes = lay_out(tensors)
         except (Exception, SystemExit) as error:
             _print(error)
             return {"error": words_of(error)}, error
-        places, nbytes = lay_out(tensors)
         number, _, taken = order["numbers"]
         into = self._link.region(taken)
         if into.nbytes < nbytes:
