@@ -13,7 +13,8 @@ from headrace.budgets.keeping import Keeping
 from headrace.budgets.report import read_report
 from headrace.clock import SECOND, VirtualClock
 from headrace.errors import InvalidObjective
-from headrace.ledger.ledger import Ledger, RequestRecord
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import RequestRecord
 from headrace.model import ModelSpec
 from tests.budgets.making import NOON, objective, request
 
