@@ -170,7 +170,7 @@ class Told(Forecast):
         super().__init__(house.queue, house.points, 1)
         self.runs: list[tuple[int, int]] = []
 
-    def ran(self, bucket: int, rows: int, ns: int) -> None:
+    def ran(self, bucket: int, rows: int, ns: int, *, on_variant: bool = False) -> None:
         self.runs.append((rows, ns))
 
 
