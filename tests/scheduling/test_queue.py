@@ -321,6 +321,20 @@ def test_a_closed_queue_refuses_and_is_served_to_the_end(house: House) -> None:
     assert house.queue.turn(None) is None
 
 
+def test_whoever_came_back_too_early_is_let_in_when_the_queue_closes(house: House) -> None:
+    house.push("a")
+    turn = house.queue.turn(None)
+    assert turn is not None
+    later = house.clock.now() + SECOND
+    with turn:
+        turn.take(Plan((), (), later, Reason.WAIT), 0)
+    house.queue.close()
+    last = house.queue.turn(later)
+    assert last is not None
+    with last:
+        assert last.is_last_call
+
+
 def test_an_abandoned_queue_answers_what_waits() -> None:
     house = House(spec(sequences=True))
     for lane in (0, 1, 1):

@@ -187,7 +187,7 @@ impl Queue {
                 self.changed.notify_all();
                 return None;
             }
-            let is_fresh = until.is_none_or(|until| state.has_news || until <= self.clock.now());
+            let is_fresh = until.is_none_or(|until| state.has_news || state.is_closed || until <= self.clock.now());
             // With `preserve_ordering`, one batch at a time: the next could overtake it.
             let is_held = self.spec.batching.preserve_ordering && state.running > 0;
             if !state.order.is_empty() && is_fresh && !state.turn_open && !is_held {

@@ -146,7 +146,7 @@ class PortableQueue:
             while True:
                 if self._closed and not self._order and not self._lanes:
                     return None
-                fresh = until is None or self._has_news or until <= self.clock.now()
+                fresh = until is None or self._has_news or self._closed or until <= self.clock.now()
                 if self._order and fresh and not self._turn_open and not self._is_held():
                     self._turn_open, self._has_news = True, False
                     return PortableTurn(self, self._view(), self._closed, self._busy_until())
