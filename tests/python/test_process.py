@@ -264,10 +264,11 @@ def test_an_interrupt_in_the_terminal_is_for_the_server(tmp_path: Path) -> None:
         SERVER.replace(
             "runner.run(",
             dedent("""
-        import signal
-        signal.signal(signal.SIGINT, lambda *_: None)
+        import signal, threading
+        interrupted = threading.Event()
+        signal.signal(signal.SIGINT, lambda *_: interrupted.set())
         print("ready", flush=True)
-        signal.pause()
+        interrupted.wait()
         print(runner.run("""),
             1,
         ).rstrip()

@@ -37,7 +37,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: `json.dum
 _SHORT = 1 << 12
 """Texts up to this length are looked up before they are parsed."""
 _KNOWN = 256
-"""Texts that are remembered: of some tens of batch sizes, in the regions that they take turns at."""
+"""Texts that are remembered: batches of some tens of sizes, and their answers."""
 
 _ALIGNMENT = 64
 _LEAST_REGION = 1 << 16

@@ -65,21 +65,20 @@ class NodeProcess(Process):
         write(given.memory(), values, places)
         order = {"do": "run", "inputs": tuple(zip(tensors, places, strict=True))}
         self._regions.send(self._socket, order, (given.number, taken.number, 0), repeats=True)
+        memory = self._regions.lend(taken)  # while it runs
         answer, _ = self.next_message(seconds)
         if "needs" in answer:
-            self._regions.give_back(taken)
             taken = self._regions.take(answer["needs"])
             self._regions.send(self._socket, {}, (given.number, taken.number, 0))
+            memory = self._regions.lend(taken)
             answer, _ = self.next_message(seconds)
         if answer["kept"]:
             self._regions.drop(given)
         else:
             self._regions.give_back(given)
         if "error" in answer:
-            self._regions.give_back(taken)
             raise self._failure(answer)
         self._expected = max(self._expected, answer["nbytes"])
-        memory = self._regions.lend(taken)
         return unflat(answer, [look(memory, place) for place in answer["places"]])
 
     def _failure(self, answer: Mapping[str, Any]) -> HeadraceError:

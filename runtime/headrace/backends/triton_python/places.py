@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from headrace.backends.base import Batch, Outputs, Part, Partable, Piece
-from headrace.backends.channel import Region
+from headrace.backends.channel import Memory
 from headrace.backends.triton_python.calls import TO_CODE
 from headrace.backends.triton_python.requests import ErrorCode
 from headrace.backends.triton_python.talk import Message
@@ -30,7 +30,6 @@ class Places:
     Args:
         batch: what runs.
         instance: of the model, for messages.
-        region: where its outputs go.
         until: when it takes too long, in ns.
         is_decoupled: whether the model is.
 
@@ -38,8 +37,10 @@ class Places:
         BackendFailed: the model is decoupled, and the batch is none whose requests can be answered one by one.
     """
 
-    def __init__(self, batch: Batch, instance: str, region: Region, until: int, *, is_decoupled: bool) -> None:
-        self.region, self.until = region, until
+    def __init__(self, batch: Batch, instance: str, until: int, *, is_decoupled: bool) -> None:
+        self.until = until
+        self.memory: Memory | None = None
+        """Where its outputs go."""
         self.told: Message | None = None
         """What came at the end of the call."""
         self.open = set(range(len(batch.offsets) - 1))

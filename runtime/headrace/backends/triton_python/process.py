@@ -134,8 +134,9 @@ class ModelProcess(Process):
         with self._sending:
             given, taken = self._memory.take(nbytes), self._memory.take(self._expected)
             write(given.memory(), values, laid)
-            execution = self._executions[number] = Places(batch, self.instance, taken, until, is_decoupled=is_decoupled)
+            execution = self._executions[number] = Places(batch, self.instance, until, is_decoupled=is_decoupled)
             self._memory.send(self._socket, message, (number, given.number, taken.number), repeats=repeats)
+            execution.memory = self._memory.lend(taken)  # while it runs
         self._wait(lambda: execution.told, self._seconds)
         told = execution.told
         assert told is not None
@@ -144,17 +145,14 @@ class ModelProcess(Process):
                 self._memory.drop(given)
             else:
                 self._memory.give_back(given)
-            if "names" not in told and "each" not in told:
-                self._memory.give_back(execution.region)
-                memory = None
-            else:
-                self._expected = max(self._expected, told["nbytes"])
-                memory = self._memory.lend(execution.region)
         if "ends" in told:
             self.end(_GRACE_SECONDS)  # the next batch is for the next process
         if "open" in told and execution.is_waited_for:
             self._wait(lambda: not execution.open, self._seconds)
-        result = execution.result([] if memory is None else [look(memory, place) for place in told["places"]])
+        memory, execution.memory = execution.memory, None
+        assert memory is not None
+        self._expected = max(self._expected, told.get("nbytes", 0))
+        result = execution.result([look(memory, place) for place in told.get("places", ())])
         if execution.is_parted and execution.open:
             self._listen()
         else:
@@ -236,10 +234,9 @@ class ModelProcess(Process):
                 self._calls.cancel(message)
             case "room":
                 with self._sending:
-                    execution = self._executions[message["id"]]
-                    self._memory.give_back(execution.region)
-                    execution.region = self._memory.take(message["nbytes"])
-                    self._memory.send(self._socket, {"do": "answer", "call": call, "to": execution.region.number})
+                    region = self._memory.take(message["nbytes"])
+                    self._executions[message["id"]].memory = self._memory.lend(region)
+                    self._memory.send(self._socket, {"do": "answer", "call": call, "to": region.number})
             case "is_cancelled":
                 execution = self._executions.get(message["id"])
                 self._tell(call, {"is": execution is None or execution.is_cancelled(message["index"])}, {})
