@@ -202,7 +202,7 @@ class Control:
             response.model_stats.append(self._statistics_of(route.spec.name, version, number))
             if number not in running:
                 continue
-            # Behind a graph, what is within it: its segments, and its nodes that are no models.
+            # Behind a graph, what is within it: its segments, and its nodes that are no models; behind a model, its variant.
             response.model_stats.extend(self._statistics_of(name, version, inner) for name, inner in running[number].inner)
             if request.name:  # who asks for all does not want to wait for other servers
                 response.model_stats.extend(running[number].statistics_elsewhere())
