@@ -1,6 +1,6 @@
 """An OTLP receiver in a process of its own: whatever it is sent, it writes to a file, and `Received` reads that.
 
-    python -m tests.telemetry.receiver FILE [--delay SECONDS] [--refuse]
+    python -m tests.telemetry.receiver FILE [--delay SECONDS] [--refuse] [--tls CERTIFICATE KEY]
 
 Prints `grpc=HOST:PORT http=HOST:PORT`. With a delay it answers late, with `--refuse` it says no.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import ssl
 import struct
 import threading
 import time
@@ -94,13 +95,22 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--refuse", action="store_true")
+    parser.add_argument("--tls", type=Path, nargs=2)
     given = parser.parse_args()
     book = Book(given.file)
     server = grpc.server(ThreadPoolExecutor(4))
     add_TraceServiceServicer_to_server(Service(book, given.delay, given.refuse), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(book, given.delay, given.refuse))
+    if given.tls is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        certificate, key = given.tls
+        credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate, key)
+        http.socket = context.wrap_socket(http.socket, server_side=True)
+    server.start()
     print(f"grpc=127.0.0.1:{port} http=127.0.0.1:{http.server_port}", flush=True)
     http.serve_forever()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,24 @@ def test_who_kills_the_server_leaves_its_traces(tmp_path: Path, gate: Gate, monk
             told = server.process.communicate(timeout=50)[1]
         assert "ended without a word; its traces were sent" in told
         assert seen(receiver.spans) == books.expected()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("protocol", [GRPC, HTTP])
+def test_certificates_are_those_that_the_variables_name(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
+    made += ["-subj", "/CN=here", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # the library below the HTTP exporter lets them win
+        monkeypatch.delenv(name, raising=False)
+    with receiving(tmp_path, "--tls", str(certificate), str(key)) as receiver:
+        environment = receiver.environment(protocol, **ALL, OTEL_EXPORTER_OTLP_CERTIFICATE=str(certificate))
+        endpoint = environment["OTEL_EXPORTER_OTLP_ENDPOINT"].replace("http://", "https://")
+        set_environment(monkeypatch, {**environment, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
+        with served(tmp_path / "models") as server:
+            server.infer(2)
+            until(lambda: server.metric("headrace_spans_sent_total") == 10, 60)
+        assert len(receiver.spans) == 10
