@@ -57,7 +57,7 @@ class Batch(Protocol):
 
     @property
     def heads(self) -> list[Request]:
-        """The requests as far as they go along with what is sent on for them: without inputs, outputs and sequence."""
+        """The requests as far as they go along with what is sent on for them. See `headrace.scheduling.base.Batch`."""
         ...
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -66,10 +66,6 @@ class Batch(Protocol):
 
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for, in the order the model declares them."""
-        ...
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """Of each request, the outputs it asked for."""
         ...
 
 

@@ -12,6 +12,7 @@ from headrace.cli.observe import check_extra
 from headrace.config import ServerConfig
 from headrace.errors import InvalidLedger, sentence
 from headrace.ledger.home import Home, open_home
+from headrace.ledger.identity import Identity
 from headrace.telemetry.pulse import Pulse
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Keeper:
         try:
             self._home = open_home(config.ledger)
             engine.ledger.share(self._home)
+            engine.ledger.identity = Identity(self._home.id)
         except OSError as error:
             if self._home is not None:
                 self._home.close()

@@ -50,9 +50,9 @@ class Batch(Protocol):
 
     @property
     def heads(self) -> list[Request]:
-        """The requests as far as they go along with what is sent on for them: without inputs, outputs and sequence.
+        """The requests as far as they go along with what is sent on for them: without inputs; `outputs` are all that they get.
 
-        Their origin says that they are the parents.
+        Their origin is that of what is sent on: it says that they are the parents.
         """
         ...
 
@@ -69,10 +69,6 @@ class Batch(Protocol):
 
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for."""
-        ...
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """Of each request, the outputs it asked for."""
         ...
 
     def only(self, index: int) -> Batch:

@@ -15,6 +15,8 @@ PROFILE: str
 
 _Input: TypeAlias = tuple[str, str, Sequence[int], BufferLike]
 """Of a request of this process: name, datatype, shape, contiguous bytes as on the wire (BYTES length-prefixed)."""
+_Origin = tuple[int, int, int, int, int, int, int, int]
+_Head = tuple[int, str, dict[str, Any], int | None, int, int, int, _Origin, tuple[int | str, bool, bool] | None, list[int]]
 _Output: TypeAlias = tuple[int, Sequence[int], BufferLike, BufferLike | None]
 """Of a model: place in the spec, shape as clients see it, contiguous bytes; for BYTES also int64 offsets into them."""
 _Gathered: TypeAlias = tuple[int, list[int], Buffer, Buffer | None]
@@ -241,10 +243,11 @@ class Batch:
     def finish(self) -> None:
         """Everything is answered; what is not, fails. Writes the record of the batch."""
 
-    def heads(self) -> list[tuple[str, dict[str, Any], int | None, int, int, int, tuple[int, int, int, int, int, int, int, int]]]:
+    def heads(self) -> list[_Head]:
         """Of each request what goes along when its rows are sent on.
 
-        Id, parameters, deadline, timeout in ns, priority, when it was received, and the `headrace.request.Origin` of those rows.
+        Number, id, parameters, deadline, timeout in ns, priority, when it was received, its `headrace.request.Origin`, its
+        `headrace.request.Sequence` if it has one, and the outputs it gets by their places in the spec.
         """
 
     def request(self, index: int) -> dict[str, Any]:

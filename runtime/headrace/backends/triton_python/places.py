@@ -12,6 +12,8 @@ from headrace.backends.triton_python.calls import TO_CODE
 from headrace.backends.triton_python.requests import ErrorCode
 from headrace.backends.triton_python.talk import Message
 from headrace.errors import BackendFailed, HeadraceError, ModelError
+from headrace.protocol.origin import leader_of
+from headrace.request import Origin, Request
 from headrace.tensor import Tensor
 
 log = logging.getLogger("headrace.model")
@@ -28,6 +30,7 @@ class Places:
 
     Args:
         batch: what runs.
+        heads: its requests, as they go along with what the model asks of others.
         instance: of the model, for messages.
         region: where its outputs go.
         until: when it takes too long, in ns.
@@ -37,8 +40,10 @@ class Places:
         BackendFailed: the model is decoupled, and the batch is none whose requests can be answered one by one.
     """
 
-    def __init__(self, batch: Batch, instance: str, region: Region, until: int, *, is_decoupled: bool) -> None:
-        self.region, self.until = region, until
+    def __init__(
+        self, batch: Batch, heads: Sequence[Request], instance: str, region: Region, until: int, *, is_decoupled: bool
+    ) -> None:
+        self.region, self.until, self._heads = region, until, heads
         self.told: Message | None = None
         """What came at the end of the call."""
         self.open = set(range(len(batch.offsets) - 1))
@@ -53,6 +58,10 @@ class Places:
         if self._partable is None:
             raise BackendFailed("the model is decoupled, and here a request gets one answer only")
         self._parts = self._partable.part(self._cancelled.add)
+
+    def origin(self, place: int | None) -> Origin:
+        """Where a call comes from that the model makes for the request at this place, or for all of them: see `leader_of`."""
+        return (leader_of(self._heads) or self._heads[0] if place is None else self._heads[place]).origin
 
     @property
     def is_parted(self) -> bool:

@@ -120,7 +120,13 @@ TRITONSERVER_MEMORY_CPU, TRITONSERVER_MEMORY_GPU = 0, 1
 
 
 class InferenceTrace:
-    """The trace of a request, which a call may pass on. This server ties the two together by itself."""
+    """The trace of a request, which a call may pass on: it is then a call of that request, and not of the first of its batch."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, place: tuple[int, int] | None = None) -> None:
+        self.place = place
+        """The number of the batch, and which of its requests."""
 
 
 class InferenceResponseSender:
@@ -152,6 +158,11 @@ class InferenceResponseSender:
             Server.ask("respond", **told, error=error.message(), code=error.code().value)
         else:
             Server.ask("respond", **told, tensors=pruned(response, self._wanted))
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The number of the batch, and which of its requests it answers."""
+        return self._execution, self._place
 
     def is_cancelled(self) -> bool:
         """Whether nobody waits for the answer any more."""
@@ -197,6 +208,7 @@ class InferenceRequest:
         "_parameters",
         "_sender",
         "_timeout",
+        "_trace",
         "_version",
     )
 
@@ -225,6 +237,7 @@ class InferenceRequest:
         self._id, self._correlation_id, self._inputs = request_id, correlation_id, list(inputs)
         self._outputs, self._model, self._version = frozenset(requested_output_names), model_name, model_version
         self._flags, self._timeout, self._parameters = flags, timeout, dict(parameters or {})
+        self._trace = trace
         self._sender: InferenceResponseSender | None = None
 
     @classmethod
@@ -234,7 +247,7 @@ class InferenceRequest:
         """A request to be answered; `odd` is what most requests do not have."""
         made = cls.__new__(cls)
         made._id, made._inputs, made._outputs, made._sender = id, inputs, outputs, sender
-        made._model, made._version = "", -1
+        made._model, made._version, made._trace = "", -1, None
         made._correlation_id, made._flags = odd.get("correlation_id", 0), odd.get("flags", 0)
         made._timeout, made._parameters = odd.get("timeout", 0), odd.get("parameters") or {}
         return made
@@ -273,7 +286,9 @@ class InferenceRequest:
 
     def trace(self) -> InferenceTrace:
         """Its trace."""
-        return InferenceTrace()
+        if self._trace is None:
+            self._trace = InferenceTrace(self._sender.place if self._sender is not None else None)
+        return self._trace
 
     def preferred_memory(self) -> PreferredMemory:
         """Where its outputs are wanted."""
@@ -320,6 +335,7 @@ class InferenceRequest:
             "parameters": self._parameters,
             "outputs": sorted(self._outputs),
             "decoupled": decoupled,
+            "for": (self._trace.place if self._trace is not None else None) or (Server.link.executes, None),
         }
         answer = Server.ask("infer", tensors={tensor.name(): tensor.value() for tensor in self._inputs}, **asked)
         if decoupled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,6 @@ class TritonSession:
             self.close()
             raise
         self._is_decoupled = config.model_transaction_policy.decoupled
-        self._tells_all = self._is_decoupled or config.HasField("sequence_batching")
         self._outputs = tuple(output.name for output in config.output)
 
     @property
@@ -93,8 +92,9 @@ class TritonSession:
         keeper = self._idle.get()
         try:
             process = keeper.process()
+            heads = batch.heads
             try:
-                result = process.execute(batch, self._order(batch), is_decoupled=self._is_decoupled)
+                result = process.execute(batch, heads, self._order(batch, heads), is_decoupled=self._is_decoupled)
             except ProcessGone as gone:
                 raise keeper.failed(gone) from None
             keeper.went_well()
@@ -155,15 +155,13 @@ class TritonSession:
 
     # What is told of a batch.
 
-    def _order(self, batch: Batch) -> Message:
-        requests = batch.requests if self._tells_all else batch.heads
-        asked = batch.asked() if len(self._outputs) > 1 else ()
+    def _order(self, batch: Batch, heads: Sequence[Request]) -> Message:
         odd: dict[int, Message] = {}
-        for place, request in enumerate(requests):
-            outputs = asked[place] if asked and len(asked[place]) < len(self._outputs) else None
-            if outputs is not None or request.parameters or request.timeout_ns or request.sequence is not None:
-                odd[place] = _odd_of(request, outputs)
-        return {"ids": [request.id for request in requests], "odd": odd, "offsets": batch.offsets}
+        for place, head in enumerate(heads):
+            outputs = head.outputs if len(head.outputs) < len(self._outputs) else None
+            if outputs is not None or head.parameters or head.timeout_ns or head.sequence is not None:
+                odd[place] = _odd_of(head, outputs)
+        return {"ids": [head.id for head in heads], "odd": odd, "offsets": batch.offsets}
 
 
 def _odd_of(request: Request, outputs: tuple[str, ...] | None) -> Message:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends.channel import receive, send
+from headrace.backends.joining import joins, within
 from headrace.backends.triton_python import api
 from headrace.backends.triton_python.execution import Answers, Wrong, check_returned, requests_of, words_of
 from headrace.backends.triton_python.link import Link
@@ -140,7 +141,7 @@ class Worker:
             _print(error)
             self._link.send({"do": "ready", "error": words_of(error)})
             return
-        self._link.send({"do": "ready"})
+        self._link.send({"do": "ready", "joins": joins()})
 
     # A batch.
 
@@ -165,7 +166,7 @@ class Worker:
         if is_short:
             told["ends"] = True
         # What the model has kept of its inputs must not be written over.
-        self._link.send({**told, "do": "executed", "id": order["id"], "kept": inputs() is not None})
+        self._link.send({**told, "do": "executed", "id": order["id"], "kept": inputs() is not None, "joins": joins()})
         if is_short:
             print(
                 f"model '{self._name}' has met the limit of its memory: its process ends, and is started again", file=sys.stderr
@@ -174,9 +175,10 @@ class Worker:
 
     def _called(self, order: Message, requests: list[InferenceRequest]) -> tuple[Message, BaseException | None]:
         """What to tell of a call."""
-        self._link.is_executing = True
+        self._link.is_executing, self._link.executes = True, order["id"]
         try:
-            returned = self._run(requests)
+            with within(order["trace"]):
+                returned = self._run(requests)
             check_returned(returned, self._name, requests, is_decoupled=self._is_decoupled)
             if returned is None:
                 return {}, None
