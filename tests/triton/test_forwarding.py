@@ -96,9 +96,7 @@ def test_the_trace_goes_on_from_the_execution_of_the_request(here: Here, far: Tr
     assert parameters == {"traceparent": f"{ONE[:36]}{span:016x}-01", "tracestate": "a=b"}
 
 
-def test_the_trace_of_a_batch_is_the_first_that_is_sampled(
-    here: Here, far: Triton, proxy: Proxy, transport: str
-) -> None:
+def test_the_trace_of_a_batch_is_the_first_that_is_sampled(here: Here, far: Triton, proxy: Proxy, transport: str) -> None:
     here.add("tells", proxy.url)
     server = here.serve(transport)
     headers = [{"traceparent": trace} for trace in (f"{OTHER[:-2]}00", ONE, OTHER)]
