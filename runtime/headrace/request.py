@@ -114,7 +114,7 @@ class Request:
 
 
 class Head(NamedTuple):
-    """What of a request goes along with what is sent on for it: no inputs or outputs. Cheap to make."""
+    """What of a request goes along with what is sent on for it: all but its inputs. Cheap to make."""
 
     model: str
     id: str = ""
@@ -125,6 +125,7 @@ class Head(NamedTuple):
     sequence: Sequence | None = None
     received: int = 0
     origin: Origin = NOWHERE
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from tests.transport.serving import PATIENCE, TRANSPORTS, message
 from tests.transport.streaming import Raw
 from tests.waiting import until
 
-DELAY = 200 * MILLISECOND
+DELAY = 400 * MILLISECOND
 LITTLE = DELAY // 2
 """Of what is not delayed, on a machine that has other things to do."""
 
@@ -54,10 +55,24 @@ class Border(Model):
     def run(self, tensors):
         return Rows({"y": list(tensors["x"])})
 """
+TRITON = """
+import time
+
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        inputs = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        time.sleep(float(inputs[0].max()))
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x)]) for x in inputs]
+"""
 CONFIG = """
 max_batch_size: 4
 input { name: "x" data_type: TYPE_FP32 dims: 1 }
 output { name: "y" data_type: TYPE_FP32 dims: 1 }
+backend: "python"
+instance_group { count: 1 kind: KIND_CPU }
 parameters { key: "isolation" value { string_value: "%s" } }
 """
 GRAPH = """
@@ -71,6 +86,9 @@ nodes:
 """
 
 
+MODELS = ("thread", "process", "triton", "graph")
+
+
 @pytest.fixture(scope="module", params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -79,15 +97,15 @@ def transport(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def server(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
     root = tmp_path_factory.mktemp("models")
-    for name, isolation in (("thread", "thread"), ("process", "process")):
+    for name, text, isolation in (("thread", NODE, "thread"), ("process", NODE, "process"), ("triton", TRITON, "process")):
         (root / name / "1").mkdir(parents=True)
-        (root / name / "1" / "model.py").write_text(NODE)
+        (root / name / "1" / "model.py").write_text(text)
         (root / name / "config.pbtxt").write_text(CONFIG % isolation)
     (root / "graph").mkdir()
     (root / "graph" / "model.py").write_text(NODE)
     (root / "graph" / "graph.yaml").write_text(GRAPH)
     with resting(transport, root) as started:
-        for model in ("thread", "process", "graph"):  # what is done once is done
+        for model in MODELS:  # what is done once is done
             for way in WAYS.values():
                 way(started, model, 0.0)
         yield started
@@ -135,6 +153,12 @@ def content_of(value: float) -> str:
 
 
 WAYS: dict[str, Callable[[Rest, str, float], None]] = {"unary": by_unary, "stream": by_stream, "rest": by_rest}
+
+
+ASKED = [
+    ("unary", "thread"), ("stream", "thread"), ("rest", "thread"), ("unary", "process"), ("stream", "triton"), ("unary", "graph"),
+    ("rest", "graph"),
+]  # fmt: skip
 
 
 def asking(model: str, value: float) -> Any:
@@ -202,8 +226,7 @@ def record_of(ledger: Reader, model: str) -> RequestRecord:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("model", ["thread", "process", "graph"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "model"), ASKED)
 def test_a_delay_is_in_its_stage_and_in_no_other(
     server: Rest, ledger: Reader, transport: str, way: str, model: str, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +247,32 @@ def test_a_delay_is_in_its_stage_and_in_no_other(
     assert most <= took.pop(stage) < most + LITTLE
     assert max(took.values()) < LITTLE, f"{took}, while {stage} is delayed"
     assert ended - begun - (record.sent - record.received) < LITTLE, "what the client has waited for, and nobody has told"
+
+
+def test_stages_add_up_to_what_clients_wait_for(server: Rest, ledger: Reader) -> None:
+    """Within a hundredth, of requests that take long: most of them because another one is in front."""
+    long = 15 * DELAY
+    server.grpc.wait_settled("thread")
+    ledger.take()
+    waited: list[int] = []
+
+    def ask(way: str, value: float) -> None:
+        begun = time.monotonic_ns()
+        WAYS[way](server, "thread", value)
+        waited.append(time.monotonic_ns() - begun)
+
+    with ThreadPoolExecutor(len(WAYS)) as clients:
+        asked = [clients.submit(ask, way, long / 1e9 if way == "unary" else 0.0) for way in WAYS]
+        for each in asked:
+            each.result(PATIENCE)
+    server.grpc.wait_settled("thread")
+    records = [record for _, record in ledger.take()]
+    told = sorted(sum(getattr(each, end) - getattr(each, begin) for begin, end in STAGES.values()) for each in records)
+    assert len(told) == len(waited)
+    for stages, wall in zip(told, sorted(waited), strict=True):
+        assert stages <= wall + LITTLE
+        if wall > long / 2:  # who came before the long one does not wait
+            assert wall - stages < wall / 100
 
 
 def test_a_request_over_rest_begins_with_its_first_bytes(server: Rest, ledger: Reader, transport: str) -> None:

@@ -19,6 +19,7 @@ import headrace
 from headrace.backends.triton_python.session import TritonSession
 from headrace.engine.engine import Engine, ModelControl
 from headrace.errors import Code, HeadraceError
+from headrace.request import Request, Sequence
 from tests.python.test_process import kill
 from tests.triton_python.conftest import parameter, write_model
 from tests.waiting import until
@@ -63,6 +64,13 @@ def fails(told: str, code: Code = Code.INTERNAL) -> Iterator[None]:
     with pytest.raises(HeadraceError, match=told) as caught:
         yield
     assert caught.value.code is code
+
+
+def test_a_model_without_sequences_sees_them_all_the_same(run: Run) -> None:
+    engine = run("return [response(x_of(request) + request.correlation_id() + request.flags()) for request in requests]")
+    asked = Request("m", {"x": np.int32([1])}, sequence=Sequence(40, start=True), received=engine.clock.now())
+    answer = engine._calls.ask(asked).result()
+    assert np.asarray(answer.outputs["y"]).tolist() == [42]
 
 
 def test_a_kill_fails_the_batch_that_runs_and_nothing_else(run: Run, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ use headrace_core::batch::{self, Returned};
 use headrace_core::codec::{Parameter, Request};
 use headrace_core::entry::Sink;
 use headrace_core::error::Error;
+use headrace_core::origin::Origin;
 use parking_lot::Mutex;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyIndexError, PyValueError};
@@ -24,11 +25,11 @@ const SMALL: usize = 256 << 10;
 /// An output: which one, its shape, its bytes, and the offsets of BYTES.
 type GivenOutput = (usize, Vec<i64>, PyBuffer<u8>, Option<PyBuffer<i64>>);
 /// See `Batch::heads`.
-type Head<'py> = (String, Bound<'py, PyDict>, Option<i64>, i64, u64, Option<Sequence>, i64, Origin);
-/// Of a sequence: its id, whether it starts and whether it ends with this request.
-type Sequence = (Py<PyAny>, bool, bool);
+type Head<'py> = (u64, String, Bound<'py, PyDict>, Option<i64>, i64, u64, i64, GivenOrigin, Option<GivenSequence>, Vec<usize>);
 /// `headrace.request.Origin`.
-type Origin = (u64, u64, u64, u64, u64, u32, u8, u8);
+type GivenOrigin = (u64, u64, u64, u64, u64, u32, u8, u8);
+/// `headrace.request.Sequence`.
+type GivenSequence = (Py<PyAny>, bool, bool);
 /// An input: which one, its shape, its bytes, and the offsets of BYTES.
 type GatheredInput = (usize, Vec<i64>, Buffer, Option<Buffer>);
 
@@ -209,27 +210,27 @@ impl Batch {
         }
     }
 
-    /// Of each request what has to go along when it is sent on: id, parameters, deadline, timeout, priority, sequence, received, and
-    /// where it comes from: itself.
+    /// Of each request what has to go along when it is sent on: number, id, parameters, deadline, timeout, priority, received, where it
+    /// comes from, its place in a sequence, and the outputs it gets by their places in the spec.
     fn heads<'py>(&self, py: Python<'py>) -> PyResult<Vec<Head<'py>>> {
         let core = self.core.lock();
-        let entries = (0..core.len()).filter_map(|index| core.entry(index));
-        let model = core.queue.model;
-        let head = |number: u64, request: &Request| {
-            let (parameters, from) = (parameters(py, request)?, &request.origin);
-            let origin = (from.client, from.trace_high, from.trace_low, from.span, number, model, from.trace_flags, from.context);
+        let head = |index: usize, number: u64, request: &Request| {
+            let Origin { client, trace_high, trace_low, span, parent, parent_model, trace_flags, context } = request.origin;
             Ok((
+                number,
                 request.id.to_string(),
-                parameters,
+                parameters(py, request)?,
                 request.deadline,
                 request.timeout,
                 request.priority,
-                sequence(py, request)?,
                 request.received,
-                origin,
+                (client, trace_high, trace_low, span, parent, parent_model, trace_flags, context),
+                sequence(py, request)?,
+                core.wanted(index..index + 1),
             ))
         };
-        entries.map(|entry| head(entry.number, &entry.request)).collect()
+        let entries = (0..core.len()).filter_map(|index| core.entry(index).map(|entry| (index, entry)));
+        entries.map(|(index, entry)| head(index, entry.number, &entry.request)).collect()
     }
 
     /// The request at `index`, field by field; its inputs as (name, datatype, shape, bytes).
@@ -272,9 +273,8 @@ fn parameters<'py>(py: Python<'py>, request: &Request) -> PyResult<Bound<'py, Py
     Ok(told)
 }
 
-fn sequence(py: Python<'_>, request: &Request) -> PyResult<Option<Sequence>> {
-    let sequence = request.sequence.as_ref();
-    sequence.map(|sequence| value(py, &sequence.id).map(|id| (id, sequence.start, sequence.end))).transpose()
+fn sequence(py: Python<'_>, request: &Request) -> PyResult<Option<GivenSequence>> {
+    request.sequence.as_ref().map(|place| Ok((value(py, &place.id)?, place.start, place.end))).transpose()
 }
 
 fn value(py: Python<'_>, parameter: &Parameter) -> PyResult<Py<PyAny>> {

@@ -58,7 +58,7 @@ class Batch(Protocol):
 
     @property
     def heads(self) -> list[Head]:
-        """Of each request, what goes along with what is sent on for it."""
+        """Of each request, what goes along with what is sent on for it. See `headrace.scheduling.base.Batch`."""
         ...
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -67,10 +67,6 @@ class Batch(Protocol):
 
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for, in the order the model declares them."""
-        ...
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """Of each request, the outputs it asked for."""
         ...
 
 

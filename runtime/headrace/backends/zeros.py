@@ -65,15 +65,11 @@ class Zeros:
     @property
     def heads(self) -> list[Head]:
         """One, that nobody has sent."""
-        return [Head(self._spec.name)]
+        return [Head(self._spec.name, outputs=self.wanted())]
 
     def wanted(self) -> tuple[str, ...]:
         """All outputs."""
         return tuple(output.name for output in self._spec.outputs)
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """All outputs."""
-        return [self.wanted()]
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs; made once."""

@@ -13,6 +13,7 @@ from headrace.cli.observe import can_trace, check_extra
 from headrace.config import ServerConfig
 from headrace.errors import InvalidLedger, sentence
 from headrace.ledger.home import Home, open_home
+from headrace.ledger.identity import Identity
 from headrace.telemetry import environment
 from headrace.telemetry.pulse import Pulse
 
@@ -50,6 +51,8 @@ class Keeper:
             self._home = open_home(config.ledger)
             engine.ledger.share(self._home)
             engine.traces.share(self._home.path)
+            if _wants_traces():
+                engine.ledger.identity = Identity(self._home.id)
         except OSError as error:
             if self._home is not None:
                 self._home.close()

@@ -44,7 +44,7 @@ from headrace.request import Request, Response
 from headrace.scheduling.base import MakeQueues
 from headrace.scheduling.entry import Answer
 from headrace.scheduling.expiry import PortableQueues
-from headrace.scheduling.sinks import LoopSink, ThreadSink
+from headrace.scheduling.sinks import CallSink, LoopSink
 from headrace.tensor import BytesTensor, Tensor, as_tensor
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Engine:
         self.watcher = Watcher(self.repository, self.catalog, control.poll_seconds)
         self._is_started = self._is_draining = False
         self._closed = threading.Event()
-        self._threads = ThreadSink(self.routes.push, self.clock)
+        self._calls = CallSink(self.routes.push, self.clock)
         self._loops: dict[asyncio.AbstractEventLoop, LoopSink] = {}
 
     # Life.
@@ -283,7 +283,7 @@ class Engine:
             HeadraceError: with the code and message a remote client would get.
         """
         request = self._request(model, inputs, version, outputs, timeout, request_id)
-        return _arrays(self._threads.ask(request).result())
+        return _arrays(self._calls.ask(request).result())
 
     async def infer_async(
         self,

@@ -53,10 +53,6 @@ class Slice:
         """The outputs somebody asked for."""
         return self._whole.wanted()
 
-    def asked(self) -> list[tuple[str, ...]]:
-        """The outputs the request asked for."""
-        return self._whole.asked()
-
 
 def slices_of(batch: Batch, most: int) -> Iterator[Slice]:
     """All rows of the batch, in order, at most so many at a time."""

@@ -45,11 +45,6 @@ class Rest:
         """See `backends.base.Batch.wanted`."""
         return self.whole.wanted()
 
-    def asked(self) -> list[tuple[str, ...]]:
-        """See `backends.base.Batch.asked`."""
-        asked = self.whole.asked()
-        return [asked[place] for place in self._places]
-
 
 def rows_at(offsets: Sequence[int], places: Sequence[int]) -> list[int]:
     """The rows of the requests at these places."""

@@ -177,7 +177,7 @@ class Step:
 
     def _call(self, inputs: Values, batch: Batch, rows: int) -> Outputs | Iterator[Piece] | Rows:
         if self.signature.is_class:
-            return self._runs.run(inputs)  # type: ignore[arg-type, return-value]
+            return self._runs.run(inputs, batch)  # type: ignore[arg-type, return-value]
         result = self._runs.run(_Call(inputs, batch, rows, self._wanted))  # type: ignore[arg-type]
         if result is None:
             raise self._in_pieces()
@@ -236,8 +236,8 @@ class _Call:
 
     @property
     def heads(self) -> list[Head]:
-        """See `backends.base.Batch.heads`."""
-        return self.whole.heads
+        """See `backends.base.Batch.heads`. What they get here is what the graph reads."""
+        return [head._replace(outputs=self._wanted) for head in self.whole.heads]
 
     def tensors(self) -> Values:
         """The inputs, by the model's names."""
@@ -246,7 +246,3 @@ class _Call:
     def wanted(self) -> tuple[str, ...]:
         """The outputs that are read, or answered."""
         return self._wanted
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """The same for each request."""
-        return [self._wanted] * (len(self.offsets) - 1)

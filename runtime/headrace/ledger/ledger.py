@@ -15,9 +15,12 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from headrace.ledger.home import Home
+from headrace.ledger.identity import Identity, Part
 from headrace.ledger.records import BATCH, BATCHES, REQUEST, REQUESTS, BatchRecord, Records, RequestRecord
 from headrace.ledger.ring import Ring
 from headrace.model import ModelSpec
+from headrace.protocol.origin import GIVEN
+from headrace.request import Origin
 
 Source = Callable[[], tuple[bytes, bytes]]
 """Packed records that are written elsewhere and were not taken yet: of requests, of batches."""
@@ -53,6 +56,9 @@ class Account(NamedTuple):
 class Ledger:
     """The rings, the numbers of the versions, and where the records go when they are read.
 
+    Attributes:
+        identity: whose spans are made of the records; None where nobody makes any.
+
     Args:
         fold: where records go; called under the ledger's lock.
         capacity: records a ring holds before the writer has to fold.
@@ -68,6 +74,7 @@ class Ledger:
         self._models: dict[tuple[str, int, str], int] = {("", 0, ""): 0}
         self._names = list(self._models)
         self._opened: Counter[int] = Counter()
+        self.identity: Identity | None = None
         self._home: Home | None = None
 
     def share(self, home: Home) -> None:
@@ -106,6 +113,13 @@ class Ledger:
         with self._lock:
             self._opened[model] += 1
             return Account(model, self._opened[model] - 1 << _NUMBERS)
+
+    def origin_within(self, origin: Origin, model: int, number: int) -> Origin:
+        """Where what is sent on for a request comes from: from the execution of that request, which came from `origin`."""
+        span = origin.span
+        if origin.context == GIVEN and self.identity is not None:
+            span = self.identity.of(Part.EXECUTE, model, number)
+        return origin._replace(span=span, parent=number, parent_model=model)
 
     def model(self, number: int) -> tuple[str, int, str]:
         """(model, version, digest) of a number. Takes no lock, so that folding may ask."""

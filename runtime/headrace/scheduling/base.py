@@ -50,7 +50,10 @@ class Batch(Protocol):
 
     @property
     def heads(self) -> list[Head]:
-        """Of each request, what goes along with what is sent on for it. Their origin says that they are the parents."""
+        """Of each request, what goes along with what is sent on for it; `outputs` are all that it gets.
+
+        Their origin is that of what is sent on: it says that they are the parents.
+        """
         ...
 
     @property
@@ -66,10 +69,6 @@ class Batch(Protocol):
 
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for."""
-        ...
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """Of each request, the outputs it asked for."""
         ...
 
     def only(self, index: int) -> Batch:

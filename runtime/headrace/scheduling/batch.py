@@ -17,7 +17,7 @@ from headrace.clock import Clock
 from headrace.errors import BackendFailed, Broken, HeadraceError
 from headrace.ledger.records import BatchRecord
 from headrace.model import ModelSpec
-from headrace.request import Head, Request, Response
+from headrace.request import Head, Origin, Request, Response
 from headrace.scheduling.answers import checked_outputs, deliver, log_failure, response_of
 from headrace.scheduling.base import Batch
 from headrace.scheduling.entry import Answer, EntryState, PortableEntry
@@ -39,6 +39,10 @@ class Owner(Protocol):
 
     def parted(self, entry: PortableEntry, gone: Callable[[], None]) -> None:
         """Call `gone` when an entry is cancelled before it is answered, or now if it was."""
+        ...
+
+    def origin_within(self, entry: PortableEntry) -> Origin:
+        """Where what is sent on for an entry comes from."""
         ...
 
     def finished(self, record: BatchRecord) -> None:
@@ -77,7 +81,6 @@ class PortableBatch:
     @property
     def heads(self) -> list[Head]:
         """Of each request, what goes along with what is sent on for it."""
-        model = self.model_number
         return [
             Head(
                 request.model,
@@ -88,9 +91,10 @@ class PortableBatch:
                 request.priority,
                 request.sequence,
                 request.received,
-                request.origin._replace(parent=number, parent_model=model),
+                self._owner.origin_within(entry),
+                tuple(entry.admitted.outputs),
             )
-            for number, request in ((entry.number, entry.request) for entry in self._entries)
+            for entry, request in ((entry, entry.request) for entry in self._entries)
         ]
 
     @property
@@ -111,10 +115,6 @@ class PortableBatch:
         """The outputs somebody asked for, in the order the model declares them."""
         asked = {name for entry in self._entries for name in entry.admitted.outputs}
         return tuple(o.name for o in self._owner.spec.outputs if o.name in asked)
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """Of each request, the outputs it asked for."""
-        return [tuple(entry.admitted.outputs) for entry in self._entries]
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs by name, rows of all requests stacked; gathered by the first call."""

@@ -71,7 +71,7 @@ class NativeQueues:
     def __call__(self, spec: ModelSpec, limits: Limits) -> NativeQueue:
         """A queue for one loaded version."""
         number, above = self._ledger.open_account(spec)
-        queue = NativeQueue(self._kernel.open_queue(spec, number, above, limits), spec, number, self._clock)
+        queue = NativeQueue(self._kernel.open_queue(spec, number, above, limits), spec, number, self._clock, self._ledger)
         self._queues[queue.core.id] = queue
         return queue
 
@@ -166,8 +166,8 @@ class NativeQueue:
 
     niceness = 0
 
-    def __init__(self, core: native.Queue, spec: ModelSpec, model_number: int, clock: Clock) -> None:
-        self.core, self.spec, self.model_number, self.clock = core, spec, model_number, clock
+    def __init__(self, core: native.Queue, spec: ModelSpec, model_number: int, clock: Clock, ledger: Ledger) -> None:
+        self.core, self.spec, self.model_number, self.clock, self.ledger = core, spec, model_number, clock, ledger
         self.layout = _Layout.of(spec)
         self._entries: dict[int, NativeEntry] = {}
         self._parts: WeakValueDictionary[int, NativePart] = WeakValueDictionary()
@@ -315,23 +315,8 @@ class NativeBatch:
     @property
     def heads(self) -> list[Head]:
         """Of each request, what goes along with what is sent on for it."""
-        name, heads = self._queue.spec.name, self._core.heads()
-        return [
-            Head(
-                name,
-                id,
-                parameters,
-                due,
-                timeout,
-                priority,
-                sequence and SequencePlace(*sequence),
-                received,
-                Origin._make(origin),
-            )
-            for id, parameters, due, timeout, priority, sequence, received, origin in (
-                heads if self._only is None else [heads[self._only]]
-            )
-        ]
+        heads = self._core.heads()
+        return [self._head(*head) for head in (heads if self._only is None else [heads[self._only]])]
 
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for, in the order the model declares them."""
@@ -339,12 +324,6 @@ class NativeBatch:
             outputs = self._queue.layout.outputs
             self._wanted = tuple([outputs[place] for place in self._core.wanted(self._only)])
         return self._wanted
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """Of each request, the outputs it asked for."""
-        outputs = self._queue.layout.outputs
-        places = range(len(self)) if self._only is None else (self._only,)
-        return [tuple([outputs[output] for output in self._core.wanted(place)]) for place in places]
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs by name, rows of all requests stacked; gathered by the first call."""
@@ -450,6 +429,33 @@ class NativeBatch:
             if entry is not None:
                 entry.scattered = now
         deliver(answers, now)
+
+    def _head(  # noqa: PLR0913  # as it comes
+        self,
+        number: int,
+        id: str,
+        parameters: dict[str, Any],
+        deadline: int | None,
+        timeout_ns: int,
+        priority: int,
+        received: int,
+        origin: tuple[int, ...],
+        sequence: tuple[int | str, bool, bool] | None,
+        outputs: Sequence[int],
+    ) -> Head:
+        queue = self._queue
+        return Head(
+            queue.spec.name,
+            id,
+            parameters,
+            deadline,
+            timeout_ns,
+            priority,
+            None if sequence is None else SequencePlace(*sequence),
+            received,
+            queue.ledger.origin_within(Origin._make(origin), queue.model_number, number),
+            tuple([queue.layout.outputs[place] for place in outputs]),
+        )
 
     def _request(self, place: int, number: int | None) -> Request:
         entry = self._queue.entry(number) if number is not None else None

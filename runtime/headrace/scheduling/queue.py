@@ -35,7 +35,7 @@ from headrace.ledger.ledger import Ledger
 from headrace.ledger.records import BatchRecord, Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.validate import Validator
-from headrace.request import Request
+from headrace.request import Origin, Request
 from headrace.scheduling.admission import BEHIND_EVERYONE, Ahead, Depth, Limits, due, in_share, policy_of, refusal
 from headrace.scheduling.answers import deliver
 from headrace.scheduling.batch import PortableBatch
@@ -266,6 +266,10 @@ class PortableQueue:
             entry.gone = None if is_gone else gone
         if is_gone:
             gone()
+
+    def origin_within(self, entry: PortableEntry) -> Origin:
+        """Where what is sent on for an entry comes from."""
+        return self._ledger.origin_within(entry.request.origin, self.model_number, entry.number)
 
     def finished(self, record: BatchRecord) -> None:
         """The batch is answered in full."""

@@ -19,6 +19,10 @@ _Place: TypeAlias = tuple[str, int, int]
 """In shared memory of another server: region, offset, bytes."""
 _Asked: TypeAlias = tuple[str, str, Sequence[int], BufferLike | None, _Place | None]
 """Of a request to another server: name, datatype, shape, contiguous bytes as on the wire, and where they are instead."""
+_Origin: TypeAlias = tuple[int, int, int, int, int, int, int, int]
+_Head: TypeAlias = tuple[
+    int, str, dict[str, Any], int | None, int, int, int, _Origin, tuple[int | str, bool, bool] | None, list[int]
+]
 _Output: TypeAlias = tuple[int, Sequence[int], BufferLike, BufferLike | None]
 """Of a model: place in the spec, shape as clients see it, contiguous bytes; for BYTES also int64 offsets into them."""
 _Gathered: TypeAlias = tuple[int, list[int], Buffer, Buffer | None]
@@ -266,7 +270,11 @@ class Batch:
         """Everything is answered; what is not, fails. Writes the record of the batch."""
 
     def heads(self) -> list[_Head]:
-        """Of each request what goes along when its rows are sent on."""
+        """Of each request what goes along when its rows are sent on.
+
+        Number, id, parameters, deadline, timeout in ns, priority, when it was received, its `headrace.request.Origin`, its
+        `headrace.request.Sequence` if it has one, and the outputs it gets by their places in the spec.
+        """
 
     def request(self, index: int) -> dict[str, Any]:
         """A request field by field, as `headrace.request.Request` has them.

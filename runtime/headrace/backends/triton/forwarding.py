@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from headrace.backends.triton.messages import Header
 from headrace.backends.triton.settings import Settings
-from headrace.protocol.origin import traceparent_of
+from headrace.protocol.origin import leader_of, traceparent_of
 from headrace.request import Head, Parameter
 
 _PARENT, _STATE = "traceparent", "tracestate"
@@ -52,12 +52,12 @@ def _own_parameters(request: Head) -> Mapping[str, Parameter]:
 
 
 def trace_of(requests: Sequence[Head]) -> list[tuple[str, str]]:
-    """The trace context of the first request that has one. A `tracestate` is known only where headers become parameters."""
-    for request in requests:
-        if parent := request.parameters.get(_PARENT) or traceparent_of(request.origin):
-            state = request.parameters.get(_STATE)
-            return [(_PARENT, str(parent)), *([(_STATE, str(state))] if state else [])]
-    return []
+    """The trace context of these requests: see `leader_of`. A `tracestate` is known only where headers become parameters."""
+    leader = leader_of(requests)
+    if leader is None:
+        return []
+    state = leader.parameters.get(_STATE)
+    return [(_PARENT, traceparent_of(leader.origin)), *([(_STATE, str(state))] if state else [])]
 
 
 def header_of(settings: Settings, requests: Sequence[Head], timeout_us: int) -> Header:

@@ -45,6 +45,8 @@ class Link:
         """What was dropped that the server still waits for, or keeps: filled by destructors, which must not wait."""
         self.is_executing = False
         """Whether the model may call others."""
+        self.executes = 0
+        """The number of the last batch."""
         self._mapped, self._regions = Mapped(), Regions()
         self._sending = threading.Lock()
         """Guards what follows, and the regions."""

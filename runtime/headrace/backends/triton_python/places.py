@@ -13,6 +13,8 @@ from headrace.backends.triton_python.calls import TO_CODE
 from headrace.backends.triton_python.requests import ErrorCode
 from headrace.backends.triton_python.talk import Message
 from headrace.errors import BackendFailed, HeadraceError, ModelError
+from headrace.protocol.origin import leader_of
+from headrace.request import Head, Origin
 from headrace.tensor import Tensor
 
 log = logging.getLogger("headrace.model")
@@ -29,6 +31,7 @@ class Places:
 
     Args:
         batch: what runs.
+        heads: its requests, as they go along with what the model asks of others.
         instance: of the model, for messages.
         until: when it takes too long, in ns.
         is_decoupled: whether the model is.
@@ -37,8 +40,8 @@ class Places:
         BackendFailed: the model is decoupled, and the batch is none whose requests can be answered one by one.
     """
 
-    def __init__(self, batch: Batch, instance: str, until: int, *, is_decoupled: bool) -> None:
-        self.until = until
+    def __init__(self, batch: Batch, heads: Sequence[Head], instance: str, until: int, *, is_decoupled: bool) -> None:
+        self.until, self._heads = until, heads
         self.memory: Memory | None = None
         """Where its outputs go."""
         self.told: Message | None = None
@@ -59,6 +62,10 @@ class Places:
     def _partable(self) -> Partable | None:
         """The batch, if it can be taken apart. Looked at when it matters: to find out takes as long as all the rest here."""
         return self._batch if isinstance(self._batch, Partable) else None
+
+    def origin(self, place: int | None) -> Origin:
+        """Where a call comes from that the model makes for the request at this place, or for all of them: see `leader_of`."""
+        return (leader_of(self._heads) or self._heads[0] if place is None else self._heads[place]).origin
 
     @property
     def is_parted(self) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headrace.backends.base import Batch, Inner, Outputs, Piece
 from headrace.backends.channel import Mapped, Region, Regions, lay_out, look, send, write
+from headrace.backends.joining import trace_of
 from headrace.backends.process import Process, ProcessGone
 from headrace.backends.triton_python.api import LOG_MARK
 from headrace.backends.triton_python.calls import Calls
@@ -22,6 +23,7 @@ from headrace.backends.triton_python.places import Places
 from headrace.backends.triton_python.talk import Late, Listening, Message, Over
 from headrace.clock import SECOND, MonotonicClock
 from headrace.errors import BackendFailed, HeadraceError, InvalidRepository
+from headrace.request import NOWHERE, Head, Origin
 from headrace.tensor import Tensor
 
 _LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "V": logging.DEBUG}
@@ -66,6 +68,8 @@ class ModelProcess(Process):
         self._executions: dict[int, Places] = {}
         self._number = 0
         self._ready: Message | None = None
+        self._joins = False
+        """Whether what runs there may trace."""
         self._calls = Calls(inner, self._tell)
         self._inner = inner
         self._listening = Listening(self._receive, self._hear)
@@ -102,12 +106,14 @@ class ModelProcess(Process):
         assert self._ready is not None
         if "error" in self._ready:
             raise InvalidRepository(f"model '{self.name}' could not be initialized: {self._ready['error']}")
+        self._joins = self._ready["joins"]
 
-    def execute(self, batch: Batch, order: Message, *, is_decoupled: bool) -> Outputs | list[Piece] | None:
+    def execute(self, batch: Batch, heads: Sequence[Head], order: Message, *, is_decoupled: bool) -> Outputs | list[Piece] | None:
         """Let it run a batch. See `Session.run`.
 
         Args:
             batch: what to run.
+            heads: those of the batch.
             order: what to say of its requests.
             is_decoupled: whether the model is.
 
@@ -119,27 +125,31 @@ class ModelProcess(Process):
             if self._is_closed:
                 raise ProcessGone(self._why)
             try:
-                return self._execute(batch, order, is_decoupled)
+                return self._execute(batch, heads, order, is_decoupled)
             except BrokenPipeError as error:
                 raise ProcessGone(self.how_gone(error)) from None
 
-    def _execute(self, batch: Batch, order: Message, is_decoupled: bool) -> Outputs | list[Piece] | None:
+    def _execute(self, batch: Batch, heads: Sequence[Head], order: Message, is_decoupled: bool) -> Outputs | list[Piece] | None:
         tensors = batch.tensors()
         values = list(tensors.values())
         laid, nbytes = lay_out(values)
         number = self._number = self._number + 1
         until = MonotonicClock.now() + int(self._seconds * SECOND)
-        repeats = not (order["odd"] or any(order["ids"]))
+        trace = trace_of(heads) if self._joins else ""
+        repeats = not (trace or order["odd"] or any(order["ids"]))
         message = {"do": "execute", "inputs": tuple(zip(tensors, laid, strict=True)), **order}
+        if trace:
+            message["trace"] = trace
         with self._sending:
             given, taken = self._memory.take(nbytes), self._memory.take(self._expected)
             write(given.memory(), values, laid)
-            execution = self._executions[number] = Places(batch, self.instance, until, is_decoupled=is_decoupled)
+            execution = self._executions[number] = Places(batch, heads, self.instance, until, is_decoupled=is_decoupled)
             self._memory.send(self._socket, message, (number, given.number, taken.number), repeats=repeats)
             execution.memory = self._memory.lend(taken)  # while it runs
         self._wait(lambda: execution.told, self._seconds)
         told = execution.told
         assert told is not None
+        self._joins = told["joins"]
         with self._sending:
             if told["kept"]:
                 self._memory.drop(given)
@@ -227,7 +237,7 @@ class ModelProcess(Process):
             case "respond":
                 self._respond(message)
             case "infer":
-                self._calls.begin(message, self._tensors(message), self._deadline())
+                self._calls.begin(message, self._tensors(message), self._deadline(), self._origin(*message["for"]))
             case "next":
                 self._calls.next(message)
             case "cancel":
@@ -284,6 +294,11 @@ class ModelProcess(Process):
                 self._memory.send(self._socket, message)
             except (OSError, HeadraceError):
                 self.log.debug("an answer found nobody", exc_info=True)
+
+    def _origin(self, number: int, place: int | None) -> Origin:
+        """Where a call comes from: from a request of a batch that is under way."""
+        execution = self._executions.get(number)
+        return NOWHERE if execution is None else execution.origin(place)
 
     def _deadline(self) -> int:
         """Until when a call of another model must be answered, in ns: within the time of the batches that are under way."""

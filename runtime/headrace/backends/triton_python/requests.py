@@ -134,7 +134,13 @@ TRITONSERVER_MEMORY_CPU, TRITONSERVER_MEMORY_GPU = 0, 1
 
 
 class InferenceTrace:
-    """The trace of a request, which a call may pass on. This server ties the two together by itself."""
+    """The trace of a request, which a call may pass on: it is then a call of that request, and not of the first of its batch."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, place: tuple[int, int] | None = None) -> None:
+        self.place = place
+        """The number of the batch, and which of its requests."""
 
 
 class Execution:
@@ -219,7 +225,7 @@ _SELDOM: Mapping[str, Any] = {"model": "", "version": -1, "correlation_id": 0, "
 class InferenceRequest:
     """A request: one to be answered, or one that this model makes of another."""
 
-    __slots__ = ("_execution", "_id", "_inputs", "_more", "_outputs", "_place", "_sender")
+    __slots__ = ("_execution", "_id", "_inputs", "_more", "_outputs", "_place", "_sender", "_trace")
 
     def __init__(  # noqa: PLR0913
         self,
@@ -253,7 +259,7 @@ class InferenceRequest:
             "version": model_version,
         }
         self._execution: Execution | None = None
-        self._place = 0
+        self._place, self._trace = 0, trace
         self._sender: InferenceResponseSender | None = None
 
     @classmethod
@@ -263,7 +269,7 @@ class InferenceRequest:
         """The request at a place of an execution; `more` is of `_SELDOM`."""
         made = cls.__new__(cls)
         made._id, made._inputs, made._outputs, made._more = id, inputs, outputs, more
-        made._execution, made._place, made._sender = execution, place, None
+        made._execution, made._place, made._sender, made._trace = execution, place, None, None
         return made
 
     def inputs(self) -> list[Tensor]:
@@ -300,7 +306,10 @@ class InferenceRequest:
 
     def trace(self) -> InferenceTrace:
         """Its trace."""
-        return InferenceTrace()
+        if self._trace is None:
+            is_ours = self._execution is None or self._execution.is_over
+            self._trace = InferenceTrace(None if is_ours else (self._execution.number, self._place))
+        return self._trace
 
     def preferred_memory(self) -> PreferredMemory:
         """Where its outputs are wanted."""
@@ -360,6 +369,7 @@ class InferenceRequest:
             raise TritonModelException("BLS is only supported during the 'execute' function.")
         tensors = {tensor.name(): tensor.value() for tensor in self._inputs}
         asked = {**_SELDOM, **self._more, "id": self._id, "outputs": sorted(self._outputs), "decoupled": decoupled}
+        asked["for"] = (self._trace.place if self._trace is not None else None) or (Server.link.executes, None)
         answer = Server.ask("infer", tensors=tensors, **asked)
         if decoupled:
             return ResponseIterator(answer)

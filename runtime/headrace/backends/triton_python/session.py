@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +103,9 @@ class TritonSession:
         keeper = self._idle.pop()
         try:
             process = keeper.process()
+            heads = batch.heads
             try:
-                result = process.execute(batch, self._order(batch), is_decoupled=self._is_decoupled)
+                result = process.execute(batch, heads, self._order(heads, batch.offsets), is_decoupled=self._is_decoupled)
             except ProcessGone as gone:
                 raise keeper.failed(gone) from None
             keeper.went_well()
@@ -170,15 +171,13 @@ class TritonSession:
 
     # What is told of a batch.
 
-    def _order(self, batch: Batch) -> Message:
-        requests = batch.heads
-        asked = batch.asked() if len(self._outputs) > 1 else ()
+    def _order(self, heads: Sequence[Head], offsets: Sequence[int]) -> Message:
         odd: dict[int, Message] = {}
-        for place, request in enumerate(requests):
-            outputs = asked[place] if asked and len(asked[place]) < len(self._outputs) else None
-            if outputs is not None or request.parameters or request.timeout_ns or request.sequence is not None:
-                odd[place] = _odd_of(request, outputs)
-        return {"ids": tuple([request.id for request in requests]), "odd": odd or None, "offsets": tuple(batch.offsets)}
+        for place, head in enumerate(heads):
+            outputs = head.outputs if len(head.outputs) < len(self._outputs) else None
+            if outputs is not None or head.parameters or head.timeout_ns or head.sequence is not None:
+                odd[place] = _odd_of(head, outputs)
+        return {"ids": tuple([head.id for head in heads]), "odd": odd or None, "offsets": tuple(offsets)}
 
 
 def _odd_of(request: Head, outputs: tuple[str, ...] | None) -> Message:

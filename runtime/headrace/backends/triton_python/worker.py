@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.backends.channel import lay_out, receive, send, write
+from headrace.backends.joining import joins, within
 from headrace.backends.triton_python import api
 from headrace.backends.triton_python.execution import Wrong, answers_of, check_returned, requests_of, words_of
 from headrace.backends.triton_python.link import Link
@@ -143,7 +144,7 @@ class Worker:
             return
         # What is there now stays: no collection needs to look at it.
         gc.freeze()
-        self._link.send({"do": "ready"})
+        self._link.send({"do": "ready", "joins": joins()})
 
     # A batch.
 
@@ -170,7 +171,7 @@ class Worker:
         if is_short:
             told["ends"] = True
         # What the model has kept of its inputs must not be written over.
-        told["do"], told["kept"] = "executed", inputs() is not None
+        told["do"], told["kept"], told["joins"] = "executed", inputs() is not None, joins()
         self._link.send(told, number, repeats="names" in told)
         if is_short:
             print(
@@ -180,9 +181,10 @@ class Worker:
 
     def _called(self, order: Message, requests: list[InferenceRequest]) -> tuple[Message, BaseException | None]:
         """What to tell of a call."""
-        self._link.is_executing = True
+        self._link.is_executing, self._link.executes = True, order["numbers"][0]
         try:
-            returned = self._run(requests)
+            with within(order.get("trace", "")):
+                returned = self._run(requests)
             check_returned(returned, self._name, requests, is_decoupled=self._is_decoupled)
             if returned is None:
                 return {}, None
