@@ -129,6 +129,7 @@ def test_who_does_not_ask_does_not_notice(here: Here, far: Triton) -> None:
     """The server is restarted between two requests: the connection of the first is not used for the second."""
     here.add("doubles", far.url)
     engine = here.engine()
+    far.forget_runs()
     engine.infer("doubles", {"x": rows(1)})
     far.kill()
     wait_until_gone(session_of(engine, "doubles"))

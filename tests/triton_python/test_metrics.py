@@ -142,6 +142,13 @@ def test_several_processes_count_together(engine: Engine) -> None:
     assert values(engine)["seen"] == 7
 
 
+def test_text_that_cannot_be_written_is_written_all_the_same(tmp_path: Path) -> None:
+    made = r'pb_utils.MetricFamily("c", "\ud800", pb_utils.MetricFamily.COUNTER).Metric({"l": "\udfff\n", "n": 1})'
+    write_model(tmp_path, "m", f"class TritonPythonModel:\n    def initialize(self, args):\n        {made}")
+    with Engine(tmp_path) as engine:
+        assert 'c{l="?\\n",n="1"} 0.0\n' in page_of(engine)
+
+
 def test_they_go_with_the_model(tmp_path: Path) -> None:
     write_model(tmp_path, "m", COUNTS)
     with Engine(tmp_path, control=ModelControl("explicit", ("m",))) as engine:
@@ -161,6 +168,8 @@ WRONG = {
         f"model 'm' has {MOST_SERIES} series",
     ),
     "too many buckets": ("histogram(list(range(201)))", "a histogram has 200 buckets at the most"),
+    "no number": ("histogram([1, float('nan')])", "bounds of buckets are different numbers, not [1.0, nan]"),
+    "a bound twice": ("histogram([1, 2, 1])", "bounds of buckets are different numbers, not [1.0, 1.0, 2.0]"),
     "of another kind": ("(counter('c'), gauge('c'))", "metric family 'c' is there already, and is of another kind"),
     "down": ("counter('c').increment(-1)", "can only be incremented monotonically"),
 }

@@ -3,7 +3,7 @@
 //!
 //! A request's way: `grpc` (bytes → message) → `codec` (message → request) → `routes` → `queue::push` (`validate`,
 //! `admission`) → `queue::turn`, `queue::take` → `batch::gather` … `batch::reply` (`codec`: answer → bytes) → `grpc` → the
-//! `ledger`, written by whoever settles (`entry`).
+//! `ledger`, written by whoever settles (`entry`). The other way round, `client` asks other servers, and `load` many times at once.
 
 pub mod admission;
 pub mod batch;

@@ -255,6 +255,8 @@ def _call(target: str, method: str, asked: Message, answer: _Answer) -> _Answer:
         answer.ParseFromString(channel.call(_SERVICE + method, asked.SerializeToString(), time.monotonic_ns() + _CALL_PATIENCE))
     except native.CallError as error:
         what, code, words = error.args
+        if what == "unsent":
+            raise TargetFailed(f"cannot connect to {target}: {words}") from None
         told = name_of(code) if what == "answered" else what
-        raise TargetFailed(f"{target}: {method} was not answered, {told}: {words}") from None
+        raise TargetFailed(f"{target}: {method}: {told}: {words}") from None
     return answer

@@ -41,6 +41,8 @@ pub struct Channel {
     address: String,
     patience: Nanos,
     open: Option<Opened>,
+    /// Whether the server has just said that it did not look at a request: asked again at once, it would say it again.
+    is_leaving: bool,
     partial: Arc<AtomicUsize>,
     /// There until the end.
     runtime: Option<Runtime>,
@@ -50,7 +52,7 @@ impl Channel {
     /// `address`: `HOST:PORT` or `unix:PATH`; `patience`: how long a connection may take.
     pub fn new(address: &str, patience: Nanos) -> io::Result<Channel> {
         let runtime = Some(Builder::new_current_thread().enable_all().build()?);
-        Ok(Channel { address: address.to_owned(), patience, open: None, partial: Arc::default(), runtime })
+        Ok(Channel { address: address.to_owned(), patience, open: None, is_leaving: false, partial: Arc::default(), runtime })
     }
 
     /// Call `path`, and wait until the instant `until` at the most. `message` has gRPC's five bytes before it.
@@ -70,6 +72,9 @@ impl Channel {
     pub fn connect(&mut self, until: Nanos) -> Result<(), String> {
         let mut why = "no time was left to connect".to_owned();
         let done = self.run(until, async |channel| {
+            if std::mem::take(&mut channel.is_leaving) {
+                tokio::time::sleep(AGAIN).await;
+            }
             while let Err(error) = channel.opened().await {
                 why = error;
                 tokio::time::sleep(AGAIN).await;
@@ -119,8 +124,8 @@ impl Channel {
         let why = format!("the connection to {} broke off: {error}", self.address);
         // HTTP/2 promises that a stream above the last one of a GOAWAY, or one that was refused, was not looked at; no other of
         // h2's errors of a stream is a GOAWAY from there.
-        let is_refused = error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM));
-        if is_refused || !was_written { Failure::Unsent(why) } else { Failure::Lost(why) }
+        self.is_leaving = error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM));
+        if self.is_leaving || !was_written { Failure::Unsent(why) } else { Failure::Lost(why) }
     }
 
     /// A connection that was there a moment ago.

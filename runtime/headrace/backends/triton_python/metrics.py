@@ -6,6 +6,7 @@ import bisect
 import threading
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from math import isfinite
 from time import monotonic_ns
 from typing import Any, ClassVar
 
@@ -104,6 +105,7 @@ class MetricFamily:
     """All of this process."""
 
     def __init__(self, name: str, description: str, kind: MetricKind) -> None:
+        name, description = _text(name), _text(description)
         if any(known.name == name and known.kind is not kind for known in self.families):
             raise TritonModelException(f"metric family '{name}' is there already, and is of another kind")
         self.name, self.description, self.kind = name, description, kind
@@ -119,13 +121,15 @@ class MetricFamily:
         """
         if (self.kind is MetricKind.HISTOGRAM) != bool(buckets):
             raise TritonModelException(f"metric family '{self.name}': buckets are for histograms, which need them")
-        if len(buckets or ()) > _MOST_BUCKETS:
+        bounds = sorted(map(float, buckets or ()))
+        if len(bounds) > _MOST_BUCKETS:
             raise TritonModelException(f"metric family '{self.name}': a histogram has {_MOST_BUCKETS} buckets at the most")
-        labels = {str(key): str(value) for key, value in (labels or {}).items()}
+        if not all(map(isfinite, bounds)) or len(set(bounds)) < len(bounds):
+            raise TritonModelException(f"metric family '{self.name}': bounds of buckets are different numbers, not {bounds}")
+        labels = {_text(key): _text(value) for key, value in (labels or {}).items()}
         with _making:
             if (known := next((metric for metric in self.series if metric.labels == labels), None)) is not None:
                 return known
-            bounds = sorted(map(float, buckets or ()))
             metric = Metric(self.kind, labels, bounds, self._numbers(labels, bounds))
             self.series.append(metric)
             return metric
@@ -138,6 +142,11 @@ class MetricFamily:
         if error := Server.ask("metric", **told, **place)["error"]:
             raise TritonModelException(error)
         return numbers
+
+
+def _text(value: object) -> str:
+    """As text that can be written out."""
+    return str(value).encode(errors="replace").decode()
 
 
 class _Room:
