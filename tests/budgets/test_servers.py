@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from headrace.clock import SECOND
 from tests.budgets.making import OPENSLO
 from tests.ledger.servers import CONFIG, Served, one, served
 from tests.python.conftest import write_node
 from tests.transport.serving import TRANSPORTS
 from tests.waiting import until
+
+pytestmark = pytest.mark.timeout(180)  # every one of them starts processes, some of them many
 
 THRESHOLD_MS, SLOW_MS = 400, 700
 SLEEPS = """
@@ -43,6 +48,10 @@ class Model:
         beside = self._file.with_suffix(".new")
         beside.write_text(str(milliseconds))
         beside.rename(self._file)
+
+    def queues(self, most: int) -> None:
+        file = self.repository / "m" / "config.pbtxt"
+        file.write_text(file.read_text().replace("max_queue_size: 0", f"max_queue_size: {most}"))
 
     def promise(self, text: str) -> None:
         (self.repository / "slo" / "m.yaml").write_text(text)
@@ -124,6 +133,35 @@ def test_what_is_left_and_for_how_long_is_shown_with_who_spent_it(model: Model) 
         execute = next(line for line in shown.splitlines() if line.strip().startswith("execute"))
         assert "█" in execute, "a bar for the stage that spent it"
         assert server.metric('headrace_slo_budget_left_ratio{model="m",objective="m-soon"}') == pytest.approx(told["left"])
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_what_a_slow_model_makes_others_be_refused_is_charged_to_it(model: Model, transport: str) -> None:
+    model.queues(1)
+    with served(model.repository, transport=transport) as server:
+        server.infer(120)
+        model.takes(3 * SLOW_MS)
+        # One runs, one waits. The first of them is ahead of those that are refused later, when it is done.
+        for _ in range(2):
+            with ThreadPoolExecutor(6) as threads:
+                refused = [future.exception() for future in [threads.submit(server.infer) for _ in range(6)]]
+            assert sum(each is not None for each in refused) == 4
+        until(lambda: server.metric('headrace_slo_bad_requests_total{model="m",objective="m-soon"}') == 12, 30)
+        told = charged(server)
+        assert sum(told.values()) == pytest.approx(12)
+        assert told["refused"] + told["execute"] > 11
+        assert told["execute"] > 5, "that is those that ran, and some of those that came right after a slow one"
+
+
+def test_a_server_that_hangs_is_told_of(model: Model) -> None:
+    with served(model.repository) as server:
+        report = server.neighbour.path / "budgets.json"
+        server.process.send_signal(signal.SIGSTOP)
+        told = json.loads(report.read_text())
+        report.write_text(json.dumps(told | {"at_ns": told["at_ns"] - 60 * SECOND}))
+        done = headrace("budget")
+        assert done.returncode == 0
+        assert re.search(r"the server said this 6\d s ago, and nothing since", done.stderr)
 
 
 def test_watching_goes_on_until_the_server_ends(model: Model) -> None:

@@ -102,15 +102,16 @@ class StageBudgets:
         weights = np.where(self._declared > 0, 0.0, long)
         rest = self._threshold - self._declared.sum()
         stages = self._declared + rest * weights / max(weights.sum(), 1.0)
-        return Allowance(self._threshold, stages, usual if self._is_known else stages)
+        return Allowance(self._threshold, stages, usual if self.is_known else stages)
 
     @property
-    def _is_known(self) -> bool:
+    def is_known(self) -> bool:
+        """Whether enough good requests were looked at to say what is usual."""
         return self._counts[0].sum() >= _ENOUGH
 
     def _quantile(self, share: float) -> NDArray[np.float64]:
         """Of each stage among good requests, in ns; alike while too few are known."""
-        if not self._is_known:
+        if not self.is_known:
             return np.ones(len(STAGES))
         upto = np.cumsum(self._counts, axis=1)
         places = (upto < share * upto[:, -1:]).sum(axis=1)
@@ -138,35 +139,44 @@ def charges(bad: Records, batches: Records, allowed: Allowance, padded: NDArray[
         A row a request, a column for each of `CAUSES`. Those of `CHARGES` add up to 1 in each row.
     """
     ahead = Ahead(batches, allowed.usual)
+    found = _by_excess(bad, batches, ahead, allowed, padded)
+    refused, failed = bad["outcome"] == Outcome.REFUSED, bad["outcome"] == Outcome.FAILED
+    found[refused] = _as_if_waited(bad[refused], ahead, allowed.threshold)
+    found[failed] = np.eye(1, len(CAUSES), CHARGES.index(FAILED))
+    return found
+
+
+def _by_excess(
+    bad: Records, batches: Records, ahead: Ahead, allowed: Allowance, padded: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Of requests that took too long."""
     spans = durations(bad)
     weights = np.maximum(spans - allowed.stages, 0)
     # Whom no stage was too long for, and who ended all the same, is charged for where the time went.
     weights = np.where(weights.sum(axis=1, keepdims=True) > 0, weights, spans)
     weights[weights.sum(axis=1) == 0, 0] = 1
     shares = weights / weights.sum(axis=1, keepdims=True)
+    outside = np.zeros((len(bad), len(EXTERNALITIES)))
+    outside[:, 2] = shares[:, _EXECUTE] * padded
 
     waited, ended = spans[:, _QUEUE], np.where(bad["taken"] > 0, bad["taken"], bad["sent"])
     per_ns = np.divide(shares[:, _QUEUE], waited, out=np.zeros(len(bad)), where=waited > 0)
     busy, slow = ahead.between(bad["queued"], ended)
     slow *= per_ns[:, None]
     shares[:, _QUEUE] -= slow.sum(axis=1)
-    shares += slow
-    outside = np.zeros((len(bad), len(EXTERNALITIES)))
     outside[:, 0] = busy * per_ns
     outside[:, 1] = np.where(_was_held(bad, batches), (waited - busy) * per_ns, 0)
-    outside[:, 2] = weights[:, _EXECUTE] / weights.sum(axis=1) * padded
-    found = np.concatenate([shares, np.zeros((len(bad), 2)), outside], axis=1)
+    return np.concatenate([shares + slow, np.zeros((len(bad), len(CHARGES) - len(STAGES))), outside], axis=1)
 
-    refused = bad["outcome"] == Outcome.REFUSED
-    found[refused] = 0
-    blamed = refused & np.isin(bad["refusal"], _STATE_OF_QUEUE)
-    _, slow = ahead.between(bad["sent"][blamed] - allowed.threshold, bad["sent"][blamed])
-    found[blamed, : len(STAGES)] = slow / allowed.threshold
-    found[blamed, len(CHARGES)] = slow.sum(axis=1) / allowed.threshold
-    found[refused, CHARGES.index(REFUSED)] = 1 - found[refused, : len(STAGES)].sum(axis=1)
-    failed = bad["outcome"] == Outcome.FAILED
-    found[failed] = 0
-    found[failed, CHARGES.index(FAILED)] = 1
+
+def _as_if_waited(refused: Records, ahead: Ahead, threshold: int) -> NDArray[np.float64]:
+    """Of requests that were refused: what made the queue what it was, as far as that was the reason."""
+    _, slow = ahead.between(refused["sent"] - threshold, refused["sent"])
+    slow = np.where(np.isin(refused["refusal"], _STATE_OF_QUEUE)[:, None], slow / threshold, 0)
+    found = np.zeros((len(refused), len(CAUSES)))
+    found[:, : len(STAGES)] = slow
+    found[:, CAUSES.index("ahead")] = slow.sum(axis=1)
+    found[:, CHARGES.index(REFUSED)] = 1 - slow.sum(axis=1)
     return found
 
 

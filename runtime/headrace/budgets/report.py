@@ -42,7 +42,9 @@ def read_report(server: Path) -> dict[str, Any]:
 
 def objective_of(told: Mapping[str, Any]) -> tuple[Objective, Allowance]:
     """The objective of which a report tells, and what it allows."""
-    budgets, usual = (np.array([stage[key] for stage in told["stages_ms"].values()]) * MILLISECOND for key in ("budget", "usual"))
+    stages = list(told["stages_ms"].values())
+    budgets = np.array([stage["budget"] for stage in stages]) * MILLISECOND
+    usual = np.array([stage["budget"] if stage["usual"] is None else stage["usual"] for stage in stages]) * MILLISECOND
     objective = Objective(
         told["name"],
         told["model"],
@@ -74,7 +76,7 @@ def _told(account: Account, now: int) -> dict[str, Any]:
         "burn": {"fast": burn.fast, "slow": burn.slow, **{duration_text(ns): rate for ns, rate in burn.windows.items()}},
         "firing": [_pair(pair) for pair in burn.firing],
         "stages_ms": {
-            name: {"budget": budget / MILLISECOND, "usual": usual / MILLISECOND}
+            name: {"budget": budget / MILLISECOND, "usual": usual / MILLISECOND if account.stages.is_known else None}
             for name, budget, usual in zip(STAGES, allowed.stages.tolist(), allowed.usual.tolist(), strict=True)
         },
         "spent": {"slow": _spent(account, now, SLOW), "hour": _spent(account, now, pairs_of(objective.window_ns)[0].long_ns)},

@@ -14,7 +14,7 @@ from headrace.budgets.offenders import offenders_of
 from headrace.budgets.report import objective_of, read_report
 from headrace.cli.observe import server_of
 from headrace.clock import SECOND
-from headrace.errors import InvalidLedger
+from headrace.errors import InvalidLedger, InvalidObjective
 from headrace.ledger.collect import Collector
 
 if TYPE_CHECKING:
@@ -49,7 +49,13 @@ def show_budgets(of: str | None, *, watch: bool, json: bool) -> None:
 def _looks(server: Neighbour) -> Iterator[dict[str, Any]]:
     """What there is to see, once a second, until the server ends."""
     while server.is_alive:
-        yield _look(server)
+        try:
+            report = _look(server)
+        except InvalidObjective:
+            if server.is_alive:
+                raise
+            return  # it has ended meanwhile
+        yield report
         time.sleep(1)
 
 
@@ -114,7 +120,8 @@ def _lines(told: Mapping[str, Any]) -> Iterator[Any]:
     yield f"  spent at   (burn rate {spent['burn']:.3g} over {_duration(spent['window_s'])})"
     for stage, rate in sorted(spent["charges"].items(), key=lambda pair: -pair[1]):
         may = told["stages_ms"].get(stage)
-        budget = "" if may is None else f"  may take {may['budget']:.3g} ms, usually {may['usual']:.3g} ms"
+        usually = "" if may is None or may["usual"] is None else f", usually {may['usual']:.3g} ms"
+        budget = "" if may is None else f"  may take {may['budget']:.3g} ms{usually}"
         if rate > 0 or may is not None:
             share = rate / spent["burn"] if spent["burn"] else 0.0
             yield Text.assemble(f"    {stage:<8} ", (_bar(share), "cyan"), f" {rate:>7.3g} {share:>4.0%}{budget}")
