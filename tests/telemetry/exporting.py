@@ -146,7 +146,7 @@ class Books:
             if record.executed:
                 execute = self._identity.of(Part.EXECUTE, model, number)
                 back = frozenset({self.batch(record.model, record.batch)})
-                found[trace, execute] = self._span("execute", span, record.gathered, record.executed, back)
+                found[trace, execute] = self._span("execute", span, record.gathered or record.taken, record.executed, back)
         return found
 
     def _of_batches(self) -> dict[tuple[int, int], Expected]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,7 +103,7 @@ def do_everything(server: Served, gate: Gate) -> None:
     server.client.async_infer("m", [one()], lambda result, error: done.append(error))
     gate.wait_for_somebody()
     for number in range(5):
-        timeout = 1_000 if number == 0 else None
+        timeout = 500_000 if number == 0 else None
         server.client.async_infer("m", [one()], lambda result, error: done.append(error), timeout=timeout)
     until(lambda: len(done) == 1, 30)
     gate.open()
@@ -222,7 +224,9 @@ def test_an_endpoint_that_takes_nothing_costs_spans_and_nothing_else(
             server.infer(10)
             told = server.stop()
             assert server.process.returncode == 0
-        assert told.count("spans cannot be sent to http://127.0.0.1") == 1
+        (line,) = [line for line in told.splitlines() if '"ERROR"' in line]
+        assert "spans cannot be sent to http://127.0.0.1" in line
+        assert "Failed to export" in line
         assert '"answered": 20' in told
         assert receiver.spans == []
 
@@ -313,3 +317,33 @@ def test_certificates_are_those_that_the_variables_name(
             server.infer(2)
             until(lambda: server.metric("headrace_spans_sent_total") == 10, 60)
         assert len(receiver.spans) == 10
+
+
+@pytest.mark.timeout(120)
+def test_without_the_packages_it_serves_and_says_what_is_missing(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "opentelemetry.py").touch()  # in front of those that are installed
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    with served(tmp_path / "models") as server:
+        server.infer()
+        assert "there will be none: making traces needs OpenTelemetry's SDK and exporters: pip install" in server.stop()
+
+
+@pytest.mark.timeout(120)
+def test_a_server_that_was_started_without_is_traced_by_hand(tmp_path: Path, gate: Gate) -> None:
+    observe = [sys.executable, "-m", "headrace", "observe"]
+    with receiving(tmp_path) as receiver, served(tmp_path / "models") as server:
+        idle = subprocess.run(observe, capture_output=True, text=True, check=False)
+        assert (idle.returncode, idle.stderr.startswith("headrace: nothing to do: give --ledger DIR, or say")) == (2, True)
+        server.infer(3)
+        environment = {**os.environ, **receiver.environment(HTTP, **ALL)}
+        by_hand = subprocess.Popen([*observe, f"--of={server.neighbour.path}"], env=environment)
+        assert server.side == by_hand.pid
+        tally = server.neighbour.tally
+        until(lambda: tally.spans_sent == 15, 60)
+        server.infer(2)
+        server.stop()
+        assert by_hand.wait(timeout=50) == 0
+        assert len(receiver.spans) == 25

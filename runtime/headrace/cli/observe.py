@@ -51,7 +51,11 @@ def can_trace() -> bool:
     """Whether what the extra `traces` installs is there."""
     from importlib.util import find_spec
 
-    return all(find_spec(module) for module in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto"))
+    wanted = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc", "opentelemetry.exporter.otlp.proto.http")
+    try:
+        return all(find_spec(module) for module in wanted)
+    except ModuleNotFoundError:  # of what it is in
+        return False
 
 
 def run_observer(

@@ -212,7 +212,7 @@ class Cohorts:
             whys[has_batch] |= mine["why"]
             missing[has_batch] = mine["record"]["requests"].astype(np.int64) - counts[has_batch]
             is_ripe |= missing <= 0
-        whys, lots = self._with_lots(whys, requests[starts], batch=True)
+        whys, lots = self._with_lots(whys, requests[starts])
         for place in np.flatnonzero(is_ripe & (missing > 0)).tolist():
             self._late[int(keys[place])] = int(whys[place])
         chosen = np.flatnonzero(is_ripe & ((whys > 0) | is_part | may_have_parts))
@@ -235,12 +235,10 @@ class Cohorts:
         mine = self._visits[self._visits["key"] == key]
         return [(BatchRecord(*row), who) for row, who in zip(mine["record"].tolist(), _ids_of(mine), strict=True)]
 
-    def _with_lots(
-        self, whys: NDArray[np.uint8], held: Held, *, batch: bool = False
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+    def _with_lots(self, whys: NDArray[np.uint8], held: Held) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
         """Those that have no reason draw a lot each, batches one together."""
-        models, numbers = (held["record"]["model"], held["record"]["batch"]) if batch else (held["id_model"], held["id"])
-        lots = randomness(self._identity.seed, models, numbers)
+        batch = held["record"]["batch"]
+        lots = randomness(self._identity.seed, held["id_model"], np.where(batch > 0, batch, held["id"]))
         return np.where((whys == 0) & (lots >= self._policy.threshold), Why.BASELINE, whys).astype(np.uint8), lots
 
     def _may_have_parts(self, held: Held) -> NDArray[np.bool_]:

@@ -101,6 +101,7 @@ class _Counted(SpanExporter):
         self._exporter, self._endpoint, self._tally = exporter, endpoint, tally
         self._lock = threading.Lock()
         self._examples: dict[str, dict[str, Example]] = {}
+        self._reason = _Reason()
         self._failed = 0
         self.done = 0
 
@@ -122,9 +123,7 @@ class _Counted(SpanExporter):
         else:
             self._tally.spans_failed += len(spans)
             if not self._failed:
-                log.error(
-                    "spans cannot be sent to %s; they are dropped and counted, requests are served all the same", self._endpoint
-                )
+                log.error("spans cannot be sent to %s, they are dropped and counted: %s", self._endpoint, self._reason.said)
             self._failed += len(spans)
         self.done += len(spans)
         return result
@@ -132,6 +131,7 @@ class _Counted(SpanExporter):
     def shutdown(self) -> None:
         """End."""
         self._exporter.shutdown()
+        self._reason.close()
 
     def examples(self) -> dict[str, dict[str, Example]]:
         """A copy of them."""
@@ -149,3 +149,24 @@ class _Counted(SpanExporter):
         example = Example(lasted, span.end_time / SECOND, format_trace_id(context.trace_id), format_span_id(context.span_id))
         key = key_of(what, str(about[names.MODEL]), int(str(about[names.VERSION])))
         self._examples.setdefault(key, {})[str(bisect_left(_EDGES, lasted))] = example
+
+
+class _Reason(logging.Handler):
+    """The last thing that OpenTelemetry has said, which says it anew for every attempt."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said = "no reason was given"
+        self._theirs = logging.getLogger("opentelemetry")
+        self._theirs.addHandler(self)
+        self._theirs.propagate = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Remember it."""
+        self.said = record.getMessage()
+
+    def close(self) -> None:
+        """Let it speak for itself again."""
+        self._theirs.removeHandler(self)
+        self._theirs.propagate = True
+        super().close()

@@ -46,19 +46,15 @@ class SpanMaker:
     """
 
     def __init__(self, identity: Identity, model_names: Mapping[int, Name], resource: Resource) -> None:
-        self._identity, self._names, self._resource = identity, model_names, resource
+        self.identity, self._names, self._resource = identity, model_names, resource
 
     def spans_of(self, cohort: Cohort, wall_ahead: int) -> list[ReadableSpan]:
         """All that a cohort is; `wall_ahead` is how far the wall clock is ahead of its instants, in ns."""
         return _Making(self, cohort, wall_ahead).made
 
-    def id_of(self, part: Part, model: int, number: int) -> int:
-        """The id of this part of the request, the batch or the visit with these numbers."""
-        return self._identity.of(part, model, number)
-
     def batch_context(self, model: int, number: int, state: TraceState) -> SpanContext:
         """The span of a batch, in the trace of its own."""
-        return _context(self._identity.batch_trace(model, number), self._identity.of(Part.BATCH, model, number), state)
+        return _context(self.identity.batch_trace(model, number), self.identity.of(Part.BATCH, model, number), state)
 
     def model_of(self, number: int) -> Attributes:
         """What a model is; empty for none."""
@@ -70,7 +66,7 @@ class SpanMaker:
     def context_of_parent(self, record: RequestRecord, trace: int) -> SpanContext | None:
         """The span that a request is a child of: that of the request it is part of, or its caller's."""
         if record.parent:
-            return _context(trace, self._identity.of(Part.REQUEST, record.parent_model, record.parent), TraceState())
+            return _context(trace, self.identity.of(Part.REQUEST, record.parent_model, record.parent), TraceState())
         if record.context == GIVEN:
             return SpanContext(trace, record.span, is_remote=True, trace_flags=TraceFlags(record.trace_flags))
         return None
@@ -120,7 +116,7 @@ class _Making:
         """Add the spans of a request, and give the link to it."""
         maker, (record, who, trace) = self._maker, request
         model = maker.model_of(record.model)
-        context = _context(trace, maker.id_of(Part.REQUEST, *who), self._state)
+        context = _context(trace, maker.identity.of(Part.REQUEST, *who), self._state)
         about, code = self._about(record), Code(record.code)
         is_fault = code in _FAULTS
         if is_fault:
@@ -141,7 +137,7 @@ class _Making:
         )
         short = {**_short(model), names.OUTCOME: about[names.OUTCOME]}
         if record.queued:
-            queue = _context(trace, maker.id_of(Part.QUEUE, *who), self._state)
+            queue = _context(trace, maker.identity.of(Part.QUEUE, *who), self._state)
             instants = self._wall(record.queued, record.taken or record.sent)
             self.made.append(maker.span(names.QUEUE, queue, context, instants, short))
         if record.executed:
@@ -187,9 +183,9 @@ class _Making:
             about |= {names.REASON: Reason(batch.reason).name.lower(), names.INSTANCE: batch.instance}
         if self._straggler is not None:
             about[names.IS_STRAGGLER] = self._straggler == record.place
-        context = _context(parent.trace_id, maker.id_of(Part.EXECUTE, *request.id), self._state)
+        context = _context(parent.trace_id, maker.identity.of(Part.EXECUTE, *request.id), self._state)
         back = [Link(maker.batch_context(record.model, record.batch, self._state))]
-        instants = self._wall(record.gathered, record.executed)
+        instants = self._wall(record.gathered or record.taken, record.executed)
         self.made.append(maker.span(names.EXECUTE, context, parent, instants, about, links=back))
 
     def _add_batch(self, batch: BatchRecord, links: Sequence[Link]) -> None:
@@ -216,7 +212,7 @@ class _Making:
         instants = self._wall(batch.taken, batch.scattered or batch.executed)
         self.made.append(maker.span(_of(names.BATCH, model), context, None, instants, about, links=links, status=status))
         if batch.executed:
-            backend = _context(context.trace_id, maker.id_of(Part.BACKEND, batch.model, batch.number), self._state)
+            backend = _context(context.trace_id, maker.identity.of(Part.BACKEND, batch.model, batch.number), self._state)
             instants = self._wall(batch.gathered or batch.taken, batch.executed)
             self.made.append(maker.span(_of(names.BACKEND, model), backend, context, instants, _short(model), status=status))
             self._add_visits(backend)
@@ -224,7 +220,7 @@ class _Making:
     def _add_visits(self, parent: SpanContext) -> None:
         for visit, who in self._cohort.visits:
             model = self._maker.model_of(visit.model)
-            context = _context(parent.trace_id, self._maker.id_of(Part.BATCH, *who), self._state)
+            context = _context(parent.trace_id, self._maker.identity.of(Part.BATCH, *who), self._state)
             about = {
                 **model,
                 names.BATCH_ROWS: visit.rows,
