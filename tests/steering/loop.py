@@ -37,12 +37,14 @@ def is_good(fate: Fate) -> bool:
 class Loop:
     """Steers a simulation, or only looks on where `fixed` says how it is steered.
 
-    `classes` is how many the model has; the objective is of the first `covered` of them, 0 is all.
+    `classes` is how many the model has; the objective is of the first `covered` of them, 0 is all. `predicts`: whether execution
+    times are foretold.
     """
 
     has_variant: bool = True
     classes: int = 0
     covered: int = 0
+    predicts: bool = True
     fixed: Steering | None = None
     made: list[Decision] = field(default_factory=list)
     _state: State = field(default_factory=State)
@@ -89,7 +91,11 @@ def arrivals(seed: int, *parts: tuple[float, int], priority: int = 0, deadline_n
 
 def run(loop: Loop, asked: list[Arrival], factor: Callable[[int], float] = lambda now: 1.0) -> Report:
     batching = Batching(
-        enabled=True, objective_ns=THRESHOLD_NS, priority_levels=loop.classes, default_priority=max(1, loop.classes)
+        enabled=True,
+        objective_ns=THRESHOLD_NS,
+        predicts=loop.predicts,
+        priority_levels=loop.classes,
+        default_priority=max(1, loop.classes),
     )
     profile = [(1, rows, BASE_NS + ROW_NS * rows) for rows in (1, 2, 4, 8, 16, 32) for _ in range(3)]
     variant = service(factor, VARIANT) if loop.has_variant else None

@@ -120,7 +120,7 @@ def test_who_came_too_late_asks_for_caution_and_who_was_refused_does_not() -> No
     assert late.steering.margin_ns == 20 * MILLISECOND // 8
     assert late.steering.patience == 0
     after = decide(late.state, BURNS, late.at + SECOND)
-    assert after.levers.caution == pytest.approx(1 - GIVES)
+    assert after.levers.caution == pytest.approx(1 - (25 - 5) / 100)
 
 
 def test_a_calm_budget_gives_back_slowly_the_classes_first() -> None:

@@ -59,11 +59,21 @@ def gated(observe: Observe) -> tuple[Observed, Gate]:
 
 
 SOON = Objective("echo-soon", "echo", 20 * MILLISECOND, 0.99)
+STEERED = {
+    "echo": (
+        ECHO.replace("dynamic_batching {}", "dynamic_batching { priority_levels: 2 default_priority_level: 1 }")
+        + 'parameters { key: "variant" value { string_value: "cheap" } }',
+        Script(),
+    ),
+    "cheap": (ECHO, Script()),
+}
+"""One with all there is to say of it, once the slow loop has made a step."""
 
 
 def test_every_name_is_registered_and_every_registered_name_is_emitted(observe: Observe) -> None:
-    seen = observe({"echo": (ECHO, Script())}, objectives=[SOON])
+    seen = observe(STEERED, objectives=[SOON])
     seen.ask()
+    seen.engine.steering.step()
     page, _ = seen.metrics.render()
     emitted: dict[str, set[str]] = {}
     for line in page.decode().splitlines():
@@ -78,7 +88,9 @@ def test_every_name_is_registered_and_every_registered_name_is_emitted(observe: 
 
 
 def test_types_are_those_of_the_registry_and_tritons_counters_are_counters(observe: Observe) -> None:
-    page, _ = observe({"echo": (ECHO, Script())}, objectives=[SOON]).metrics.render()
+    seen = observe(STEERED, objectives=[SOON])
+    seen.engine.steering.step()
+    page, _ = seen.metrics.render()
     types = dict(line.split()[2:] for line in page.decode().splitlines() if line.startswith("# TYPE"))
     expected = {"info": "gauge", "unknown": "counter"}
     for name in METRICS.values():
@@ -340,3 +352,14 @@ class _Collects:
             self.answers.append(answer)
             if answer.is_final:
                 assert answer.entry.settle(Outcome.ANSWERED, Code.OK, answer.entry.stamps.scattered)
+
+
+def test_how_a_version_is_steered(observe: Observe) -> None:
+    seen = observe(STEERED, objectives=[SOON])
+    seen.engine.steering.step()
+    assert seen.value("headrace_steering_quantile", **VERSION) == 0.75
+    for level in "12":
+        assert seen.value("headrace_steering_shed_ratio", level=level, **VERSION) == 0
+    assert seen.value("headrace_steering_variant_ratio", **VERSION) == 0
+    assert seen.value("headrace_variant_batches_total", variant="cheap", **VERSION) == 0
+    assert seen.values("headrace_steering_decisions_total", "move", **VERSION).keys() == {"none"}

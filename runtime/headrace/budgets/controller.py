@@ -167,14 +167,8 @@ def decide(state: State, seen: Seen, now: int) -> Decision:
 def _take(levers: Levers, seen: Seen, *, again: bool) -> tuple[Levers, Move, str]:
     refused, late = (count / max(seen.requests, _FEW) for count in (seen.refused, seen.bad - seen.refused))
     step = min(refused + late / 3, TAKES) / (2 if again else 1)
-    caution = levers.caution
-    if late >= refused:
-        caution = min(1.0, max(caution + min(late, TAKES), min(0.0, caution + TAKES)))
-    elif caution > 0:
-        caution = max(0.0, caution - GIVES)
-    else:
-        caution = min(0.0, caution + TAKES)
-    levers = replace(levers, caution=caution)
+    wanted = min(max(levers.caution + late - refused, 0.0), 1.0)
+    levers = replace(levers, caution=min(max(wanted, levers.caution - TAKES), levers.caution + TAKES))
     if seen.has_variant and levers.variant < 1:
         return replace(levers, variant=min(1.0, levers.variant + step)), Move.TAKE, "the budget burns: more goes to the variant"
     if levers.shed < seen.sheddable:

@@ -66,7 +66,7 @@ class Keeper:
         self._budgets: Keeping | None = None
         if engine.budgets.accounts:
             published = self._home and self._home.path
-            self._budgets = Keeping(engine.budgets, engine.ledger, published, config.ledger, engine.steering.decisions)
+            self._budgets = Keeping(engine.budgets, engine.ledger, published, config.ledger, decisions=engine.steering.decisions)
         self.pulse = Pulse(self._beat)
 
     @property
