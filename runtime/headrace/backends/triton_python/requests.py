@@ -307,8 +307,8 @@ class InferenceRequest:
     def trace(self) -> InferenceTrace:
         """Its trace."""
         if self._trace is None:
-            is_ours = self._execution is None or self._execution.is_over
-            self._trace = InferenceTrace(None if is_ours else (self._execution.number, self._place))
+            came_with = None if self._execution is None or self._execution.is_over else self._execution.number
+            self._trace = InferenceTrace(None if came_with is None else (came_with, self._place))
         return self._trace
 
     def preferred_memory(self) -> PreferredMemory:
