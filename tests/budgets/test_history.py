@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.budgets.attribution import CAUSES
@@ -39,6 +39,7 @@ def test_events_are_counted_for_as_long_as_the_window_is() -> None:
     assert counted(history, NOON + 60 * DAY, 30 * DAY) == [0, 0]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 299), st.booleans()), max_size=50), st.integers(1, 299))
 def test_a_window_of_whole_seconds_is_counted_exactly(events: list[tuple[int, bool]], seconds: int) -> None:
     history = History(objective())

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from headrace.budgets.attribution import CAUSES, Allowance, charges, straggling
 from headrace.budgets.slo import Objective
-from headrace.ledger.collect import REQUEST_KIND, Chunk
+from headrace.ledger.collect import BATCH_KIND, REQUEST_KIND, Chunk
 from headrace.ledger.home import Name
-from headrace.ledger.records import Records
+from headrace.ledger.records import BATCH, REQUEST, Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,10 @@ def offenders_of(objective: Objective, allowed: Allowance, chunks: Sequence[Chun
         if not objective.covers(model, version):
             continue
         requests, batches = (
-            [c.records[c.records["model"] == number] for c in chunks if (c.kind == REQUEST_KIND) is wanted]
-            for wanted in (True, False)
+            np.concatenate([empty, *(c.records[c.records["model"] == number] for c in chunks if c.kind == kind)])
+            for kind, empty in ((REQUEST_KIND, np.zeros(0, REQUEST)), (BATCH_KIND, np.zeros(0, BATCH)))
         )
-        if requests and batches:
-            _count(objective, allowed, np.concatenate(requests), np.concatenate(batches), counted)
+        _count(objective, allowed, requests, batches, counted)
     found = [
         Offender(f"{client:016x}" if client else "", int(of), int(bad), spoilt)
         for client, (of, bad, spoilt) in counted.items()
