@@ -114,7 +114,7 @@ def test_a_decision_in_words() -> None:
         r"\d\d:\d\d:\d\d mid/1 takes: the budget burns: more goes to the variant\. "
         r"Of 903 requests of the last second 93 were bad, 12 of them refused; "
         r"'soon' burns 10\.7 times as fast as it may \(5 s\), 3\.1 times \(30 s\), 96% of its budget is left\. "
-        r"caution 0% → 8%, 20% of batches on the variant → 24% of batches on the variant",
+        r"caution 0% → 8%, batches on the variant 20% → 24%",
         line,
     ), line
     assert told["seen"]["fast"] == 10.7

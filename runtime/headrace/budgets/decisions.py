@@ -16,7 +16,7 @@ FILE = "decisions.json"
 """In the directory of a server, for other processes."""
 
 _MOST = 256
-_LEVERS = {"caution": "caution {:.0%}", "variant": "{:.0%} of batches on the variant", "shed": "{:.2f} classes shed"}
+_LEVERS = {"caution": ("caution", "{:.0%}"), "variant": ("batches on the variant", "{:.0%}"), "shed": ("classes shed", "{:.2f}")}
 
 
 class Decisions:
@@ -71,8 +71,8 @@ def in_words(told: Mapping[str, Any]) -> str:
     when = datetime.fromtimestamp(told["wall"]).strftime("%H:%M:%S")
     refused = f", {seen['refused']:.0f} of them refused" if seen["refused"] >= 1 else ""
     moved = [
-        f"{words.format(before[name])} → {words.format(levers[name])}"
-        for name, words in _LEVERS.items()
+        f"{words} {form.format(before[name])} → {form.format(levers[name])}"
+        for name, (words, form) in _LEVERS.items()
         if abs(before[name] - levers[name]) > 1e-9
     ]
     return (
