@@ -140,15 +140,18 @@ class Cohorts:
         """
         for chunk in chunks:
             self._add(chunk, now)
+        if not self.held and not self._alone:
+            return []
         is_over = is_end or self.held > _MOST
         found = [*self._gather(now, is_over=is_over), *self._gather_alone(now)]
         self._waiting += [each for each in found if each.parents]
         self._want()
         judged = [self._judge(each, "", now) for each in found if not each.parents]
         kept = [each for each in judged if each is not None]
-        # What waited for one of these may be what others wait for.
-        while resolved := self._resolve(now, is_over=is_over):
-            kept += resolved
+        waiting = -1
+        while len(self._waiting) != waiting:  # what waited for one of these may be what others wait for
+            waiting = len(self._waiting)
+            kept += self._resolve(now, is_over=is_over)
         for known in (self._late, self._verdicts, self._wanted):
             _forget(known)
         return kept
@@ -169,7 +172,8 @@ class Cohorts:
             is_alone = records["batch"] == 0
             if self._late:
                 is_alone |= np.isin(held["key"], list(self._late))
-            self._alone.append(held[is_alone])
+            if is_alone.any():
+                self._alone.append(held[is_alone])
             self._requests = _joined(self._requests, held[~is_alone])
         else:
             made_by = _keys(records["parent_model"], records["parent"])
@@ -180,6 +184,8 @@ class Cohorts:
 
     def _gather_alone(self, now: int) -> Iterator[_Found]:
         """Those who were in no batch, or come after the decision on theirs, unless they are dull."""
+        if not self._alone:
+            return
         alone = _joined(self._requests[:0], *self._alone)
         self._alone.clear()
         whys = alone["why"]

@@ -52,9 +52,10 @@ class Tracer:
     def tick(self, now: int) -> None:
         """Take what there is; `now` is in ns."""
         self._asked.look()
-        while chunks := self._chunks():
+        chunks = self._chunks()
+        self._keep(chunks, now)
+        while chunks := chunks and self._chunks():
             self._keep(chunks, now)
-        self._keep([], now)
         if now - self._told_at >= _REPORT_NS:
             self._report(now)
 
