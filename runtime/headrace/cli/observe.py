@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.observe")
 
-_TICK_SECONDS = 0.1
+_TICK_SECONDS = 0.2
 EXTRA = "writing and querying a ledger needs pyarrow and duckdb: pip install 'headrace[ledger]'"
 
 

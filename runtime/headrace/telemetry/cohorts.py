@@ -20,7 +20,7 @@ from headrace.ledger.identity import Identity, ring_number
 from headrace.ledger.records import BATCH, REQUEST, BatchRecord, RequestRecord
 from headrace.protocol.origin import GIVEN
 from headrace.telemetry.asked import Asked
-from headrace.telemetry.sampling import Policy, Why, hashed, randomness, tracestate_of, whys_of, whys_of_batches
+from headrace.telemetry.sampling import Cap, Policy, Why, hashed, randomness, tracestate_of, whys_of, whys_of_batches
 
 PATIENCE_NS = 5 * SECOND
 """How long a batch waits for the last of its requests, and a part for the request it belongs to."""
@@ -81,7 +81,7 @@ class _Verdict(NamedTuple):
 class _Found:
     """A batch, or a request that was in none, before the verdict; `lot` is its random number.
 
-    `ids` are those of its requests, `parents` of the requests that these are part of.
+    `ids` are those of its requests, `parents` of the requests that these are part of. `is_allowed`: it is within the cap.
     """
 
     held: InitVar[Held]
@@ -90,6 +90,7 @@ class _Found:
     batch: BatchRecord | None
     visits: Sequence[tuple[BatchRecord, _Id]]
     until: int
+    is_allowed: bool
     records: list[RequestRecord] = field(init=False)
     ids: list[_Id] = field(init=False)
     parents: set[_Id] = field(init=False)
@@ -109,10 +110,11 @@ class Cohorts:
         identity: makes its ids.
         policy: what to keep.
         asked: what clients want kept.
+        cap: how much of it may be.
     """
 
-    def __init__(self, identity: Identity, policy: Policy, asked: Asked) -> None:
-        self._identity, self._policy, self._asked = identity, policy, asked
+    def __init__(self, identity: Identity, policy: Policy, asked: Asked, cap: Cap) -> None:
+        self._identity, self._policy, self._asked, self._cap = identity, policy, asked, cap
         self._requests: Held = np.zeros(0, HELD_REQUEST)
         self._batches: Held = np.zeros(0, HELD_BATCH)
         self._visits: Held = np.zeros(0, HELD_BATCH)
@@ -138,15 +140,18 @@ class Cohorts:
         """
         for chunk in chunks:
             self._add(chunk, now)
+        if not self.held and not self._alone:
+            return []
         is_over = is_end or self.held > _MOST
         found = [*self._gather(now, is_over=is_over), *self._gather_alone(now)]
         self._waiting += [each for each in found if each.parents]
         self._want()
-        judged = [self._judge(each, "") for each in found if not each.parents]
+        judged = [self._judge(each, "", now) for each in found if not each.parents]
         kept = [each for each in judged if each is not None]
-        # What waited for one of these may be what others wait for.
-        while resolved := self._resolve(now, is_over=is_over):
-            kept += resolved
+        waiting = -1
+        while len(self._waiting) != waiting:  # what waited for one of these may be what others wait for
+            waiting = len(self._waiting)
+            kept += self._resolve(now, is_over=is_over)
         for known in (self._late, self._verdicts, self._wanted):
             _forget(known)
         return kept
@@ -167,7 +172,8 @@ class Cohorts:
             is_alone = records["batch"] == 0
             if self._late:
                 is_alone |= np.isin(held["key"], list(self._late))
-            self._alone.append(held[is_alone])
+            if is_alone.any():
+                self._alone.append(held[is_alone])
             self._requests = _joined(self._requests, held[~is_alone])
         else:
             made_by = _keys(records["parent_model"], records["parent"])
@@ -178,16 +184,21 @@ class Cohorts:
 
     def _gather_alone(self, now: int) -> Iterator[_Found]:
         """Those who were in no batch, or come after the decision on theirs, unless they are dull."""
+        if not self._alone:
+            return
         alone = _joined(self._requests[:0], *self._alone)
         self._alone.clear()
         whys = alone["why"]
         if self._late:
             whys = whys | np.array([self._late.get(key, 0) for key in alone["key"].tolist()], np.uint8)
         whys, lots = self._with_lots(whys, alone)
-        is_part = alone["record"]["parent"] > 0
-        for place in np.flatnonzero((whys > 0) | is_part | self._may_have_parts(alone)).tolist():
-            mine, why, lot = alone[place : place + 1], Why(int(whys[place])), int(lots[place])
-            yield _Found(mine, why, lot, None, (), now + PATIENCE_NS)
+        has_family = (alone["record"]["parent"] > 0) | self._may_have_parts(alone)
+        chosen = np.flatnonzero((whys > 0) | has_family)
+        columns = (column[chosen].tolist() for column in (whys, lots, has_family, _spans_of(alone)))
+        for place, why, lot, waits, spans in zip(chosen.tolist(), *columns, strict=True):
+            # What is above the cap is dropped before anything is made of it, unless it is not yet known whether it is kept.
+            if waits or self._cap.allows(spans, now):
+                yield _Found(alone[place : place + 1], Why(why), lot, None, (), now + PATIENCE_NS, not waits)
 
     def _gather(self, now: int, *, is_over: bool) -> Iterator[_Found]:
         """The batches that are complete, unless they are dull."""
@@ -201,26 +212,32 @@ class Cohorts:
         has_batch = places < len(batches)
         has_batch[has_batch] = batches["key"][places[has_batch]] == keys[has_batch]
         whys, missing = np.zeros(len(keys), np.uint8), np.ones(len(keys), np.int64)
-        is_part, may_have_parts = np.zeros(len(keys), bool), np.zeros(len(keys), bool)
+        has_family, spans = np.zeros(len(keys), bool), np.zeros(len(keys), np.int64)
         is_ripe = np.full(len(keys), is_over)
         if len(keys):
             whys |= np.bitwise_or.reduceat(requests["why"], starts)
-            is_part |= np.logical_or.reduceat(requests["record"]["parent"] > 0, starts)
-            may_have_parts |= np.logical_or.reduceat(self._may_have_parts(requests), starts)
+            is_part = requests["record"]["parent"] > 0
+            has_family |= np.logical_or.reduceat(is_part | self._may_have_parts(requests), starts)
+            spans += np.add.reduceat(_spans_of(requests), starts)
             is_ripe |= np.minimum.reduceat(requests["seen"], starts) <= old
             mine = batches[places[has_batch]]
             whys[has_batch] |= mine["why"]
+            spans[has_batch] += 1 + (mine["record"]["executed"] > 0)
             missing[has_batch] = mine["record"]["requests"].astype(np.int64) - counts[has_batch]
             is_ripe |= missing <= 0
         whys, lots = self._with_lots(whys, requests[starts])
         for place in np.flatnonzero(is_ripe & (missing > 0)).tolist():
             self._late[int(keys[place])] = int(whys[place])
-        chosen = np.flatnonzero(is_ripe & ((whys > 0) | is_part | may_have_parts))
-        columns = zip(*(column[chosen].tolist() for column in (keys, starts, counts, whys, lots, places, has_batch)), strict=True)
+        chosen = np.flatnonzero(is_ripe & ((whys > 0) | has_family))
+        columns = (keys, starts, counts, whys, lots, places, has_batch, has_family, spans)
         batch_records = batches["record"]
-        for key, start, count, why, lot, place, is_known in columns:
-            batch = BatchRecord(*batch_records[place].tolist()) if is_known else None
-            yield _Found(requests[start : start + count], Why(why), lot, batch, self._visits_of(key), now + PATIENCE_NS)
+        for key, start, count, why, lot, place, is_known, waits, size in zip(
+            *(column[chosen].tolist() for column in columns), strict=True
+        ):
+            visits = self._visits_of(key) if is_known else ()
+            if waits or self._cap.allows(size + len(visits), now):
+                batch = BatchRecord(*batch_records[place].tolist()) if is_known else None
+                yield _Found(requests[start : start + count], Why(why), lot, batch, visits, now + PATIENCE_NS, not waits)
         self._requests = requests[np.repeat(~is_ripe, counts)]
         is_open = batches["seen"] > now - _LONG_PATIENCE_NS
         is_open[places[has_batch & is_ripe]] = False
@@ -263,13 +280,13 @@ class Cohorts:
             verdicts = [self._verdicts.get(parent) for parent in each.parents]
             if all(verdicts) or is_over or each.until <= now or len(waiting) > _MOST_WAITING:
                 states = [verdict.tracestate for verdict in verdicts if verdict is not None and verdict.tracestate]
-                if cohort := self._judge(each, states[0] if states else ""):
+                if cohort := self._judge(each, states[0] if states else "", now):
                     kept.append(cohort)
             else:
                 self._waiting.append(each)
         return kept
 
-    def _judge(self, found: _Found, family: str) -> Cohort | None:
+    def _judge(self, found: _Found, family: str, now: int) -> Cohort | None:
         """The verdict on it; `family` is the tracestate of a request it is part of, that is kept."""
         why = found.why
         if not self._wanted.keys().isdisjoint(found.ids):
@@ -285,7 +302,8 @@ class Cohorts:
             self._wanted.pop(who, None)
             if who[0] in self._parents:
                 self._verdicts[who] = _Verdict(trace, state)
-        return Cohort(requests, why, state, found.batch, found.visits) if why else None
+        cohort = Cohort(requests, why, state, found.batch, found.visits)
+        return cohort if why and (found.is_allowed or self._cap.allows(cohort.spans, now)) else None
 
     def _trace_of(self, record: RequestRecord, who: _Id) -> int:
         if record.context == GIVEN:
@@ -299,6 +317,11 @@ class Cohorts:
 
 def _ids_of(held: Held) -> list[_Id]:
     return list(zip(held["id_model"].tolist(), held["id"].tolist(), strict=True))
+
+
+def _spans_of(requests: Held) -> NDArray[np.int64]:
+    """How many spans each is."""
+    return 1 + (requests["record"]["queued"] > 0).astype(np.int64) + (requests["record"]["executed"] > 0)
 
 
 def _bytes_of(records: Held) -> NDArray[np.void]:

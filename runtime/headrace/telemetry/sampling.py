@@ -31,7 +31,7 @@ class Why(IntFlag):
     ERROR = 2
     """It was not answered: failed, refused, invalid. Whoever cancelled did not want an answer."""
     MISPREDICTED = 4
-    """Its batch took much longer, or shorter, than the plan had reckoned with."""
+    """Its batch took much longer than the plan had reckoned with."""
     UPSTREAM = 8
     """Who called has its trace recorded, and said so."""
     ASKED = 16
@@ -51,8 +51,8 @@ class Why(IntFlag):
 class Policy:
     """What to keep.
 
-    `baseline` is the share of dull batches, 0 to 1. A batch is mispredicted if it took `ratio` times as long as predicted, or was
-    that much shorter, and the difference is more than `least_ns`.
+    `baseline` is the share of dull batches, 0 to 1. A batch is mispredicted if it took more than `ratio` times as long as
+    predicted, and more than `least_ns` longer. What is predicted is an upper quartile: that one is shorter is no surprise.
     """
 
     baseline: float = 0.001
@@ -78,8 +78,8 @@ def whys_of_batches(batches: Records, policy: Policy) -> NDArray[np.uint8]:
     """What each of these batches has in itself, as bits of `Why`."""
     actual, predicted = batches["executed"] - batches["gathered"], batches["predicted"]
     known = (predicted > 0) & (batches["gathered"] > 0) & (batches["executed"] > 0)
-    far = (actual > policy.ratio * predicted) | (actual * policy.ratio < predicted)
-    return _bits((known & far & (abs(actual - predicted) > policy.least_ns), Why.MISPREDICTED))
+    is_far = (actual > policy.ratio * predicted) & (actual - predicted > policy.least_ns)
+    return _bits((known & is_far, Why.MISPREDICTED))
 
 
 def randomness(seed: int, models: NDArray[Any], numbers: NDArray[Any]) -> NDArray[np.uint64]:
@@ -108,11 +108,15 @@ def tracestate_of(why: Why, threshold: int, random: int) -> str:
 class Cap:
     """How many spans a second, over a second.
 
+    Attributes:
+        dropped: how many were not allowed.
+
     Args:
         per_second: of them.
     """
 
     def __init__(self, per_second: int) -> None:
+        self.dropped = 0
         self._per_second = per_second
         self._left, self._at = float(per_second), 0
 
@@ -122,6 +126,7 @@ class Cap:
             self._left = min(self._per_second, self._left + (now - self._at) * self._per_second / SECOND)
         self._at = now
         if self._left <= 0:
+            self.dropped += spans
             return False
         self._left -= spans
         return True

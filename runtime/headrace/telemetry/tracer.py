@@ -43,8 +43,8 @@ class Tracer:
         identity = Identity(server.id)
         policy = Policy() if wish.baseline is None else Policy(baseline=wish.baseline)
         self._asked = Asked(server.path, server.names, told.left)
-        self._cohorts = Cohorts(identity, policy, self._asked)
         self._cap = Cap(spans_per_second)
+        self._cohorts = Cohorts(identity, policy, self._asked, self._cap)
         self._maker = SpanMaker(identity, server.names, resource_of(server.pid, server.id))
         self._sender = Sender(exporter or exporter_of(wish), wish, self._tally)
         self._told, self._told_at, self._wall_ahead = told, 0, 0
@@ -52,9 +52,10 @@ class Tracer:
     def tick(self, now: int) -> None:
         """Take what there is; `now` is in ns."""
         self._asked.look()
-        while chunks := self._chunks():
+        chunks = self._chunks()
+        self._keep(chunks, now)
+        while chunks := chunks and self._chunks():
             self._keep(chunks, now)
-        self._keep([], now)
         if now - self._told_at >= _REPORT_NS:
             self._report(now)
 
@@ -79,10 +80,9 @@ class Tracer:
 
     def _keep(self, chunks: list[Chunk], now: int, *, is_end: bool = False) -> None:
         for cohort in self._cohorts.take(chunks, now, is_end=is_end):
-            if self._cap.allows(cohort.spans, now):
-                self._sender.add(self._maker.spans_of(cohort, self._wall_ahead))
-            else:
-                self._tally.spans_capped += cohort.spans
+            self._sender.add(self._maker.spans_of(cohort, self._wall_ahead))
+        self._tally.spans_capped += self._cap.dropped
+        self._cap.dropped = 0
 
     def _report(self, now: int) -> None:
         self._told_at = now
