@@ -13,6 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE  # without compiled modules everything starts t
 # The interpreter: $(PYTHON) where it is set, else the first of these that is new enough.
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14)
 
+# Files of tests run side by side, each in one process: most of their time is somebody's start, or somebody's wait.
+pytest = $(BIN)/python -m pytest -q -n 2 --dist loadfile
 step = @printf '\033[1m== %s\033[0m\n' "$(1)"
 install = @if [ -x $(BIN)/uv ]; \
 	then $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(1)]'; \
@@ -73,8 +75,7 @@ test: $(VENV)/.dev-installed $(VENV)/.prometheus
 	$(call step,generated protocol is up to date)
 	@$(BIN)/python tools/check_protocol.py
 	$(call step,pytest)
-	@if [ -f $(VENV)/.kernels-checked ]; then $(BIN)/python -m pytest -q --parts; \
-	  else $(BIN)/python -m pytest -q --parts --without-kernels; fi
+	@if [ -f $(VENV)/.kernels-checked ]; then $(pytest) --parts; else $(pytest) --parts --without-kernels; fi
 
 # What needs no interpreter.
 test-rust:
@@ -108,6 +109,7 @@ bench: $(VENV)/.dev-installed kernels
 	@$(BIN)/python -m benchmarks.python_models
 	@$(BIN)/python -m benchmarks.triton_backend
 	@$(BIN)/python -m benchmarks.scheduling
+	@$(BIN)/python -m benchmarks.telemetry
 	@$(BIN)/python -m benchmarks.load_check
 	@$(BIN)/python -m benchmarks.startup
 

@@ -35,7 +35,7 @@ from headrace.backends.nodes import open_node
 from headrace.engine.engine import Engine
 from headrace.models.graphs import Graph
 from headrace.node import Context
-from headrace.request import Request
+from headrace.request import Head, Request
 from headrace.tensor import Tensor
 
 PROMISED = {"us_a_fused_node": 15.0, "of_the_loop": 0.95, "us_of_a_process": 150.0}
@@ -116,8 +116,8 @@ class _Batch:
         return {"IN": _ROWS}
 
     @property
-    def heads(self) -> list[Request]:
-        return self.requests
+    def heads(self) -> list[Head]:
+        return []
 
     def wanted(self) -> tuple[str, ...]:
         return ("OUT",)

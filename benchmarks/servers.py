@@ -134,10 +134,13 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def headrace(repository: Path, transport: str, *, python: str = sys.executable) -> Server:
-    """`headrace serve` on one transport."""
+def headrace(
+    repository: Path, transport: str, *, python: str = sys.executable, environment: Mapping[str, str] | None = None
+) -> Server:
+    """`headrace serve` on one transport, with more of an environment."""
     command = [python, "-m", "headrace", "serve", f"--repository={repository}", f"--transport={transport}"]
-    return Server(f"headrace-{transport}", [*command, "--grpc=127.0.0.1:0", "--http=none", "--metrics=none"])
+    command += ["--grpc=127.0.0.1:0", "--http=none", "--metrics=none"]
+    return Server(f"headrace-{transport}", command, environment={**os.environ, **(environment or {})})
 
 
 def reference(repository: Path, model: str) -> Server:

@@ -2,7 +2,8 @@
 
 - p50 of one client, and the throughput of 64 clients of one row each, of a model of that Triton that Headrace passes on, against
   asking the same Triton directly; one after the other, in rounds.
-- A call on a channel of the thread's own, as the backend makes it, against the same call by grpc.aio in a loop of its own thread.
+- A call as the backend makes it, over the native client and over the portable one, against the same call by grpc.aio in a loop
+  of its own thread.
 - 1 MB in and out, in shared memory and over the network of the machine.
 
 Writes benchmarks/results/triton-backend.json, and prints what it found.
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,11 @@ from benchmarks import load, servers
 from benchmarks.harness import check_release, ratios, write
 from benchmarks.models import MODELS, build_repository, build_variant
 from benchmarks.servers import BUILD
+from headrace.backends.triton.messages import Asking, Header
+from headrace.backends.triton.native import NativeChannel
+from headrace.backends.triton.portable import PortableChannel
+from headrace.backends.triton.settings import Settings
+from headrace.clock import SECOND, MonotonicClock
 from headrace.engine.engine import Engine
 
 PROMISED = {"us_added_at_one_client": 300.0, "throughput_at_64_clients": 1.3}
@@ -110,20 +117,26 @@ def passing_on(behind: servers.Server, here: Path, rounds: int, seconds: float) 
 
 
 def calls(address: str) -> dict[str, float]:
-    """Medians in us of the two ways to call, by turns."""
+    """Medians in us of the ways to call, by turns."""
+    array = np.zeros((1, 64), np.float32)
     x = triton.InferInput("x", [1, 64], "FP32")
-    x.set_data_from_numpy(np.zeros((1, 64), np.float32))
-    times: dict[str, list[int]] = {"its own channel": [], "grpc.aio": []}
-    with triton.InferenceServerClient(address) as client, _aio_client(address) as ask:
+    x.set_data_from_numpy(array)
+    settings, asking = Settings(address, MODEL), Asking(Header(MODEL, ""), {"x": array}, ["y"])
+    channels = {"native": NativeChannel(settings), "portable": PortableChannel(settings, MonotonicClock())}
+    with _aio_client(address) as ask:
         ways: dict[str, Callable[[], object]] = {
-            "its own channel": lambda: client.infer(MODEL, [x]),
-            "grpc.aio": lambda: ask(x),
+            name: partial(lambda channel: channel.infer(asking, MonotonicClock.now() + 10 * SECOND, ()), channel)
+            for name, channel in channels.items()
         }
+        ways["grpc.aio"] = lambda: ask(x)
+        times: dict[str, list[int]] = {name: [] for name in ways}
         for _ in range(1000):
             for name, way in ways.items():
                 began = time.perf_counter_ns()
                 way()
                 times[name].append(time.perf_counter_ns() - began)
+    for channel in channels.values():
+        channel.close()
     return {name: round(statistics.median(each[100:]) / 1000, 1) for name, each in times.items()}
 
 

@@ -59,13 +59,18 @@ class Parts:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Where the test runs, which with several processes is not where they are counted."""
         report = yield
-        if report.skipped and not hasattr(report, "wasxfail"):
-            if not any(item.get_closest_marker(name) for name in MAY_SKIP):
-                self.skipped.append(item.nodeid)
-        elif report.when == "call":
-            self.ran[part_of(item)] += 1
+        report.part = part_of(item)
+        report.may_skip = any(item.get_closest_marker(name) for name in MAY_SKIP)
         return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            if not report.may_skip:
+                self.skipped.append(report.nodeid)
+        elif report.when == "call":
+            self.ran[report.part] += 1
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.skipped:
@@ -81,7 +86,7 @@ class Parts:
         return missing + unlisted + [f"skipped, and neither gpu nor docker: {name}" for name in self.skipped]
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if exitstatus == pytest.ExitCode.OK and self.problems():
+        if exitstatus == pytest.ExitCode.OK and not hasattr(session.config, "workerinput") and self.problems():
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

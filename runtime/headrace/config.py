@@ -87,6 +87,8 @@ class ServerConfig(BaseModel):
     """How old files may become."""
     slo: Path | None = None
     """Where objectives are, OpenSLO files; else in `slo/` below the repository, if that is there. In a file, as `repository`."""
+    spans_per_second: Annotated[int, Field(gt=0)] = 5000
+    """Of traces, where OpenTelemetry's variables ask for them; what is above it is dropped and counted."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"
 

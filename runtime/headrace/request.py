@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeAlias
 
 from headrace.tensor import RawTensor, Tensor
@@ -110,6 +111,21 @@ class Request:
     classes: Mapping[str, int] = field(default_factory=dict[str, int])
     placed: Mapping[str, Window] = field(default_factory=dict[str, Window])
     origin: Origin = NOWHERE
+
+
+class Head(NamedTuple):
+    """What of a request goes along with what is sent on for it: all but its inputs. Cheap to make."""
+
+    model: str
+    id: str = ""
+    parameters: Mapping[str, Parameter] = MappingProxyType({})
+    deadline: int | None = None
+    timeout_ns: int = 0
+    priority: int = 0
+    sequence: Sequence | None = None
+    received: int = 0
+    origin: Origin = NOWHERE
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -174,6 +174,11 @@ def as_tensor(value: object) -> Tensor:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
 
 
+def bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The bytes of an array: of any datatype, for some that numpy knows by courtesy only have no buffer of their own."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
 def rows_of(tensor: Tensor, start: int, stop: int) -> Tensor:
     """Rows `start` to `stop` of the first dimension, without copying."""
     return tensor.rows(start, stop) if isinstance(tensor, BytesTensor) else tensor[start:stop]

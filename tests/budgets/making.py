@@ -8,8 +8,7 @@ import numpy as np
 
 from headrace.budgets.slo import Objective
 from headrace.clock import MILLISECOND, SECOND
-from headrace.ledger.histograms import STAGES
-from headrace.ledger.records import BATCH, REQUEST, Outcome, Records
+from headrace.ledger.records import BATCH, REQUEST, STAGES, Outcome, Records
 
 NOON = 10**17
 """An instant of CLOCK_MONOTONIC, in ns, that is a whole minute of the line of time of a history that is not ahead."""

@@ -15,8 +15,7 @@ from headrace.budgets.history import BAD, TOTAL
 from headrace.budgets.offenders import offenders_of
 from headrace.clock import MILLISECOND, SECOND
 from headrace.ledger.collect import BATCH_KIND, REQUEST_KIND, Chunk
-from headrace.ledger.histograms import STAGES
-from headrace.ledger.records import Outcome, Records, Refusal
+from headrace.ledger.records import STAGES, Outcome, Records, Refusal
 from headrace.scheduling.plan import Reason
 from tests.budgets.making import NOON, batch, batches, expired, objective, request, requests
 

@@ -13,7 +13,8 @@ from headrace.budgets.keeping import Keeping
 from headrace.budgets.report import read_report
 from headrace.clock import SECOND, VirtualClock
 from headrace.errors import InvalidObjective
-from headrace.ledger.ledger import Ledger, RequestRecord
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import RequestRecord
 from headrace.model import ModelSpec
 from tests.budgets.making import NOON, objective, request
 
@@ -26,7 +27,7 @@ class Server:
         self.budgets = Budgets([objective(**changes)], lambda number: self.ledger.model(number), 0)
         self.ledger = Ledger(self.budgets.fold)
         self.ledger.register(ModelSpec("m", 1, "d", "fake", "", 8, (), ()))
-        self.keeping = Keeping(self.budgets, self.ledger, published, directory, self.clock)
+        self.keeping = Keeping(self.budgets, self.ledger, published, directory, clock=self.clock)
 
     def had(self, count: int, execute: float = 1) -> None:
         for _ in range(count):

@@ -41,7 +41,7 @@ class Model:
         (self.repository / "m" / "1").mkdir(parents=True)
         (self.repository / "slo").mkdir()
         write_node(self.repository / "m" / "1", SLEEPS.format(file=str(self._file)))
-        (self.repository / "m" / "config.pbtxt").write_text(CONFIG.replace("max_queue_size: 2", "max_queue_size: 0"))
+        (self.repository / "m" / "config.pbtxt").write_text(CONFIG.format(rows=1, waiting=0))
         self.promise(OPENSLO.replace("value: 20", f"value: {THRESHOLD_MS}"))
 
     def takes(self, milliseconds: float) -> None:

@@ -25,7 +25,7 @@ from headrace.errors import (
     QueueClosed,
     Unsupported,
 )
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from tests.engine.conftest import Store
 from tests.waiting import until
 

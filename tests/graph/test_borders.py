@@ -15,7 +15,7 @@ from headrace.backends.fake import Gate, Script
 from headrace.clock import SECOND
 from headrace.engine.engine import ModelControl
 from headrace.errors import BackendFailed, DeadlineExpired, HeadraceError, InvalidRequest
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from tests.graph.conftest import Home, Serve, statistics
 from tests.transport.serving import Asked, Server, tensor
 from tests.waiting import until

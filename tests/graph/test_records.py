@@ -30,7 +30,7 @@ def test_rows_know_their_request_and_visits_their_batch(home: Home, serve: Serve
     engine.ledger._fold = seen
     origin = Origin(7, 1, 2, 3, 0, 0, 1, 1)
     number = np.array([[6]], np.int64)
-    ask: Any = engine._threads.ask
+    ask: Any = engine._calls.ask
     answer = ask(Request("count", {"NUMBER": number}, received=engine.clock.now(), origin=origin)).result()
     assert answer.outputs["OUT"].shape == (1, 6, 1)
     for running in engine.catalog.running():

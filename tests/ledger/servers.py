@@ -33,12 +33,12 @@ with open({gate!r}) as gate:
 return {{"y": x}}
 """
 CONFIG = """
-max_batch_size: 1
-input { name: "x" data_type: TYPE_FP32 dims: -1 }
-output { name: "y" data_type: TYPE_FP32 dims: -1 }
-instance_group { count: 1 kind: KIND_CPU }
-dynamic_batching { default_queue_policy { max_queue_size: 2 } }
-parameters { key: "isolation" value { string_value: "thread" } }
+max_batch_size: {rows}
+input {{ name: "x" data_type: TYPE_FP32 dims: -1 }}
+output {{ name: "y" data_type: TYPE_FP32 dims: -1 }}
+instance_group {{ count: 1 kind: KIND_CPU }}
+dynamic_batching {{ default_queue_policy {{ max_queue_size: {waiting} }} }}
+parameters {{ key: "isolation" value {{ string_value: "thread" }} }}
 """
 
 
@@ -50,10 +50,11 @@ class Gate:
         self._path.touch()
         self._file = self._path.open("w")
 
-    def add_model(self, repository: Path) -> None:
+    def add_model(self, repository: Path, rows: int = 1, waiting: int = 2) -> None:
+        """The model `m`: so many rows a batch at most, and so many requests that wait."""
         (repository / "m" / "1").mkdir(parents=True)
         write_node(repository / "m" / "1", GATED.format(entered=str(self._entered), gate=str(self._path)))
-        (repository / "m" / "config.pbtxt").write_text(CONFIG)
+        (repository / "m" / "config.pbtxt").write_text(CONFIG.format(rows=rows, waiting=waiting))
 
     def close(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_EX)

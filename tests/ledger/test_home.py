@@ -12,7 +12,8 @@ import pytest
 from headrace.errors import InvalidLedger
 from headrace.ledger import home as homes
 from headrace.ledger.home import neighbour, neighbours, open_home, remove_leftovers, the_neighbour
-from headrace.ledger.ledger import BatchRecord, Ledger, Records, RequestRecord
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import BatchRecord, Records, RequestRecord
 from headrace.ledger.ring import RingReader
 from headrace.model import ModelSpec
 

@@ -17,8 +17,9 @@ import pytest
 from headrace.clock import SECOND
 from headrace.errors import InvalidLedger
 from headrace.ledger.home import Home, Neighbour, open_home, the_neighbour
-from headrace.ledger.ledger import BatchRecord, Ledger, Outcome, RequestRecord
+from headrace.ledger.ledger import Ledger
 from headrace.ledger.query import Desk, gather_sources
+from headrace.ledger.records import BatchRecord, Outcome, RequestRecord
 from headrace.ledger.segments import Limits, read_segments, remove_old, remove_unfinished
 from headrace.ledger.spill import Spill
 from headrace.model import ModelSpec

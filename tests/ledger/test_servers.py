@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from headrace.cli.app import app
 from headrace.ledger.home import neighbours
+from headrace.ledger.records import STAGES
 from headrace.protocol.origin import pseudonym
 from tests.ledger.servers import Gate, Served, ask, counts, one, served
 from tests.transport.serving import TRANSPORTS
@@ -88,6 +89,10 @@ def test_every_end_is_told_while_it_runs_and_afterwards(
         parts = [row[f"{stage}_us"] for stage in ("receive", "queue", "gather", "execute", "scatter", "send")]
         assert min(parts) >= 0
         assert sum(parts) == pytest.approx(row["request_us"]), "no time is dark"
+        whole = " + ".join(f"coalesce({stage}_us, 0)" for stage in STAGES)
+        dark = f"SELECT outcome FROM stages WHERE abs({whole} - request_us) > 0.001"
+        assert ask(dark, kept, me) == [], "of those that did not get far, either"
+        assert ask("SELECT gather_us, queue_us > 1e6 FROM stages WHERE outcome = 'expired'", kept, me) == [(None, True)]
         malformed = "SELECT model, outcome FROM requests WHERE malformed_trace ORDER BY ALL"
         assert ask(malformed, kept, me) == [("m", "invalid"), (None, "invalid")]
         who = dict(ask("SELECT client, count(*) FROM requests GROUP BY ALL", kept, me))

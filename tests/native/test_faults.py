@@ -10,7 +10,7 @@ import headrace_kernels
 import pytest
 
 from headrace.backends.fake import Script
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from tests.transport.serving import ECHO, Server, fill, serving, tensor, wait_until
 from tests.transport.streaming import Raw, answers, one
 

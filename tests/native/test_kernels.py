@@ -38,7 +38,7 @@ def test_another_version_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPa
     assert chosen_transport("portable") == "portable"
 
 
-@pytest.mark.parametrize("program", ["import headrace.scheduling.native", "import headrace.transport.native"])
+@pytest.mark.parametrize("program", [f"import headrace.{part}.native" for part in ("scheduling", "transport", "backends.triton")])
 def test_another_version_is_refused_at_import(program: str, tmp_path: Path) -> None:
     (tmp_path / "headrace_kernels.py").write_text("__version__ = '0.0.9'\n")
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {program}"]

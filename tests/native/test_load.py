@@ -23,7 +23,7 @@ import pytest
 from pyarrow import feather
 
 from headrace.backends.fake import Gate, Script
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from tests.build_models import add_model
 from tests.transport.serving import ECHO, PATIENCE, Server, fill, serving, wait_until
 from tests.transport.test_drain import Process, slow

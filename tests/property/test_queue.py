@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from headrace.errors import QueueClosed, QueueFull
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.model import QueuePolicy
 from headrace.scheduling.admission import Limits
 from headrace.scheduling.entry import EntryState, PortableEntry

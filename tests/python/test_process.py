@@ -264,10 +264,11 @@ def test_an_interrupt_in_the_terminal_is_for_the_server(tmp_path: Path) -> None:
         SERVER.replace(
             "runner.run(",
             dedent("""
-        import signal
-        signal.signal(signal.SIGINT, lambda *_: None)
+        import signal, threading
+        interrupted = threading.Event()
+        signal.signal(signal.SIGINT, lambda *_: interrupted.set())
         print("ready", flush=True)
-        signal.pause()
+        interrupted.wait()
         print(runner.run("""),
             1,
         ).rstrip()
@@ -288,3 +289,16 @@ def test_onnxruntime_is_not_needed(tmp_path: Path) -> None:
     program = "import sys, headrace.backends.python, headrace.backends.worker; print('onnxruntime' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("set_to", "is_seen"), [(None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.check=0", "glibc.malloc.check=0")]
+)
+def test_a_process_asks_for_huge_pages_unless_the_server_says_otherwise(
+    process: Open, monkeypatch: pytest.MonkeyPatch, set_to: str | None, is_seen: str
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if set_to is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", set_to)
+    runner = process("import os\nreturn {'y': np.float32([[*os.environ['GLIBC_TUNABLES'].encode()]])}")
+    assert bytes(map(int, values(runner)[0])).decode() == is_seen

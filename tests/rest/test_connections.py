@@ -16,7 +16,7 @@ import pytest
 from headrace.backends.fake import Gate, Script
 from headrace.clock import MILLISECOND, SECOND
 from headrace.errors import CannotListen
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.protocol.validate import bucket_of
 from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.transport.control import Control

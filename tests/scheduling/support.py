@@ -9,7 +9,8 @@ import numpy as np
 
 from headrace.clock import VirtualClock
 from headrace.errors import HeadraceError
-from headrace.ledger.ledger import Ledger, Outcome, Records
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import Outcome, Records
 from headrace.model import Batching, ModelSpec
 from headrace.request import Request, Response
 from headrace.request import Sequence as Place

@@ -6,7 +6,7 @@ import pytest
 from headrace.backends.base import Batch, Outputs
 from headrace.engine.instance import Instance
 from headrace.errors import BackendFailed, Broken, DeadlineExpired
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.model import GraphIO
 from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.plan import Reason

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from headrace.errors import BackendFailed, Broken
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.model import Batching, ModelSpec
 from headrace.request import Request
 from headrace.scheduling.admission import Estimate, Limits, Line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 
 from headrace.clock import MILLISECOND, SECOND
@@ -17,7 +18,7 @@ from headrace.errors import (
     QueueFull,
     QueueTimeout,
 )
-from headrace.ledger.ledger import Outcome, Refusal
+from headrace.ledger.records import Outcome, Refusal
 from headrace.model import QueuePolicy
 from headrace.protocol.validate import bucket_of
 from headrace.scheduling.admission import Depth, Estimate, Limits, Line
@@ -330,6 +331,20 @@ def test_a_closed_queue_refuses_and_is_served_to_the_end(house: House) -> None:
     assert house.queue.turn(None) is None
 
 
+def test_whoever_came_back_too_early_is_let_in_when_the_queue_closes(house: House) -> None:
+    house.push("a")
+    turn = house.queue.turn(None)
+    assert turn is not None
+    later = house.clock.now() + SECOND
+    with turn:
+        turn.take(Plan((), (), later, Reason.WAIT), 0)
+    house.queue.close()
+    last = house.queue.turn(later)
+    assert last is not None
+    with last:
+        assert last.is_last_call
+
+
 def test_an_abandoned_queue_answers_what_waits() -> None:
     house = House(spec(sequences=True))
     for lane in (0, 1, 1):
@@ -419,6 +434,25 @@ def test_a_lost_sink_of_several_answers_settles_once(house: House) -> None:
     assert house.outcomes() == [Outcome.CANCELLED]
     assert house.queue.wait_settled(0)
     assert "0 waiting, 0 unsettled>" in repr(house.queue)
+
+
+def test_a_version_that_is_loaded_again_numbers_its_requests_and_batches_anew(house: House) -> None:
+    numbered: list[tuple[list[int], list[int]]] = []
+    for _ in range(2):
+        for name in "abc":
+            house.push(name)
+        assert house.run() == ["a", "b", "c"]
+        house.ledger.drain()
+        numbered.append(tuple(np.concatenate(kind)["number"].tolist() for kind in (house.records, house.batches)))
+        house.queue.close()
+        house.queue = house.queues(house.spec, Limits())
+    assert numbered[0] == ([1, 2, 3], [1])
+    (requests, batches) = numbered[1]
+    assert len(set(requests)) == 6
+    assert len(set(batches)) == 2
+    records = np.concatenate(house.records)
+    assert set(records["model"].tolist()) == {house.queue.model_number}
+    assert set(records["batch"].tolist()) == set(batches), "each names its own"
 
 
 def test_a_class_that_is_shed_is_refused_but_for_its_share() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from headrace.clock import MILLISECOND, SECOND
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.model import Batching
 from headrace.scheduling.admission import LEVEL_OFFSET, Limits
 from headrace.scheduling.plan import Plan

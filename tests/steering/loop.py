@@ -11,7 +11,7 @@ import numpy as np
 
 from headrace.budgets.controller import Decision, Seen, State, decide
 from headrace.clock import MILLISECOND, SECOND
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.model import Batching
 from headrace.scheduling.forecast import Forecast
 from headrace.scheduling.simulate import Arrival, Fate, Report, Service, model, simulate

@@ -10,7 +10,7 @@ import pytest
 
 from headrace.budgets.controller import Move
 from headrace.clock import SECOND
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.scheduling.simulate import Arrival
 from headrace.scheduling.steering import Steering
 from tests.steering.loop import ALLOWED, THRESHOLD_NS, Loop, arrivals, is_good, reversals, run

@@ -7,7 +7,8 @@ import time
 import numpy as np
 
 from headrace.ledger.histograms import DURATION_EDGES, ROWS_EDGES, SPANS, STAGES, Histogram, Histograms, VersionHistograms
-from headrace.ledger.ledger import BATCH, REQUEST, BatchRecord, Ledger, Outcome, RequestRecord, in_turn
+from headrace.ledger.ledger import Ledger, in_turn
+from headrace.ledger.records import BATCH, REQUEST, BatchRecord, Outcome, RequestRecord
 from headrace.ledger.views import Statistics
 
 MOMENTS = ("received", "queued", "taken", "gathered", "executed", "scattered", "sent")

@@ -15,7 +15,7 @@ from headrace.backends.fake import Gate, Script
 from headrace.budgets.slo import Objective
 from headrace.clock import MILLISECOND
 from headrace.errors import BackendFailed, Code, Draining, HeadraceError, InvalidRequest, ModelNotFound, QueueClosed, QueueFull
-from headrace.ledger.ledger import Outcome, Refusal
+from headrace.ledger.records import Outcome, Refusal
 from headrace.protocol import headrace_pb2 as pb
 from headrace.request import Request
 from headrace.scheduling.entry import Answer, Entry, refusal_of

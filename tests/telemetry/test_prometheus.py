@@ -20,7 +20,9 @@ from headrace.backends.fake import Gate, Script
 from headrace.engine.observed import metrics_of
 from headrace.protocol import headrace_pb2 as pb
 from headrace.transport.metrics import MetricsEndpoint
+from tests.ledger import servers as ledger
 from tests.telemetry.conftest import Observe
+from tests.telemetry.exporting import HTTP, QUICK, receiving, set_environment
 from tests.telemetry.reading import Observed, Series
 from tests.telemetry.test_metrics import SMALL, SOON, refuse_the_third
 from tests.transport.serving import ECHO, PATIENCE, fill, serving, tensor, wait_until
@@ -67,7 +69,12 @@ def prometheus(folder: Path, target: str, rules: Path = ROOT / "configs/promethe
     """A Prometheus of the machine that scrapes `target`."""
     config = folder / "prometheus.yml"
     config.write_text(CONFIG.format(target=target, rules=rules))
-    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
+    command = [
+        "prometheus",
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        "--enable-feature=exemplar-storage",
+    ]
     process = subprocess.Popen(
         [*command, "--web.listen-address=127.0.0.1:0", "--log.format=logfmt"], stderr=subprocess.PIPE, text=True
     )
@@ -211,3 +218,39 @@ def test_the_example_rules_ask_for_metrics_that_exist(observe: Observe) -> None:
     asked = set(re.findall(r"(?<![:\w])headrace_\w+", rules))
     assert asked
     assert asked <= known
+
+
+@pytest.fixture
+def gated_model(tmp_path: Path) -> Iterator[None]:
+    gate = ledger.Gate(tmp_path)
+    gate.add_model(tmp_path / "models")
+    yield
+    gate.end()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("gated_model")
+def test_exemplars_lead_to_traces_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the requests are traced by who calls; the others are dull, and no exemplar leads to them."""
+    with receiving(tmp_path) as receiver:
+        sampling = {"OTEL_TRACES_SAMPLER": "parentbased_always_off"}
+        set_environment(monkeypatch, receiver.environment(HTTP, **QUICK, **sampling))
+        with ledger.served(tmp_path / "models") as server, prometheus(tmp_path, server.metrics) as watcher:
+            for number in range(1, 21):
+                flags = number % 2
+                server.infer(headers={"traceparent": f"00-{number:032x}-{number:016x}-{flags:02x}"})
+
+            def exemplars() -> list[Any]:
+                found = watcher.get("query_exemplars", query='{__name__=~"headrace_.+_bucket"}', start="0", end="99999999999")
+                return [(each["seriesLabels"], one) for each in found for one in each["exemplars"]]
+
+            wait_until(lambda: {labels["__name__"] for labels, _ in exemplars()} == {
+                "headrace_request_duration_seconds_bucket", "headrace_stage_duration_seconds_bucket"})  # fmt: skip
+            there = {(span.trace_id.hex(), span.span_id.hex()) for span in receiver.spans}
+            kept = {trace for trace, _ in there}
+            assert kept > {f"{number:032x}" for number in range(1, 21, 2)}
+            assert not kept > {f"{number:032x}" for number in range(2, 21, 2)}, "but for what took longer than was foretold"
+            for labels, one in exemplars():
+                assert (one["labels"]["trace_id"], one["labels"]["span_id"]) in there
+                assert float(one["value"]) <= float(labels["le"].replace("+Inf", "inf"))
+            assert server.metric("headrace_spans_sent_total") == len(receiver.spans)

@@ -23,7 +23,7 @@ from headrace.backends.base import Backend
 from headrace.backends.fake import FakeBackend, Script
 from headrace.clock import SECOND
 from headrace.engine.engine import Engine
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.transport.base import Transport
 from headrace.transport.control import Control
 from headrace.transport.ways import open_transport

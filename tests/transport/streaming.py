@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from headrace.backends.base import Batch
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.tensor import BytesTensor
 from tests.transport.serving import ECHO, PATIENCE, Server, message, tensor
 

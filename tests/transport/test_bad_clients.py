@@ -20,7 +20,7 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 
 from headrace.backends.fake import Script
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from tests.build_models import add_model
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, message, tensor, wait_until
 from tests.transport.test_connections import HELLO, MESSAGE, call, connect, frame, is_well

@@ -16,7 +16,7 @@ import tritonclient.grpc.aio as triton_aio
 
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, tensor, wait_until
 
 CLIENTS, ROUNDS = 64, 4

@@ -15,7 +15,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from headrace.backends.fake import Gate, Script
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from tests.transport.serving import ECHO, Asked, Serve, Server, tensor, wait_until
 from tests.transport.streaming import Raw, ended, one
 from tests.transport.test_connections import DATA, HELLO, MESSAGE, call, connect, frame

@@ -7,7 +7,7 @@ import pytest
 
 from headrace.backends.fake import Gate, Script
 from headrace.clock import MILLISECOND
-from headrace.ledger.ledger import Outcome, Refusal
+from headrace.ledger.records import Outcome, Refusal
 from headrace.scheduling.admission import SHARE_OF
 from headrace.scheduling.steering import Steering
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, message, wait_until

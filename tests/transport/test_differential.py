@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.protocol.validate import bucket_of
 from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.tensor import DTYPES

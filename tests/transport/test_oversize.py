@@ -12,7 +12,7 @@ import tritonclient.grpc as triton
 
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.tensor import BytesTensor
 from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, message, tensor, wait_until
 from tests.transport.streaming import Raw, Told

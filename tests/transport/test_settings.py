@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from pythonjsonlogger.json import JsonFormatter
 from tritonclient.grpc import service_pb2 as pb
@@ -17,8 +18,13 @@ from tritonclient.grpc import service_pb2 as pb
 from headrace.backends.fake import Script
 from headrace.cli.logs import TextFormatter
 from headrace.engine.engine import ModelControl
+from headrace.ledger.collect import REQUEST_KIND, Collector
+from headrace.ledger.home import Home, neighbour, open_home
+from headrace.ledger.report import Report, read_report, write_report
+from headrace.telemetry.asked import Asked
 from headrace.transport.log_switches import LogSettings, LogSwitches
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, tensor
+from tests.waiting import until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
@@ -32,9 +38,41 @@ OFF = {
 }
 
 
+class Picks:
+    """What the side process picks of the requests of a server, as far as clients ask for it."""
+
+    def __init__(self, server: Server, home: Home) -> None:
+        server.engine.ledger.share(home)
+        server.engine.traces.share(home.path)
+        self.me = neighbour(home.path)
+        self._asked = Asked(home.path, self.me.names, {})
+        self._collector = Collector(self.me)
+
+    def take(self) -> list[np.void]:
+        """The new ones."""
+        self._asked.look()
+        chunks, _ = self._collector.take()
+        self.me.learn()
+        requests = [chunk.records for chunk in chunks if chunk.kind == REQUEST_KIND]
+        picked = [record for records in requests for record in records[self._asked.whys_of(records) > 0]]
+        write_report(self.me.path, Report(left=self._asked.left))
+        return picked
+
+    def named(self) -> list[tuple[str, int]]:
+        """Model of every new one, and the request's number."""
+        return [(self.me.names[int(record["model"])][0], int(record["number"])) for record in self.take()]
+
+
 @pytest.fixture
 def traced(serve: Serve) -> Server:
     return serve({"m": (ECHO, Script()), "n": (ECHO, Script())})
+
+
+@pytest.fixture
+def picks(traced: Server) -> Iterator[Picks]:
+    home = open_home()
+    yield Picks(traced, home)
+    home.close()
 
 
 def traces(server: Server, model: str = "", **settings: Any) -> dict[str, list[str]]:
@@ -49,64 +87,47 @@ def infer(server: Server, *models: str) -> None:
         server.wait_settled(model)
 
 
-def kept(server: Server) -> list[tuple[str, int]]:
-    """Model of every trace, and the request's number."""
-    return [(trace.model, trace.record.number) for trace in server.engine.traces.take()]
-
-
 # -- traces -------------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_kept_unless_somebody_asks(traced: Server) -> None:
+def test_nothing_is_kept_unless_somebody_asks(traced: Server, picks: Picks) -> None:
     assert traces(traced) == traces(traced, "m") == OFF
     infer(traced, "m", "n")
-    assert kept(traced) == []
+    assert picks.named() == []
 
 
-def test_a_trace_is_the_record_of_its_request(traced: Server) -> None:
-    traces(traced, trace_level=["TIMESTAMPS"], trace_rate="1")
-    infer(traced, "m")
-    (trace,) = traced.engine.traces.records()
-    assert (trace.model, trace.version, trace.record.rows, trace.record.outcome) == ("m", 1, 1, 0)
-    stamps = trace.record[2:10]
-    assert all(stamps)
-    assert list(stamps) == sorted(stamps)
-    assert traced.engine.traces.take() == [trace]
-    assert traced.engine.traces.records() == []
-
-
-def test_the_rate_says_which_are_kept(traced: Server) -> None:
+def test_the_rate_says_which_are_kept(traced: Server, picks: Picks) -> None:
     assert traces(traced, trace_level=["TIMESTAMPS"], trace_rate="3") == OFF | {
         "trace_level": ["TIMESTAMPS"],
         "trace_rate": ["3"],
     }
     infer(traced, *"m" * 7)
-    assert kept(traced) == [("m", 3), ("m", 6)]
+    assert picks.named() == [("m", 3), ("m", 6)]
     traces(traced, trace_rate="1")
     infer(traced, *"m" * 2)
-    assert kept(traced) == [("m", 8), ("m", 9)]
+    assert picks.named() == [("m", 8), ("m", 9)]
     traces(traced, trace_level=["OFF"])
     infer(traced, "m")
-    assert kept(traced) == []
+    assert picks.named() == []
 
 
-def test_the_count_runs_out(traced: Server) -> None:
+def test_the_count_runs_out(traced: Server, picks: Picks) -> None:
     traces(traced, trace_level=["TIMESTAMPS"], trace_rate="1", trace_count="2")
     infer(traced, *"mmm")
-    assert kept(traced) == [("m", 1), ("m", 2)]
+    assert picks.named() == [("m", 1), ("m", 2)]
     assert traces(traced)["trace_count"] == ["0"]
     assert traces(traced, trace_count="1")["trace_count"] == ["1"]
     infer(traced, *"mm")
-    assert kept(traced) == [("m", 4)]
+    assert picks.named() == [("m", 4)]
     assert traces(traced, trace_count=None)["trace_count"] == ["-1"]
 
 
-def test_a_model_of_its_own(traced: Server) -> None:
+def test_a_model_of_its_own(traced: Server, picks: Picks) -> None:
     traces(traced, trace_level=["TIMESTAMPS"], trace_rate="2")
     own = traces(traced, "m", trace_rate="1", log_frequency="5")
     assert own == OFF | {"trace_level": ["TIMESTAMPS"], "trace_rate": ["1"], "log_frequency": ["5"]}
     infer(traced, *"mnmnm")
-    assert kept(traced) == [("n", 2), ("m", 1), ("m", 2), ("m", 3)]
+    assert picks.named() == [("m", 1), ("m", 2), ("n", 2), ("m", 3)]
     # What a model has not set for itself follows the others'.
     traces(traced, trace_rate="7", trace_count="9")
     assert traces(traced, "m") == own | {"trace_count": ["9"]}
@@ -115,19 +136,25 @@ def test_a_model_of_its_own(traced: Server) -> None:
     assert traces(traced, trace_level=None, trace_rate=None, trace_count=None) == OFF == traces(traced, "m")
 
 
-def test_what_was_refused_is_traced_too(traced: Server) -> None:
+def test_what_was_refused_is_traced_too(traced: Server, picks: Picks) -> None:
     traces(traced, trace_level=["TIMESTAMPS"], trace_rate="1")
     with fails(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'z' is not found"):
         traced.client.infer("z", [tensor("x", [[1]])])
-    (trace,) = traced.engine.traces.take()
-    assert (trace.model, trace.version, trace.record.code) == ("", 0, 5)
+    found: list[np.void] = []
+    until(lambda: bool(found.extend(picks.take()) or found))
+    (record,) = found
+    assert (record["model"], record["code"]) == (0, 5)
 
 
-def test_the_store_is_bounded(traced: Server) -> None:
-    traces(traced, trace_level=["TIMESTAMPS"], trace_rate="1")
-    traced.engine.traces._kept = type(traced.engine.traces._kept)(maxlen=2)
-    infer(traced, *"mmm")
-    assert kept(traced) == [("m", 2), ("m", 3)]
+def test_settings_outlive_the_side_process(traced: Server, picks: Picks) -> None:
+    traces(traced, trace_level=["TIMESTAMPS"], trace_rate="1", trace_count="3")
+    infer(traced, "m")
+    assert picks.named() == [("m", 1)]
+    assert traces(traced)["trace_count"] == ["2"]
+    told = read_report(picks.me.path).left
+    another = Asked(picks.me.path, picks.me.names, told)
+    another.look()
+    assert another.left == told == {"": (1, 2)}
 
 
 WRONG_TRACES: dict[str, tuple[str, dict[str, list[str]], grpc.StatusCode, str]] = {

@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from headrace.backends.fake import Gate, Script
 from headrace.clock import SECOND
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.transport.base import StreamWindow
 from tests.build_models import add_model
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, tensor, wait_until

@@ -14,7 +14,7 @@ from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
 from headrace.clock import SECOND
 from headrace.errors import InvalidRequest
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from tests.transport.asking import JUNK
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, fill, serving, wait_until
 from tests.transport.streaming import DECOUPLED, SINGLY, Conversation, Raw, Told, answers, ended, flag, one, values_of

@@ -18,7 +18,7 @@ import pytest
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
 from headrace.clock import MILLISECOND, SECOND
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.protocol.validate import bucket_of
 from headrace.scheduling.admission import Estimate, Limits, Line
 from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, tensor, wait_until

@@ -12,7 +12,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
 from headrace.backends.fake import Gate, Script
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, tensor, wait_until
 
 EXPIRED = "the deadline passed before model 'm' could answer"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from headrace.backends.triton import channel
+from headrace.errors import KernelsUnusable
 from tests.transport.serving import TRANSPORTS
 from tests.triton.far import MODELS, Triton, write_model
 from tests.triton.here import Here
@@ -25,6 +27,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def transport(request: pytest.FixtureRequest) -> str:
     """The way in, by name."""
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def way_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client of a test that runs over both transports is of the same make as the transport."""
+    if "transport" in request.fixturenames and request.getfixturevalue("transport") == "portable":
+        monkeypatch.setattr(channel.kernels, "load", _no_kernels)
+
+
+def _no_kernels() -> None:
+    raise KernelsUnusable("this test does without")
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,7 @@ MODELS: dict[str, tuple[str, str]] = {
         """,
         """
         rows = len(self.of(request))
+        self.note(str(rows))
         told = json.dumps([request.request_id(), json.loads(request.parameters()), rows], sort_keys=True)
         return self.give(
             timeout=np.full((rows, 1), request.timeout(), np.int64), told=np.array([[told.encode()]] * rows, np.object_)
@@ -181,10 +182,10 @@ def free_port() -> int:
 
 
 class Triton:
-    """A Triton that can be killed, and brought back where it was."""
+    """A Triton that can be killed, and brought back where it was; `options` are more of its own."""
 
-    def __init__(self, repository: Path, log: Path) -> None:
-        self.repository, self._log = repository, log
+    def __init__(self, repository: Path, log: Path, *options: str) -> None:
+        self.repository, self._log, self._options = repository, log, options
         self.port, self._http = free_port(), free_port()
         self.url = f"127.0.0.1:{self.port}"
         # The regions of its own models stay in /dev/shm when it is killed.
@@ -201,8 +202,10 @@ class Triton:
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in sorted(self._loaded)),
             "--exit-on-error=false",
+            "--disable-auto-complete-config",  # which takes two seconds a model; their configurations are complete
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
             "--backend-config=python,shm-default-byte-size=1048576",
+            *self._options,
         ]
         self._process = subprocess.Popen(
             [*start.command, *options],

@@ -7,14 +7,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from headrace.backends.triton.portable import PortableChannel
 from headrace.backends.triton.session import TritonSession
 from headrace.engine.engine import Engine
 from tests.build_models import add_model
-from tests.transport.serving import Server, serving
+from tests.transport.serving import Server, serving, wait_until
 from tests.triton.far import Triton
 
 FORWARD = {"header_forward_pattern": "^tracestate$"}
@@ -64,6 +66,16 @@ def session_of(engine: Engine, model: str) -> TritonSession:
     session = found.opened.sessions[0][0]
     assert isinstance(session, TritonSession)
     return session
+
+
+def wait_until_gone(session: TritonSession) -> None:
+    """Wait until a session that is idle can know that its server is gone: at the next request, for the kernels ask then."""
+    (line,) = session._client._free
+    if isinstance(line.channel, PortableChannel):
+        states: list[grpc.ChannelConnectivity] = []
+        line.channel._channel.subscribe(states.append)
+        wait_until(lambda: bool(states) and states[-1] is not grpc.ChannelConnectivity.READY)
+        line.channel._channel.unsubscribe(states.append)
 
 
 def named_memory(process: int = 0) -> set[str]:

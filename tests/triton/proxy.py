@@ -20,8 +20,6 @@ class Proxy:
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._is_closed = False
-        self.sent = 0
-        """Bytes that went to the server, in all."""
 
     def hold(self) -> None:
         """From now on it accepts, and nothing comes back."""
@@ -82,7 +80,6 @@ class Proxy:
     def _to_server(self, source: socket.socket, target: socket.socket) -> None:
         with source, contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
-                self.sent += len(data)
                 target.sendall(data)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)

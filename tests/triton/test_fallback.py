@@ -19,7 +19,7 @@ from headrace.protocol.headrace_pb2 import ModelConfig, ModelStatistics
 from tests.build_models import sums
 from tests.transport.serving import Asked, Server, tensor, wait_until
 from tests.triton.far import Triton, free_port
-from tests.triton.here import Here, doubling, parameters, reason_of, rows
+from tests.triton.here import Here, doubling, parameters, reason_of, rows, wait_until_gone
 
 
 def ask(server: Server, first: float) -> float:
@@ -79,17 +79,14 @@ def test_the_next_serves_while_the_first_is_down(here: Here, far: Triton, transp
     assert counts["doubles"] == sum(batches.values())
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_refused_batch_is_run_by_the_next(here: Here, far: Triton) -> None:
     """Nothing of it was sent, so it is asked at once, and nobody gets an error."""
     here.add_several(far.url, "triton, onnxruntime", doubling(), connect_timeout_s="1")
     engine = here.engine()
     session: Any = next(iter(engine.catalog.running())).opened.sessions[0][0]
     far.kill()
-    (line,) = session._members[0].session._client._free
-    states: list[object] = []
-    line.channel.subscribe(states.append)
-    wait_until(lambda: bool(states) and "READY" not in str(states[-1]))
-    line.channel.unsubscribe(states.append)
+    wait_until_gone(session._members[0].session)
     assert all((engine.infer("doubles", {"x": rows(n)})["y"] == 2 * rows(n)).all() for n in range(10))
     assert session.serving == "onnxruntime"
 

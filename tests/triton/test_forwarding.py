@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
+from headrace.ledger.identity import Identity, Part
 from tests.transport.serving import Asked, Server, tensor, wait_until
 from tests.triton.far import Triton
 from tests.triton.here import Here
@@ -59,9 +60,9 @@ def test_nothing_that_nobody_said(here: Here, far: Triton, transport: str) -> No
 def together(server: Server, far: Triton, proxy: Proxy, *requests: dict[str, Any]) -> list[tuple[int, str, dict[str, Any], int]]:
     """What the model there was told of requests that came while another one was under way."""
     proxy.hold()
-    sent = proxy.sent
+    ran = len(far.runs("tells"))
     first = Asked(server, "tells", row(), client_timeout=FAR_OFF)
-    wait_until(lambda: proxy.sent > sent)
+    wait_until(lambda: len(far.runs("tells")) > ran)
     asked = [Asked(server, "tells", row(), **request) for request in requests]
     wait_until(lambda: server.waiting("tells") == len(requests))
     proxy.let()
@@ -83,13 +84,25 @@ def test_an_impatient_client_does_not_fail_its_neighbours(here: Here, far: Trito
     assert answers == [(0, "", {}, 2)] * 2
 
 
-def test_the_trace_of_a_batch_is_that_of_the_first_who_has_one(here: Here, far: Triton, proxy: Proxy, transport: str) -> None:
+def test_the_trace_goes_on_from_the_execution_of_the_request(here: Here, far: Triton, transport: str) -> None:
+    here.add("tells", far.url)
+    server = here.serve(transport)
+    server.engine.ledger.identity = identity = Identity("here")
+    server.engine.traces.update("", {"level": "TIMESTAMPS", "rate": 1})
+    parameters = told(server.client.infer("tells", row(), headers={"traceparent": ONE, "tracestate": "a=b"}))[2]
+    server.wait_settled("tells")
+    (trace,) = server.engine.traces.take()
+    span = identity.of(Part.EXECUTE, trace.record.model, trace.record.number)
+    assert parameters == {"traceparent": f"{ONE[:36]}{span:016x}-01", "tracestate": "a=b"}
+
+
+def test_the_trace_of_a_batch_is_the_first_that_is_sampled(here: Here, far: Triton, proxy: Proxy, transport: str) -> None:
     here.add("tells", proxy.url)
     server = here.serve(transport)
-    traces: list[dict[str, Any]] = [{}, {"headers": {"traceparent": ONE}}, {"headers": {"traceparent": OTHER}}]
-    answers = together(server, far, proxy, *traces)
-    assert len(answers) == 3
-    assert {rows for _, _, _, rows in answers} == {3}
+    headers = [{"traceparent": trace} for trace in (f"{OTHER[:-2]}00", ONE, OTHER)]
+    answers = together(server, far, proxy, {}, *({"headers": each} for each in headers))
+    assert len(answers) == 4
+    assert {rows for _, _, _, rows in answers} == {4}
     # Which of them is first is the queue's affair: here, that of arrival.
     assert answers[0][2] == {"traceparent": ONE}
 

@@ -14,13 +14,13 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from headrace.backends.triton.client import Unreachable
+from headrace.backends.triton.channel import Unreachable
 from headrace.errors import BackendDown, DeadlineExpired, ModelError
-from headrace.ledger.ledger import Outcome
-from headrace.request import Request
+from headrace.ledger.records import Outcome
+from headrace.request import Head, Request
 from tests.transport.serving import PATIENCE, Asked, Server, tensor, wait_until
 from tests.triton.far import Triton
-from tests.triton.here import Here, named_memory, rows, session_of
+from tests.triton.here import Here, named_memory, rows, session_of, wait_until_gone
 from tests.triton.proxy import Proxy
 
 WIDTH = 65536
@@ -116,7 +116,7 @@ def test_a_request_waits_for_a_connection_that_was_refused(here: Here, far: Trit
     far.forget_runs()
     far.kill()
     # Whoever meets the end of the old connection is told; what it sent may have run.
-    wait_until(lambda: _is_gone(server))
+    wait_until_gone(session_of(server.engine, "doubles"))
     asked = ask(server, 7)
     wait_until(lambda: server.waiting("doubles") == 0)
     far.start()
@@ -124,15 +124,18 @@ def test_a_request_waits_for_a_connection_that_was_refused(here: Here, far: Trit
     assert [first for first in far.rows() if first == 7] == [7]
 
 
-def _is_gone(server: Server) -> bool:
-    """Whether the session knows that its connection has ended."""
-    session: Any = session_of(server.engine, "doubles")
-    (line,) = session._client._free
-    states: list[grpc.ChannelConnectivity] = []
-    line.channel.subscribe(states.append)
-    wait_until(lambda: bool(states))
-    line.channel.unsubscribe(states.append)
-    return states[-1] is not grpc.ChannelConnectivity.READY
+@pytest.mark.usefixtures("transport")
+def test_who_does_not_ask_does_not_notice(here: Here, far: Triton) -> None:
+    """The server is restarted between two requests: the connection of the first is not used for the second."""
+    here.add("doubles", far.url)
+    engine = here.engine()
+    far.forget_runs()
+    engine.infer("doubles", {"x": rows(1)})
+    far.kill()
+    wait_until_gone(session_of(engine, "doubles"))
+    far.start()
+    assert (engine.infer("doubles", {"x": rows(2)})["y"] == 2 * rows(2)).all()
+    assert far.rows() == [1, 2]
 
 
 def test_a_connection_that_breaks_off_is_no_reason_to_run_twice(here: Here, far: Triton, proxy: Proxy, transport: str) -> None:
@@ -210,6 +213,7 @@ def test_a_late_answer_is_dropped(here: Here, far: Triton, proxy: Proxy, transpo
     wait_until(lambda: not session.is_watched)
 
 
+@pytest.mark.usefixtures("transport")
 def test_memory_of_a_late_answer_is_not_used_again(here: Here, far: Triton, proxy: Proxy) -> None:
     here.add("wide", proxy.url)
     engine = here.engine()
@@ -256,7 +260,7 @@ def test_a_batch_that_went_in_part_is_not_said_to_be_unsent(here: Here, far: Tri
     monkeypatch.setattr(session._client, "infer", once)
     batch = _Batch(rows(1, 2), None)
     batch.offsets = [0, 1, 2]
-    batch.heads = [Request("doubles", {}, parameters={"k": n}) for n in range(2)]
+    batch.heads = [Head("doubles", parameters={"k": n}) for n in range(2)]
     with pytest.raises(ModelError, match="gone"):
         session.run(batch)
     assert far.rows() == [1]
@@ -267,7 +271,7 @@ class _Batch:
 
     def __init__(self, x: np.ndarray[Any, Any], deadline: int | None) -> None:
         self.rows, self.offsets = len(x), [0, len(x)]
-        self.requests = self.heads = [Request("doubles", {"x": x}, deadline=deadline)]
+        self.requests, self.heads = [Request("doubles", {"x": x}, deadline=deadline)], [Head("doubles", deadline=deadline)]
 
     def tensors(self) -> Any:
         return self.requests[0].inputs
@@ -276,6 +280,7 @@ class _Batch:
         return ("y",)
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_server_that_stops_answering_altogether(here: Here, far: Triton) -> None:
     """As a machine does that has no memory left: connections stay, nothing comes."""
     here.add("doubles", far.url, connect_timeout_s="1", run_timeout_s="0.5")
@@ -294,6 +299,7 @@ def test_a_server_that_stops_answering_altogether(here: Here, far: Triton) -> No
     assert 2 not in far.rows()
 
 
+@pytest.mark.usefixtures("transport")
 def test_closing_does_not_wait_for_a_server_that_is_gone(here: Here, far: Triton) -> None:
     here.add("wide", far.url, connect_timeout_s="1")
     engine = here.engine()

@@ -32,13 +32,23 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[client.InferenceServerClient]:
+def metrics_port() -> int:
+    """Where the real Triton says what it counts."""
+    return _free_port()
+
+
+@pytest.fixture(scope="session")
+def triton(
+    repository: Path, metrics_port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[client.InferenceServerClient]:
     """A client of the real Triton."""
     grpc_port, http_port = _free_port(), _free_port()
     start = triton_server.start(repository, grpc_port, http_port)
     log = tmp_path_factory.mktemp("triton") / "log"
+    options = ["--allow-metrics=true", "--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}"]
+    options += ["--model-load-thread-count=24"]  # it sleeps for seconds while it loads one
     with log.open("w") as lines:
-        process = subprocess.Popen(start.command, env=start.environment, stdout=lines, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([*start.command, *options], env=start.environment, stdout=lines, stderr=subprocess.STDOUT)
     try:
         health = f"http://127.0.0.1:{http_port}/v2/health/ready"
         until(lambda: process.poll() is not None or _answers(health), 60)

@@ -19,6 +19,7 @@ import headrace
 from headrace.backends.triton_python.session import TritonSession
 from headrace.engine.engine import Engine, ModelControl
 from headrace.errors import Code, HeadraceError
+from headrace.request import Request, Sequence
 from tests.python.test_process import kill
 from tests.triton_python.conftest import parameter, write_model
 from tests.waiting import until
@@ -63,6 +64,13 @@ def fails(told: str, code: Code = Code.INTERNAL) -> Iterator[None]:
     with pytest.raises(HeadraceError, match=told) as caught:
         yield
     assert caught.value.code is code
+
+
+def test_a_model_without_sequences_sees_them_all_the_same(run: Run) -> None:
+    engine = run("return [response(x_of(request) + request.correlation_id() + request.flags()) for request in requests]")
+    asked = Request("m", {"x": np.int32([1])}, sequence=Sequence(40, start=True), received=engine.clock.now())
+    answer = engine._calls.ask(asked).result()
+    assert np.asarray(answer.outputs["y"]).tolist() == [42]
 
 
 def test_a_kill_fails_the_batch_that_runs_and_nothing_else(run: Run, tmp_path: Path) -> None:
@@ -163,7 +171,7 @@ def test_each_instance_has_a_process_and_a_name(run: Run, tmp_path: Path) -> Non
 
 
 def test_nothing_is_left_in_shared_memory(run: Run) -> None:
-    before = set(Path("/dev/shm").iterdir())
+    before = in_shared_memory()
     engine = run("return [response(x_of(request)) for request in requests]")
     infer(engine, *range(100_000))
     (pid,) = pids(engine)
@@ -175,7 +183,13 @@ def test_nothing_is_left_in_shared_memory(run: Run) -> None:
     kill(pid)
     assert infer(engine, 1) == [1]
     engine.close()
-    assert set(Path("/dev/shm").iterdir()) == before
+    assert in_shared_memory() == before
+
+
+def in_shared_memory() -> set[str]:
+    """What is there, but for what other tests put there, which may run at the same time."""
+    others = ("headrace-test", "triton_python_backend_shm_region_")
+    return {path.name for path in Path("/dev/shm").iterdir() if not path.name.startswith(others)}
 
 
 SELF = """
@@ -349,6 +363,61 @@ def test_answers_that_a_model_does_not_wait_for_are_dropped(run: Run, tmp_path: 
         return [next(asked.exec(decoupled=True))]
     """
     engine = run(text)
+    # What its process says between two batches is read with the next.
+    until(lambda: infer(engine, 1) == [1] and (tmp_path / "heard").exists())
+
+
+def test_a_request_that_was_answered_stays_so(run: Run) -> None:
+    """Whatever a model does with the sender of a request that it has kept, nobody is answered twice."""
+    text = """
+        class TritonPythonModel:
+            kept = []
+
+            def execute(self, requests):
+                for request in self.kept:
+                    sender = request.get_response_sender()
+                    assert not sender.is_owing
+                    sender.send(response([-1]))
+                self.kept = requests if x_of(requests[0])[0] == 1 else []
+                return [response(x_of(request)) for request in requests]
+    """
+    engine = run(text)
     assert infer(engine, 1) == [1]
-    assert infer(engine, 1) == [1]
-    until((tmp_path / "heard").exists)
+    with fails("Unable to send response. Non-decoupled model cannot send more than one response."):
+        infer(engine, 2)
+
+
+def test_flags_of_a_request_can_be_set(run: Run) -> None:
+    text = """
+        flags = [requests[0].flags()]
+        requests[0].set_flags(3)
+        return [response([*flags, requests[0].flags(), requests[0].timeout(), requests[0].correlation_id()])]
+    """
+    engine = run(text)
+    assert [infer(engine, 1) for _ in range(2)] == [[0, 3, 0, 0]] * 2
+
+
+PAIRS = """
+backend: "python"
+max_batch_size: 8
+input {{ name: "x" data_type: TYPE_INT32 dims: 1 }}
+output {{ name: "y" data_type: TYPE_INT32 dims: 1 }}
+dynamic_batching {{ max_queue_delay_microseconds: 200000 preferred_batch_size: 6 }}
+{more}
+"""
+
+
+def test_responses_that_make_no_stack_go_one_by_one(tmp_path: Path) -> None:
+    """One has another datatype than its neighbours, and only it fails."""
+    text = """
+        xs = [x_of(request) for request in requests]
+        ys = [x.astype(np.int64) if x[0, 0] == 1 else x for x in xs]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", y)]) for y in ys]
+    """
+    write_model(tmp_path, "m", text, config=PAIRS)
+    with Engine(tmp_path) as engine, ThreadPoolExecutor(3) as pool:
+        rows = {0: 2, 1: 1, 2: 3}
+        asked = {value: pool.submit(engine.infer, "m", {"x": np.full((rows[value], 1), value, np.int32)}) for value in rows}
+        with fails("INT64"):
+            asked[1].result()
+        assert {value: asked[value].result()["y"].tolist() for value in (0, 2)} == {0: [[0]] * 2, 2: [[2]] * 3}

@@ -45,6 +45,15 @@ SAME = {
     "two inputs": Ask("many", {"a": [[1, 2], [5, 6]], "b": [[3, 4], [7, 8]]}),
     "an optional input left out": Ask("many", {"a": [[1, 2]]}),
     "what is known of a request": Ask("many", {"a": [[1, 2]]}, OPTIONS),
+    **{
+        f"a sequence nobody asked for, {kind}": Ask("many", {"a": [[1, 2]]}, options)
+        for kind, options in {
+            "its start": {"sequence_id": 7, "sequence_start": True},
+            "its end, by name": {"sequence_id": "seven", "sequence_end": True},
+            "both": {"sequence_id": 2**40, "sequence_start": True, "sequence_end": True},
+            "between": {"sequence_id": 7},
+        }.items()
+    },
     "an error": Ask("errors", {"x": row(100)}),
     **{f"an error, code {code}": Ask("errors", {"x": row(101 + code)}) for code in range(8)},
     "no error": Ask("errors", {"x": row(41)}),

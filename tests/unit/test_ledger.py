@@ -4,7 +4,8 @@ import threading
 
 import numpy as np
 
-from headrace.ledger.ledger import BatchRecord, Ledger, Outcome, Records, RequestRecord
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import BatchRecord, Outcome, Records, RequestRecord
 from headrace.ledger.views import Statistics
 from headrace.model import ModelSpec
 

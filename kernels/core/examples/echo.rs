@@ -67,7 +67,7 @@ fn main() -> std::io::Result<()> {
     };
     let limits =
         Limits { requests: 1 << 14, rows: 1 << 20, nbytes: 4 << 30, undated: 1 << 14, estimate: None, shed: Default::default() };
-    let queue = Queue::new(Arc::clone(&house), 1, 1, spec, limits);
+    let queue = Queue::new(Arc::clone(&house), 1, (1, 0), spec, limits);
     let routes = Arc::new(Routes::default());
     routes.publish("echo".to_owned(), Some([(1, Some(Arc::clone(&queue)))].into()));
     let listener = std::net::TcpListener::bind(address)?;

@@ -122,6 +122,15 @@ impl Settlement {
         self.place.as_ref().is_some_and(|place| place.fate.is_cancelled())
     }
 
+    /// The answer of a local entry, which is made in Python, was there at this instant; 0: it is an error that no batch gave.
+    pub fn scattered(&mut self, at: Nanos) {
+        let record = &mut self.record;
+        if at > 0 && record.scattered > 0 {
+            record.first = if record.first == record.scattered { at } else { record.first };
+            record.scattered = at;
+        }
+    }
+
     /// Its answer was handed over at `sent`.
     pub fn answered(self, sent: Nanos, bytes_out: u64) {
         self.end(Outcome::Answered, Code::Ok, sent, bytes_out);

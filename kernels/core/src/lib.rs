@@ -3,12 +3,13 @@
 //!
 //! A request's way: `grpc` (bytes → message) → `codec` (message → request) → `routes` → `queue::push` (`validate`,
 //! `admission`) → `queue::turn`, `queue::take` → `batch::gather` … `batch::reply` (`codec`: answer → bytes) → `grpc` → the
-//! `ledger`, written by whoever settles (`entry`).
+//! `ledger`, written by whoever settles (`entry`). The other way round, `client` asks other servers, and `load` many times at once.
 
 pub mod admission;
 pub mod batch;
 pub mod buffer;
 pub mod classify;
+pub mod client;
 pub mod clock;
 pub mod codec;
 pub mod datatype;

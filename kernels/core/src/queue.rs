@@ -19,6 +19,7 @@ use crate::codec::Request;
 use crate::entry::{Entry, Fate, Lane, Letter, Settlement, Sink, Ticket, lane_of};
 use crate::error::{Error, Kind};
 use crate::expiry::Expiry;
+use crate::faults::{self, Point};
 use crate::ledger::{BatchRecord, Ledger, RequestRecord};
 use crate::news::{Level, LocalAnswer, News};
 use crate::spec::Spec;
@@ -68,7 +69,9 @@ pub struct Turn {
 }
 
 impl Queue {
-    pub fn new(house: Arc<House>, id: u64, model: u32, spec: Spec, limits: Limits) -> Arc<Queue> {
+    /// `account`: the ledger's number of the version, and the one above which requests and batches are numbered.
+    pub fn new(house: Arc<House>, id: u64, account: (u32, u64), spec: Spec, limits: Limits) -> Arc<Queue> {
+        let (model, above) = account;
         Arc::new(Queue {
             id,
             model,
@@ -78,7 +81,7 @@ impl Queue {
             pool: Arc::default(),
             house,
             limits: Mutex::new(limits),
-            state: Mutex::default(),
+            state: Mutex::new(State { numbers: above, batches: above, ..State::default() }),
             changed: Condvar::new(),
             all_settled: Condvar::new(),
         })
@@ -188,7 +191,7 @@ impl Queue {
                 self.changed.notify_all();
                 return None;
             }
-            let is_fresh = until.is_none_or(|until| state.has_news || until <= self.clock.now());
+            let is_fresh = until.is_none_or(|until| state.has_news || state.is_closed || until <= self.clock.now());
             // With `preserve_ordering`, one batch at a time: the next could overtake it.
             let is_held = self.spec.batching.preserve_ordering && state.running > 0;
             if !state.order.is_empty() && is_fresh && !state.turn_open && !is_held {
@@ -212,6 +215,7 @@ impl Queue {
         reason: u16,
         predicted: Nanos,
     ) -> Option<Batch> {
+        faults::pass(Point::Take);
         let now = self.clock.now();
         let mut state = self.state.lock();
         let expired: Vec<_> = drop_them.iter().filter_map(|number| state.leave(*number)).collect();

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use bytes::Bytes;
-use headrace_core::codec::{Encoder, Parameter, Part, Request, Wanted, decode, failure, refusal};
+use headrace_core::codec::{Answer, Asking, Encoder, Given, Parameter, Part, Place, Request, Wanted, decode, failure, refusal};
 use headrace_core::datatype::Datatype;
 use headrace_core::error::Error;
 use headrace_core::regions::Regions;
@@ -185,6 +185,64 @@ fn what_is_written_is_what_prost_reads() {
     assert_eq!(told, [("y", "FP32", vec![2, 1 << 40]), ("t", "BYTES", vec![3]), ("elsewhere", "INT8", vec![])]);
     let raw: Vec<&[u8]> = message.raw_output_contents.iter().map(|raw| &raw[..]).collect();
     assert_eq!(raw, [&[1, 2, 3, 4, 5][..], &[0, 0, 0, 0, 2, 0, 0, 0, 2, 3, 2, 0, 0, 0, 4, 5], &[]]);
+}
+
+#[test]
+fn what_goes_to_another_server_is_what_prost_reads() {
+    let parameters = [
+        ("b", Parameter::Bool(true)),
+        ("i", Parameter::Int(-7)),
+        ("s", Parameter::String("é".to_owned().into())),
+        ("d", Parameter::Double(0.1)),
+    ];
+    let parameters = parameters.map(|(name, value)| (name.to_owned(), value));
+    let place = |offset| Place { region: "r".to_owned(), offset, nbytes: 1 << 33 };
+    let placed = place(64);
+    let inputs = [
+        Given { name: "x", datatype: "FP32", shape: &[2, 1 << 40], data: &[1, 2, 3], place: None },
+        Given { name: "elsewhere", datatype: "INT8", shape: &[0], data: &[], place: Some(&placed) },
+        Given { name: "scalar", datatype: "BOOL", shape: &[], data: &[1], place: None },
+    ];
+    let outputs = [("y".to_owned(), None), ("z".to_owned(), Some(place(0)))];
+    let asking = Asking { model: "m", version: "12", id: "", parameters: &parameters, inputs: &inputs, outputs: &outputs };
+    let written = asking.encode().unwrap();
+    assert_eq!(written[..5], [&[0][..], &(written.len() as u32 - 5).to_be_bytes()].concat());
+    let message = ModelInferRequest::decode(&written[5..]).unwrap();
+    assert_eq!((&*message.model_name, &*message.model_version, &*message.id), ("m", "12", ""));
+    let sorted = |mut given: Vec<(String, Parameter)>| {
+        given.sort_by(|(a, _), (b, _)| a.cmp(b));
+        given
+    };
+    assert_eq!(parameters_of(&message), sorted(parameters.to_vec()));
+    let told: Vec<_> = message.inputs.iter().map(|input| (&*input.name, &*input.datatype, &input.shape[..])).collect();
+    assert_eq!(told, [("x", "FP32", &[2, 1 << 40][..]), ("elsewhere", "INT8", &[0]), ("scalar", "BOOL", &[])]);
+    let raw: Vec<&[u8]> = message.raw_input_contents.iter().map(|raw| &raw[..]).collect();
+    assert_eq!(raw, [&[1, 2, 3][..], &[1]]);
+    let string = |text: &str| parameter(ParameterChoice::StringParam(text.to_owned()));
+    let number = |number| parameter(ParameterChoice::Int64Param(number));
+    let first = [("shared_memory_region".to_owned(), string("r")), ("shared_memory_byte_size".to_owned(), number(1 << 33))];
+    assert_eq!(message.outputs[1].parameters, first.clone().into());
+    let all = first.into_iter().chain([("shared_memory_offset".to_owned(), number(64))]);
+    assert_eq!(message.inputs[1].parameters, all.collect());
+    assert!(message.inputs[0].parameters.is_empty() && message.outputs[0].parameters.is_empty());
+    assert_eq!((&*message.outputs[0].name, &*message.outputs[1].name), ("y", "z"));
+}
+
+#[test]
+fn what_another_server_answers_is_read() {
+    let (shape, data, offsets) = ([9, 1 << 40], [1, 2, 3, 4, 5], [1, 1, 3, 5]);
+    let written = Encoder { model: "m", version: "12", stream: false }.encode("id", &outputs(&shape, &data, &offsets), true);
+    let written = written.unwrap().slice(5..);
+    let answer = Answer::read(&written).unwrap();
+    assert_eq!(&*answer.version, "12");
+    let told: Vec<_> = answer.outputs.iter().map(|output| (&*output.name, &*output.datatype, output.shape.clone())).collect();
+    assert_eq!(told, [("y", "FP32", vec![2, 1 << 40]), ("t", "BYTES", vec![3]), ("elsewhere", "INT8", vec![])]);
+    assert_eq!(answer.raw[0], data[..]);
+    assert_eq!(answer.raw.len(), 3);
+    for length in 0..written.len() {
+        let _ = Answer::read(&written.slice(..length)); // whatever it says, it says it
+    }
+    assert!(Answer::read(&Bytes::from_static(&[0x2a, 5, 1])).is_err());
 }
 
 #[test]

@@ -106,7 +106,7 @@ fn queue(house: &Arc<House>, sequences: bool) -> Arc<Queue> {
     };
     let limits =
         Limits { requests: 1 << 20, rows: 1 << 20, nbytes: 1 << 30, undated: 1 << 20, estimate: None, shed: Default::default() };
-    Queue::new(Arc::clone(house), 1, 1, spec, limits)
+    Queue::new(Arc::clone(house), 1, (1, 0), spec, limits)
 }
 
 /// Settles what arrives, and counts it.

@@ -8,6 +8,7 @@ use headrace_core::batch::{self, Returned};
 use headrace_core::codec::{Parameter, Request};
 use headrace_core::entry::Sink;
 use headrace_core::error::Error;
+use headrace_core::origin::Origin;
 use parking_lot::Mutex;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyIndexError, PyValueError};
@@ -24,9 +25,11 @@ const SMALL: usize = 256 << 10;
 /// An output: which one, its shape, its bytes, and the offsets of BYTES.
 type GivenOutput = (usize, Vec<i64>, PyBuffer<u8>, Option<PyBuffer<i64>>);
 /// See `Batch::heads`.
-type Head<'py> = (String, Bound<'py, PyDict>, Option<i64>, i64, u64, i64, Origin);
+type Head<'py> = (u64, String, Bound<'py, PyDict>, Option<i64>, i64, u64, i64, GivenOrigin, Option<GivenSequence>, Vec<usize>);
 /// `headrace.request.Origin`.
-type Origin = (u64, u64, u64, u64, u64, u32, u8, u8);
+type GivenOrigin = (u64, u64, u64, u64, u64, u32, u8, u8);
+/// `headrace.request.Sequence`.
+type GivenSequence = (Py<PyAny>, bool, bool);
 /// An input: which one, its shape, its bytes, and the offsets of BYTES.
 type GatheredInput = (usize, Vec<i64>, Buffer, Option<Buffer>);
 
@@ -207,26 +210,27 @@ impl Batch {
         }
     }
 
-    /// Of each request what has to go along when it is sent on: id, parameters, deadline, timeout, priority, received, and where it
-    /// comes from: itself.
+    /// Of each request what has to go along when it is sent on: number, id, parameters, deadline, timeout, priority, received, where it
+    /// comes from, its place in a sequence, and the outputs it gets by their places in the spec.
     fn heads<'py>(&self, py: Python<'py>) -> PyResult<Vec<Head<'py>>> {
         let core = self.core.lock();
-        let entries = (0..core.len()).filter_map(|index| core.entry(index));
-        let model = core.queue.model;
-        let head = |number: u64, request: &Request| {
-            let (parameters, from) = (parameters(py, request)?, &request.origin);
-            let origin = (from.client, from.trace_high, from.trace_low, from.span, number, model, from.trace_flags, from.context);
+        let head = |index: usize, number: u64, request: &Request| {
+            let Origin { client, trace_high, trace_low, span, parent, parent_model, trace_flags, context } = request.origin;
             Ok((
+                number,
                 request.id.to_string(),
-                parameters,
+                parameters(py, request)?,
                 request.deadline,
                 request.timeout,
                 request.priority,
                 request.received,
-                origin,
+                (client, trace_high, trace_low, span, parent, parent_model, trace_flags, context),
+                sequence(py, request)?,
+                core.wanted(index..index + 1),
             ))
         };
-        entries.map(|entry| head(entry.number, &entry.request)).collect()
+        let entries = (0..core.len()).filter_map(|index| core.entry(index).map(|entry| (index, entry)));
+        entries.map(|(index, entry)| head(index, entry.number, &entry.request)).collect()
     }
 
     /// The request at `index`, field by field; its inputs as (name, datatype, shape, bytes).
@@ -253,9 +257,7 @@ impl Batch {
         told.set_item("deadline", request.deadline)?;
         told.set_item("timeout_ns", request.timeout)?;
         told.set_item("priority", request.priority)?;
-        let sequence = request.sequence.as_ref();
-        let sequence = sequence.map(|s| value(py, &s.id).map(|id| (id, s.start, s.end))).transpose()?;
-        told.set_item("sequence", sequence)?;
+        told.set_item("sequence", sequence(py, request)?)?;
         told.set_item("received", request.received)?;
         told.set_item("decoded", request.decoded)?;
         told.set_item("wants_empty_final", request.wants_empty_final)?;
@@ -269,6 +271,10 @@ fn parameters<'py>(py: Python<'py>, request: &Request) -> PyResult<Bound<'py, Py
         told.set_item(&**name, value(py, parameter)?)?;
     }
     Ok(told)
+}
+
+fn sequence(py: Python<'_>, request: &Request) -> PyResult<Option<GivenSequence>> {
+    request.sequence.as_ref().map(|place| Ok((value(py, &place.id)?, place.start, place.end))).transpose()
 }
 
 fn value(py: Python<'_>, parameter: &Parameter) -> PyResult<Py<PyAny>> {
@@ -293,6 +299,12 @@ fn range(index: Option<usize>, all: usize) -> std::ops::Range<usize> {
 /// Memory of a batch, as a buffer of bytes. It goes back to its pool when the last view of it is gone.
 #[pyclass(frozen, module = "headrace_kernels")]
 pub struct Buffer(headrace_core::buffer::Buffer);
+
+impl Buffer {
+    pub fn of(memory: headrace_core::buffer::Buffer) -> Buffer {
+        Buffer(memory)
+    }
+}
 
 #[pymethods]
 impl Buffer {

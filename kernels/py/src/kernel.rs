@@ -67,10 +67,10 @@ impl Kernel {
         })
     }
 
-    fn open_queue(&self, spec: GivenSpec, model_number: u32, limits: GivenLimits) -> PyResult<Queue> {
+    fn open_queue(&self, spec: GivenSpec, model_number: u32, above: u64, limits: GivenLimits) -> PyResult<Queue> {
         let id = self.queues.fetch_add(1, Ordering::Relaxed) + 1;
         let house = Arc::clone(&self.house);
-        Ok(Queue { core: headrace_core::queue::Queue::new(house, id, model_number, spec.read()?, limits.into()) })
+        Ok(Queue { core: headrace_core::queue::Queue::new(house, id, (model_number, above), spec.read()?, limits.into()) })
     }
 
     fn publish(&self, model: String, versions: Option<BTreeMap<i64, Option<Py<Queue>>>>) {

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod batch;
+mod channel;
 mod kernel;
 mod load;
 mod queue;
@@ -38,12 +39,14 @@ fn python_entries() -> u64 {
     ENTRIES.load(Ordering::Relaxed)
 }
 
-/// Let the next `count` passes of a point panic.
+/// Let the next `count` passes of a point panic, or be delayed.
 #[cfg(feature = "faults")]
 #[pyfunction]
-fn inject(point: &str, count: usize) -> PyResult<()> {
+#[pyo3(signature = (point, count, delay_ns=0))]
+fn inject(point: &str, count: usize, delay_ns: u64) -> PyResult<()> {
     let unknown = || pyo3::exceptions::PyValueError::new_err(format!("there is no point '{point}'"));
-    headrace_core::faults::arm(headrace_core::faults::Point::named(point).ok_or_else(unknown)?, count);
+    let point = headrace_core::faults::Point::named(point).ok_or_else(unknown)?;
+    headrace_core::faults::arm(point, count, std::time::Duration::from_nanos(delay_ns));
     Ok(())
 }
 
@@ -70,9 +73,10 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<server::Server>()?;
     module.add_class::<server::Call>()?;
     module.add_class::<load::Load>()?;
+    module.add("CallError", module.py().get_type::<channel::CallError>())?;
+    module.add_class::<channel::Channel>()?;
     module.add_function(wrap_pyfunction!(python_entries, module)?)?;
     module.add_function(wrap_pyfunction!(kernel::check_pattern, module)?)?;
-    module.add_function(wrap_pyfunction!(load::call, module)?)?;
     #[cfg(feature = "faults")]
     module.add_function(wrap_pyfunction!(inject, module)?)?;
     Ok(())

@@ -1,12 +1,13 @@
 //! The load generator.
 
-use std::time::Duration;
-
 use bytes::Bytes;
+use headrace_core::codec::framed;
 use headrace_core::load;
 use pyo3::exceptions::{PyConnectionError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+
+use crate::raised;
 
 #[pyclass(frozen, module = "headrace_kernels")]
 pub struct Load(load::Load);
@@ -44,7 +45,7 @@ impl Load {
         let order = load::Order {
             address,
             channels,
-            messages: messages.iter().map(|message| load::framed(message)).collect::<Vec<Bytes>>(),
+            messages: messages.iter().map(|message| as_sent(message)).collect::<PyResult<_>>()?,
             picks: picks.iter().map(|pick| u32::from_le_bytes(*pick)).collect(),
             pace,
             deadline,
@@ -80,16 +81,8 @@ impl Drop for Load {
     }
 }
 
-/// One unary call.
-#[pyfunction]
-pub fn call<'py>(
-    py: Python<'py>,
-    address: &str,
-    method: &str,
-    payload: &[u8],
-    patience: i64,
-) -> (u8, String, Bound<'py, PyBytes>) {
-    let patience = Duration::from_nanos(patience.max(0) as u64);
-    let (code, message, answer) = py.detach(|| load::call(address, method, payload, patience));
-    (code, message, PyBytes::new(py, &answer))
+fn as_sent(message: &[u8]) -> PyResult<Bytes> {
+    let mut sent = framed(message.len()).map_err(|error| raised(&error))?;
+    sent.extend_from_slice(message);
+    Ok(sent.into())
 }

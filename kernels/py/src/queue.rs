@@ -77,10 +77,11 @@ impl Queue {
 
     /// Settle a local entry whose answer was handed over; False if it is settled. It takes less than letting go of the interpreter,
     /// which another thread would then have.
-    fn settle(&self, number: u64, outcome: u8, code: u8, sent: i64, bytes_out: u64) -> bool {
-        let Some(settlement) = self.core.take_handed(number) else {
+    fn settle(&self, number: u64, outcome: u8, code: u8, scattered: i64, sent: i64, bytes_out: u64) -> bool {
+        let Some(mut settlement) = self.core.take_handed(number) else {
             return false;
         };
+        settlement.scattered(scattered);
         settlement.end(Outcome::from_number(outcome), Code::from_number(code), sent, bytes_out);
         true
     }

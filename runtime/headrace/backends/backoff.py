@@ -15,6 +15,11 @@ class Backoff:
         self._in_a_row = 0
         self._until = 0
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether it has ended, and not yet done what it is for."""
+        return self._in_a_row > 0
+
     def ended(self, now: int) -> None:
         """It ended, or did not come up."""
         # Not by shifting alone: after a night of failures that number would fill the memory.

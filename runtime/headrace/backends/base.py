@@ -14,7 +14,8 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from headrace.errors import HeadraceError
 from headrace.model import GraphIO
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelStatistics
-from headrace.request import Request, Response
+from headrace.request import Head, Request, Response
+from headrace.series import Series
 from headrace.tensor import Tensor
 
 Outputs: TypeAlias = Mapping[str, Tensor]
@@ -56,8 +57,8 @@ class Batch(Protocol):
         ...
 
     @property
-    def heads(self) -> list[Request]:
-        """The requests as far as they go along with what is sent on for them: without inputs, outputs and sequence."""
+    def heads(self) -> list[Head]:
+        """Of each request, what goes along with what is sent on for it. See `headrace.scheduling.base.Batch`."""
         ...
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -66,10 +67,6 @@ class Batch(Protocol):
 
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for, in the order the model declares them."""
-        ...
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """Of each request, the outputs it asked for."""
         ...
 
 
@@ -190,6 +187,15 @@ class Outside(Protocol):
 
     def statistics(self) -> list[ModelStatistics]:
         """What whoever has it counts of it, stage by stage, of all who ask; none where that cannot be had. Asks."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A session whose model counts things by itself."""
+
+    def own_series(self) -> Sequence[Series]:
+        """How they stand: one a process that counts. Never waits for any of them."""
         ...
 
 

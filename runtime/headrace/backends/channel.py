@@ -1,8 +1,9 @@
 """What a server and the process of a node say to each other: messages over a socket, tensors in memory that both map.
 
-Messages are JSON behind their length, in packets that hold nothing else. Memory belongs to the server's side: it makes regions
-(memfd, so that nothing of them is in /dev/shm and all of it is gone with the last who maps it), passes them with a message, and
-reuses one when nobody looks at it any more.
+Messages are JSON behind a head, in packets that hold nothing else. In the head are the length and three numbers, which differ
+where the text repeats: a text that both sides know is neither written nor parsed again. Memory belongs to the server's side: it
+makes regions (memfd, so that nothing of them is in /dev/shm and all of it is gone with the last who maps it), passes them with a
+message, and reuses one when nobody looks at it any more.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import socket
 import struct
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +29,15 @@ from headrace.backends.nodes import Result
 from headrace.node import Rows
 from headrace.tensor import DTYPES, BytesTensor, Tensor, datatype_of
 
-_LENGTH = struct.Struct("<I")
+_HEAD = struct.Struct("<IQQQ")
 _PACKET = 1 << 15
 _ROOM = socket.CMSG_SPACE(16 * array.array("i").itemsize)
 """For more descriptors than ever come with a message."""
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: `json.dumps` makes one a call
 _SHORT = 1 << 12
-"""Messages up to this length are looked up before they are parsed: most say what the one before them said."""
+"""Texts up to this length are looked up before they are parsed."""
+_KNOWN = 256
+"""Texts that are remembered: batches of some tens of sizes, and their answers."""
 
 _ALIGNMENT = 64
 _LEAST_REGION = 1 << 16
@@ -43,18 +46,28 @@ _MOST_FREE = 4
 
 Memory: TypeAlias = NDArray[np.uint8]
 
-Place: TypeAlias = list[Any]
+Place: TypeAlias = Sequence[Any]
 """Where a tensor is: datatype, shape, where it begins and, of BYTES, how many bytes of data follow its offsets."""
 
+Numbers: TypeAlias = tuple[int, int, int]
+_NONE: Numbers = (0, 0, 0)
 
-def send(sock: socket.socket, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
-    """Send one message.
+
+def send(
+    sock: socket.socket,
+    message: Mapping[str, Any],
+    numbers: Numbers = _NONE,
+    descriptors: Sequence[int] = (),
+    *,
+    repeats: bool = False,
+) -> None:
+    """Send one message, with `numbers` beside it. One that `repeats` will often be sent, and can be hashed.
 
     Raises:
         OSError: the other side is gone.
     """
-    text = _encode(message).encode()
-    data = _LENGTH.pack(len(text)) + text
+    text = _written_before(*message.items()) if repeats else _encode(message).encode()
+    data = _HEAD.pack(len(text), *numbers) + text
     if descriptors:
         socket.send_fds(sock, [data[:_PACKET]], descriptors)
     else:
@@ -63,15 +76,20 @@ def send(sock: socket.socket, message: Mapping[str, Any], descriptors: Sequence[
         sock.send(data[at : at + _PACKET])
 
 
+@lru_cache(_KNOWN)
+def _written_before(*items: tuple[str, Hashable]) -> bytes:
+    return _encode(dict(items)).encode()
+
+
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """The next message, which is not to be changed, and the descriptors that came with it.
+    """The next message, what went beside it as its `numbers`, and the descriptors that came with it.
 
     Raises:
         EOFError: the other side is gone.
         BlockingIOError: nothing came in the time that the socket has for it.
     """
     data, descriptors = b"", list[int]()
-    while len(data) < _LENGTH.size or len(data) < _LENGTH.size + _LENGTH.unpack_from(data)[0]:
+    while len(data) < _HEAD.size or len(data) < _HEAD.size + _HEAD.unpack_from(data)[0]:
         try:
             chunk, beside, _, _ = sock.recvmsg(_PACKET, _ROOM, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:  # it left something unread
@@ -83,14 +101,16 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 os.close(descriptor)
             raise EOFError("the other side is gone")
         data += chunk
-    return (_known(data) if len(data) < _SHORT else _parsed(data)), descriptors
+    _, *numbers = _HEAD.unpack_from(data)
+    text = data[_HEAD.size :]
+    return {**(_parsed_before(text) if len(text) < _SHORT else _parsed(text)), "numbers": numbers}, descriptors
 
 
-def _parsed(data: bytes) -> dict[str, Any]:
-    return json.loads(data[_LENGTH.size :].decode())
+def _parsed(text: bytes) -> dict[str, Any]:
+    return json.loads(text.decode())
 
 
-_known = lru_cache(64)(_parsed)
+_parsed_before = lru_cache(_KNOWN)(_parsed)
 
 
 class Region:
@@ -161,20 +181,20 @@ class Regions:
         self._lent[region.number] = weakref.ref(memory, give_back)  # `weakref.finalize` would cost four times as much
         return memory
 
-    def send(self, sock: socket.socket, message: Mapping[str, Any]) -> None:
-        """Send a message, and what the other side does not know yet of the regions.
+    def send(self, sock: socket.socket, message: Mapping[str, Any], numbers: Numbers = _NONE, *, repeats: bool = False) -> None:
+        """See `send`; with it goes what the other side does not know yet of the regions.
 
         Raises:
             OSError: the other side is gone.
         """
         if not (self._new or self._dropped):  # as nearly always
-            send(sock, message)
+            send(sock, message, numbers, repeats=repeats)
             return
         new, self._new = self._new, []
         dropped, self._dropped = self._dropped, []
         regions = {"new": [(region.number, region.size) for region in new], "dropped": dropped}
         try:
-            send(sock, {**message, **regions}, [region.descriptor for region in new])
+            send(sock, {**message, **regions}, numbers, [region.descriptor for region in new])
         finally:
             for region in new:
                 os.close(region.descriptor)
@@ -188,6 +208,8 @@ class Mapped:
 
     def learn(self, message: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         """Map and forget what a message says."""
+        if not descriptors and "dropped" not in message:  # as nearly always
+            return
         for number in message.get("dropped", ()):
             del self._maps[number]
         for (number, size), descriptor in zip(message.get("new", ()), descriptors, strict=True):
@@ -203,23 +225,36 @@ class Mapped:
         return np.frombuffer(self._maps[number], np.uint8)
 
 
-def lay_out(tensors: Sequence[Tensor]) -> tuple[list[Place], int]:
+class Stack(NamedTuple):
+    """Arrays of one datatype, one behind the other; put together where they are written."""
+
+    arrays: Sequence[NDArray[Any]]
+    datatype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return DTYPES[self.datatype].itemsize * math.prod(self.shape)
+
+
+def lay_out(tensors: Sequence[Tensor | Stack]) -> tuple[tuple[Place, ...], int]:
     """Where in a region each goes, and how many bytes that takes."""
     places, end = list[Place](), 0
     for tensor in tensors:
-        place: Place = [datatype_of(tensor), tensor.shape, end]
-        if isinstance(tensor, BytesTensor):
-            place.append(int(tensor.offsets[-1] - tensor.offsets[0]))
-        places.append(place)
+        place = (tensor.datatype if isinstance(tensor, Stack) else datatype_of(tensor), tensor.shape, end)
+        places.append((*place, int(tensor.offsets[-1] - tensor.offsets[0])) if isinstance(tensor, BytesTensor) else place)
         end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-    return places, end
+    return tuple(places), end
 
 
-def write(memory: Memory, tensors: Sequence[Tensor], places: Sequence[Place]) -> None:
+def write(memory: Memory, tensors: Sequence[Tensor | Stack], places: Sequence[Place]) -> None:
     """Put tensors where `lay_out` said."""
     for tensor, place in zip(tensors, places, strict=True):
         into = look(memory, place)
-        if isinstance(tensor, BytesTensor) and isinstance(into, BytesTensor):
+        if isinstance(tensor, Stack):
+            np.concatenate(tensor.arrays, out=into)  # type: ignore[arg-type]  # no text either
+        elif isinstance(tensor, BytesTensor) and isinstance(into, BytesTensor):
             np.subtract(tensor.offsets, tensor.offsets[0], out=into.offsets)
             into.data[:] = tensor.data[tensor.offsets[0] : tensor.offsets[-1]]
         else:
@@ -228,7 +263,7 @@ def write(memory: Memory, tensors: Sequence[Tensor], places: Sequence[Place]) ->
 
 def look(memory: Memory, place: Place) -> Tensor:
     """The tensor at a place, as a view."""
-    datatype, shape, at = place[:3]
+    datatype, shape, at = place[0], place[1], place[2]
     if datatype != "BYTES":
         return np.ndarray(shape, DTYPES[datatype], memory, at)
     begins = np.ndarray((math.prod(shape) + 1,), np.int64, memory, at)
@@ -238,7 +273,7 @@ def look(memory: Memory, place: Place) -> Tensor:
 def flat(result: Result) -> tuple[dict[str, Any], list[Tensor]]:
     """What a node returned as a list of tensors, and the message that says what they are; see `unflat`."""
     if not isinstance(result, Rows):
-        return {"names": list(result)}, list(result.values())
+        return {"names": tuple(result)}, list(result.values())
     tensors: list[Tensor] = []
     counted: list[tuple[str, int | None]] = []
     for name, rows in result.tensors.items():

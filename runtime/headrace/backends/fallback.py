@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Protocol
 
 from headrace.backends.backoff import Backoff
-from headrace.backends.base import Backend, Batch, Device, Outputs, Outside, Piece, Session
+from headrace.backends.base import Backend, Batch, Counting, Device, Outputs, Outside, Piece, Session
 from headrace.clock import Clock, MonotonicClock
 from headrace.errors import BackendDown, BackendFailed, BackendUnreachable, HeadraceError, InvalidRepository, sentence
 from headrace.model import GraphIO, GraphTensor
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelStatistics
+from headrace.series import Series
 from headrace.tensor import format_shape
 
 log = logging.getLogger(__name__)
@@ -184,6 +185,11 @@ class FallbackSession:
         """See `Outside.statistics`."""
         sessions = [member.session for member in self._members]
         return [each for session in sessions if isinstance(session, Outside) for each in session.statistics()]
+
+    def own_series(self) -> list[Series]:
+        """See `Counting.own_series`."""
+        sessions = [member.session for member in self._members]
+        return [each for session in sessions if isinstance(session, Counting) for each in session.own_series()]
 
     def account_with(self, ran: Accounts) -> None:
         """Tell `ran` of every batch from now on."""

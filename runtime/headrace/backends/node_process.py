@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headrace.backends.channel import Regions, lay_out, look, send, unflat, write
+from headrace.backends.joining import UNTRACED, Traced, trace_of
 from headrace.backends.nodes import Declared, Result, Timeouts
 from headrace.backends.process import Keeper, Process, ProcessGone, check_possible, python_of
 from headrace.errors import BackendFailed, HeadraceError, InvalidRepository, InvalidRequest
@@ -27,6 +28,8 @@ class NodeProcess(Process):
     def __init__(self, name: str) -> None:
         super().__init__("node", name, *python_of(_MODULE))
         self._regions, self._expected = Regions(), 0
+        self._joins = False
+        """Whether what runs there may trace."""
 
     def load(self, where: str, context: Context, seconds: float) -> Declared:
         """Let it load the node.
@@ -42,9 +45,10 @@ class NodeProcess(Process):
             raise InvalidRepository(f"the process of node '{self.name}' {self.how_gone(error)}, while it was loading") from None
         if "error" in answer:
             raise InvalidRepository(answer["error"])
+        self._joins = answer["joins"]
         return Declared.of(self.name, answer["loaded"])
 
-    def run(self, tensors: Mapping[str, Tensor], seconds: float) -> Result:
+    def run(self, tensors: Mapping[str, Tensor], batch: Traced, seconds: float) -> Result:
         """See `NodeRunner.run`.
 
         Raises:
@@ -54,32 +58,34 @@ class NodeProcess(Process):
             if self._is_closed:
                 raise ProcessGone(self._why)
             try:
-                return self._run(tensors, seconds)
+                return self._run(tensors, trace_of(batch.heads) if self._joins else "", seconds)
             except BrokenPipeError as error:
                 raise ProcessGone(self.how_gone(error)) from None
 
-    def _run(self, tensors: Mapping[str, Tensor], seconds: float) -> Result:
+    def _run(self, tensors: Mapping[str, Tensor], trace: str, seconds: float) -> Result:
         values = list(tensors.values())
         places, nbytes = lay_out(values)
         given, taken = self._regions.take(nbytes), self._regions.take(self._expected)
-        inputs = list(zip(tensors, places, strict=True))
         write(given.memory(), values, places)
-        self._regions.send(self._socket, {"do": "run", "inputs": inputs, "from": given.number, "to": taken.number})
+        order: dict[str, Any] = {"do": "run", "inputs": tuple(zip(tensors, places, strict=True))}
+        if trace:
+            order["trace"] = trace
+        self._regions.send(self._socket, order, (given.number, taken.number, 0), repeats=not trace)
+        memory = self._regions.lend(taken)  # while it runs
         answer, _ = self.next_message(seconds)
         if "needs" in answer:
-            self._regions.give_back(taken)
             taken = self._regions.take(answer["needs"])
-            self._regions.send(self._socket, {"to": taken.number})
+            self._regions.send(self._socket, {}, (given.number, taken.number, 0))
+            memory = self._regions.lend(taken)
             answer, _ = self.next_message(seconds)
+        self._joins = answer["joins"]
         if answer["kept"]:
             self._regions.drop(given)
         else:
             self._regions.give_back(given)
         if "error" in answer:
-            self._regions.give_back(taken)
             raise self._failure(answer)
         self._expected = max(self._expected, answer["nbytes"])
-        memory = self._regions.lend(taken)
         return unflat(answer, [look(memory, place) for place in answer["places"]])
 
     def _failure(self, answer: Mapping[str, Any]) -> HeadraceError:
@@ -108,7 +114,7 @@ class ProcessRunner:
         """The number of its process, while there is one that can be asked."""
         return self._keeper.pid
 
-    def run(self, tensors: Mapping[str, Tensor]) -> Result:
+    def run(self, tensors: Mapping[str, Tensor], batch: Traced = UNTRACED) -> Result:
         """See `NodeRunner.run`.
 
         Raises:
@@ -117,7 +123,7 @@ class ProcessRunner:
         with self._turn:
             process = self._keeper.process()
             try:
-                result = process.run(tensors, self._timeouts.run)
+                result = process.run(tensors, batch, self._timeouts.run)
             except ProcessGone as gone:
                 raise self._keeper.failed(gone) from None
             self._keeper.went_well()

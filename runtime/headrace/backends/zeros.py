@@ -10,7 +10,7 @@ import numpy as np
 
 from headrace.model import ModelSpec
 from headrace.protocol.validate import Shape, bucket_of, resolve_reshape
-from headrace.request import Request
+from headrace.request import Head, Request
 from headrace.tensor import DTYPES, BytesTensor, Tensor, TensorSpec
 
 _MOST_LENGTHS = 5
@@ -63,17 +63,13 @@ class Zeros:
         return [Request(self._spec.name, self.tensors())]
 
     @property
-    def heads(self) -> list[Request]:
+    def heads(self) -> list[Head]:
         """One, that nobody has sent."""
-        return [Request(self._spec.name, {})]
+        return [Head(self._spec.name, outputs=self.wanted())]
 
     def wanted(self) -> tuple[str, ...]:
         """All outputs."""
         return tuple(output.name for output in self._spec.outputs)
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """All outputs."""
-        return [self.wanted()]
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs; made once."""

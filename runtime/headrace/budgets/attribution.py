@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from headrace.budgets.slo import Objective
 from headrace.clock import MICROSECOND
-from headrace.ledger.histograms import STAGES
-from headrace.ledger.records import Outcome, Records, Refusal
+from headrace.ledger.records import STAGES, Outcome, Records, Refusal
 from headrace.scheduling.plan import Reason
 
 REFUSED, FAILED = "refused", "failed"

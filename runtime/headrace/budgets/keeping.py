@@ -38,8 +38,8 @@ class Keeping:
         ledger: which feeds them.
         published: the directory where other processes look for what the server says; None if there is none.
         directory: where to keep what is counted; None is nowhere.
-        clock: the clock.
         decisions: of the server, to be told, too.
+        clock: the clock.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Keeping:
         ledger: Ledger,
         published: Path | None,
         directory: Path | None,
-        clock: Clock | None = None,
         decisions: Decisions | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._budgets, self._ledger, self._clock = budgets, ledger, clock or MonotonicClock()
         self._published = None if published is None else published / FILE

@@ -10,7 +10,7 @@ from headrace.budgets.openslo import SLI, SLO, Document, Target, documents_of
 from headrace.budgets.slo import Objective
 from headrace.clock import MICROSECOND, MILLISECOND, SECOND
 from headrace.errors import InvalidObjective
-from headrace.ledger.histograms import STAGES
+from headrace.ledger.records import STAGES
 
 SHORTEST_WINDOW, LONGEST_WINDOW = 3600 * SECOND, 366 * 24 * 3600 * SECOND
 

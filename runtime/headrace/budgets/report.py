@@ -17,7 +17,7 @@ from headrace.budgets.history import BAD, TOTAL
 from headrace.budgets.slo import Objective
 from headrace.clock import MILLISECOND, SECOND
 from headrace.errors import InvalidObjective
-from headrace.ledger.histograms import STAGES
+from headrace.ledger.records import STAGES
 
 FILE = "budgets.json"
 

@@ -159,6 +159,9 @@ def serve(
     slo: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Objectives, as OpenSLO files. [slo/ below the repository]")
     ] = None,
+    spans_per_second: Annotated[
+        int | None, typer.Option(metavar="N", help="Of traces, which OTEL_EXPORTER_OTLP_ENDPOINT turns on. [5000]")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(metavar="debug|info|warning|error", help="[info]")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="auto|text|json", help="auto: text on a terminal. [auto]")] = None,
 ) -> None:
@@ -175,6 +178,7 @@ def serve(
       headrace serve --repository models --grpc 127.0.0.1:0 --http none --metrics none
       headrace serve --repository models --model-control explicit --load-model magika
       headrace serve --repository models --ledger ledger --slo slo
+      OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 headrace serve --repository models
       headrace serve --config configs/server/local.yaml --repository models --grpc 127.0.0.1:0
     """
     from headrace.cli.serve import run_server
@@ -203,6 +207,7 @@ def serve(
         "ledger_keep_bytes": ledger_keep_bytes,
         "ledger_keep_seconds": ledger_keep_seconds,
         "slo": slo,
+        "spans_per_second": spans_per_second,
         "log_level": log_level,
         "log_format": log_format,
     }
@@ -300,7 +305,7 @@ def budget(
 
 @app.command()
 def observe(
-    ledger: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")],
+    ledger: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the files go; left out, there are none.")] = None,
     of: Annotated[
         str | None, typer.Option(metavar="PID|DIR", help="The server, or its directory in memory; left out, the only one.")
     ] = None,
@@ -308,12 +313,14 @@ def observe(
     segment_seconds: Annotated[float, typer.Option(metavar="S", help="How long they wait for it.", min=0.01)] = 60.0,
     keep_bytes: Annotated[int, typer.Option(metavar="BYTES", help="What the files may take; the oldest go.", min=1)] = 4 << 30,
     keep_seconds: Annotated[float | None, typer.Option(metavar="S", help="How old they may become.")] = None,
+    spans_per_second: Annotated[int, typer.Option(metavar="N", help="Of traces, at most.", min=1)] = 5000,
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(metavar="LEVEL")] = "info",
     log_format: Annotated[Literal["auto", "text", "json"], typer.Option(metavar="auto|text|json")] = "auto",
 ) -> None:
-    """The side process of a server: writes the records of its requests to Parquet files until the server ends.
+    """The side process of a server: writes the records of its requests to Parquet files, and sends traces, until the server ends.
 
-    `headrace serve --ledger DIR` starts it; by hand, it follows a server that was started without.
+    `headrace serve --ledger DIR` starts it, and OTEL_EXPORTER_OTLP_ENDPOINT does; by hand, it follows a server that was started
+    without.
 
     \b
     Examples:
@@ -331,6 +338,7 @@ def observe(
         segment_seconds=segment_seconds,
         keep_bytes=keep_bytes,
         keep_seconds=keep_seconds,
+        spans_per_second=spans_per_second,
     )
 
 

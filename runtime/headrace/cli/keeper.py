@@ -1,4 +1,4 @@
-"""What a server does for its ledger beside serving: the directory that others read, the side process, the pulse, budgets."""
+"""What a server does beside serving: the directory that others read, the side process, the pulse, budgets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.budgets.keeping import Keeping
-from headrace.cli.observe import check_extra
+from headrace.cli.observe import can_trace, check_extra
 from headrace.config import ServerConfig
 from headrace.errors import InvalidLedger, sentence
 from headrace.ledger.home import Home, open_home
+from headrace.ledger.identity import Identity
+from headrace.telemetry import environment
 from headrace.telemetry.pulse import Pulse
 
 if TYPE_CHECKING:
@@ -48,6 +50,9 @@ class Keeper:
         try:
             self._home = open_home(config.ledger)
             engine.ledger.share(self._home)
+            engine.traces.share(self._home.path)
+            if _wants_traces():
+                engine.ledger.identity = Identity(self._home.id)
         except OSError as error:
             if self._home is not None:
                 self._home.close()
@@ -56,7 +61,7 @@ class Keeper:
             if config.ledger is not None:
                 raise InvalidLedger(f"--ledger needs shared memory, and there is none for it here: {reason}") from None
             log.warning("nobody else can read the ledger, there is no shared memory for it: %s", reason)
-        if config.ledger is not None and self._home is not None:
+        if self._home is not None and (_wants_traces() or config.ledger is not None):
             self._side = _side_process(config, self._home)
         self._budgets: Keeping | None = None
         if engine.budgets.accounts:
@@ -68,6 +73,11 @@ class Keeper:
     def tally(self) -> Tally | None:
         """What the side process has done, if there is to be one."""
         return self._home.tally if self._side is not None and self._home is not None else None
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the side process tells what it keeps, if there is to be one."""
+        return self._home.path if self._side is not None and self._home is not None else None
 
     def start(self) -> None:
         """Begin."""
@@ -91,6 +101,15 @@ class Keeper:
             self._home.look_at_clocks()
         if self._budgets is not None:
             self._budgets.beat()
+
+
+def _wants_traces() -> bool:
+    """Whether the environment asks for traces. It may be that of a whole machine: where they cannot be made, that is said."""
+    if environment.wish_of(os.environ) is None:
+        return False
+    if not can_trace():
+        log.warning("OpenTelemetry's variables ask for traces, and there will be none: %s", environment.EXTRA)
+    return can_trace()
 
 
 def _check_directory(path: Path) -> None:
@@ -118,6 +137,7 @@ def _side_process(config: ServerConfig, home: Home) -> SideProcess:
         "segment-seconds": config.ledger_segment_seconds,
         "keep-bytes": config.ledger_keep_bytes,
         "keep-seconds": config.ledger_keep_seconds,
+        "spans-per-second": config.spans_per_second,
         "log-level": config.log_level,
         "log-format": config.log_format,
     }

@@ -1,22 +1,30 @@
-"""`headrace observe`: the side process of a server. It reads the server's rings and writes segments, until either ends."""
+"""`headrace observe`: the side process of a server. It writes segments and sends traces, until either ends."""
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headrace.clock import SECOND
-from headrace.errors import InvalidLedger
+from headrace.errors import InvalidLedger, sentence
 from headrace.ledger.home import Neighbour, neighbour, the_neighbour
 from headrace.ledger.side import step_back
+from headrace.telemetry import environment
+
+if TYPE_CHECKING:
+    from headrace.ledger.spill import Spill
+    from headrace.telemetry.tracer import Tracer
 
 log = logging.getLogger("headrace.observe")
 
-_TICK_SECONDS = 0.1
+_TICK_SECONDS = 0.2
 EXTRA = "writing and querying a ledger needs pyarrow and duckdb: pip install 'headrace[ledger]'"
 
 
@@ -39,26 +47,35 @@ def server_of(of: str | None) -> Neighbour:
     return the_neighbour(int(of)) if of.isdecimal() else neighbour(Path(of))
 
 
+def can_trace() -> bool:
+    """Whether what the extra `traces` installs is there."""
+    from importlib.util import find_spec
+
+    wanted = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc", "opentelemetry.exporter.otlp.proto.http")
+    try:
+        return all(find_spec(module) for module in wanted)
+    except ModuleNotFoundError:  # of what it is in
+        return False
+
+
 def run_observer(
     of: str | None,
-    ledger: Path,
+    ledger: Path | None,
     *,
     segment_bytes: int,
     segment_seconds: float,
     keep_bytes: int | None,
     keep_seconds: float | None,
+    spans_per_second: int,
 ) -> None:
-    """Follow a server until it ends, or until SIGTERM; then write what is left.
+    """Follow a server until it ends, or until SIGTERM; then write and send what is left.
 
     Raises:
-        InvalidLedger: there is no such server, the directory cannot be used, or pyarrow is not installed.
+        InvalidLedger: there is no such server, nothing to do for it, or what is to be done cannot be done here.
     """
-    check_extra("pyarrow")
-    import pyarrow as pa
-
-    from headrace.ledger.segments import Limits
-    from headrace.ledger.spill import Spill
-
+    wish = environment.wish_of(os.environ)
+    if ledger is None and wish is None:
+        raise InvalidLedger("nothing to do: give --ledger DIR, or say in OTEL_EXPORTER_OTLP_ENDPOINT where traces go")
     server = server_of(of)
     tally = server.tally
     if not tally.claim():
@@ -68,16 +85,62 @@ def run_observer(
         signal.signal(number, lambda number, frame: stop.set())
     # The cores are the server's.
     step_back()
-    pa.set_cpu_count(1)
-    pa.set_io_thread_count(1)
-    spill = Spill(server, ledger, Limits(keep_bytes, keep_seconds), segment_bytes, int(segment_seconds * SECOND))
-    log.debug("the side process of %d writes to %s", server.pid, ledger)
-    while is_alive := server.is_alive:
-        spill.tick(time.monotonic_ns())
-        if stop.wait(_TICK_SECONDS):
-            break
-    spill.finish(time.monotonic_ns())
+    followers: list[Spill | Tracer] = []
+    if ledger is not None:
+        followers.append(_spill(server, ledger, segment_bytes, segment_seconds, keep_bytes, keep_seconds))
+    if wish is not None and (tracer := _tracer(server, wish, spans_per_second, is_all=ledger is None)):
+        followers.append(tracer)
+    is_alive = _follow(server, followers, stop)
     tally.pid = 0
     if not is_alive:
-        log.warning("server %d has ended without a word; what it had written is in %s", server.pid, ledger)
+        what = f"what it had written is in {ledger}" if ledger is not None else "its traces were sent"
+        log.warning("server %d has ended without a word; %s", server.pid, what)
         shutil.rmtree(server.path, ignore_errors=True)
+
+
+def _follow(server: Neighbour, followers: Sequence[Spill | Tracer], stop: threading.Event) -> bool:
+    """Until the server ends, or is to be left; says whether it still runs."""
+    while is_alive := server.is_alive:
+        for follower in followers:
+            follower.tick(time.monotonic_ns())
+        if stop.wait(_TICK_SECONDS):
+            break
+    for follower in followers:
+        follower.finish(time.monotonic_ns())
+    return is_alive
+
+
+def _spill(
+    server: Neighbour,
+    ledger: Path,
+    segment_bytes: int,
+    segment_seconds: float,
+    keep_bytes: int | None,
+    keep_seconds: float | None,
+) -> Spill:
+    check_extra("pyarrow")
+    import pyarrow as pa
+
+    from headrace.ledger.segments import Limits
+    from headrace.ledger.spill import Spill
+
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    log.debug("the side process of %d writes to %s", server.pid, ledger)
+    return Spill(server, ledger, Limits(keep_bytes, keep_seconds), segment_bytes, int(segment_seconds * SECOND))
+
+
+def _tracer(server: Neighbour, wish: environment.Wish, spans_per_second: int, *, is_all: bool) -> Tracer | None:
+    """Traces that cannot be made are no reason not to keep the ledger, if there is one to keep."""
+    try:
+        if not can_trace():
+            raise InvalidLedger(environment.EXTRA)
+        from headrace.telemetry.tracer import Tracer
+
+        log.debug("the side process of %d sends traces to %s", server.pid, wish.endpoint)
+        return Tracer(server, wish, spans_per_second)
+    except (InvalidLedger, ValueError, OSError) as error:  # what the SDK says of its variables, of certificates
+        if is_all:
+            raise InvalidLedger(f"no traces can be made: {sentence(error)}") from None
+        log.error("no traces can be made: %s", sentence(error))
+        return None

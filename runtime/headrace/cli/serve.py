@@ -165,7 +165,7 @@ def _metrics(config: ServerConfig, engine: Engine, transport: str, keeper: Keepe
     from headrace.engine.observed import metrics_of
     from headrace.transport.metrics import MetricsEndpoint
 
-    return MetricsEndpoint(config.metrics, metrics_of(engine, transport, keeper.pulse, keeper.tally).render)
+    return MetricsEndpoint(config.metrics, metrics_of(engine, transport, keeper.pulse, keeper.tally, keeper.directory).render)
 
 
 def _source(config: ServerConfig, model: Path | None) -> Repository | ModelFile:

@@ -33,7 +33,7 @@ from headrace.engine.steering import SlowLoop
 from headrace.engine.watch import Watcher
 from headrace.errors import HeadraceError, InvalidRequest, NotAllowed, NotInRepository, Unsupported
 from headrace.ledger.histograms import Histograms
-from headrace.ledger.ledger import Ledger, Records, in_turn
+from headrace.ledger.ledger import Ledger, in_turn
 from headrace.ledger.traces import TraceStore
 from headrace.ledger.views import Statistics
 from headrace.model import State
@@ -44,7 +44,7 @@ from headrace.request import Request, Response
 from headrace.scheduling.base import MakeQueues
 from headrace.scheduling.entry import Answer
 from headrace.scheduling.expiry import PortableQueues
-from headrace.scheduling.sinks import LoopSink, ThreadSink
+from headrace.scheduling.sinks import CallSink, LoopSink
 from headrace.tensor import BytesTensor, Tensor, as_tensor
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ class Engine:
         self.histograms = Histograms()
         # It names versions by the ledger's numbers, and the ledger feeds it.
         self.budgets = Budgets(objectives, lambda number: self.ledger.model(number), time.time_ns() - time.monotonic_ns())
-        self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold, self.budgets.fold, self._trace))
-        self.traces = TraceStore(self.ledger.drain, self.ledger.model)
+        self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold, self.budgets.fold))
+        self.traces = TraceStore()
         self.regions = Regions()
         self.routes = Routes(self.ledger, self.clock.now)
         self._strict = strict_readiness
@@ -132,7 +132,7 @@ class Engine:
         self.watcher = Watcher(self.repository, self.catalog, control.poll_seconds)
         self._is_started = self._is_draining = False
         self._closed = threading.Event()
-        self._threads = ThreadSink(self.routes.push, self.clock)
+        self._calls = CallSink(self.routes.push, self.clock)
         self._loops: dict[asyncio.AbstractEventLoop, LoopSink] = {}
 
     # Life.
@@ -283,7 +283,7 @@ class Engine:
             HeadraceError: with the code and message a remote client would get.
         """
         request = self._request(model, inputs, version, outputs, timeout, request_id)
-        return _arrays(self._threads.ask(request).result())
+        return _arrays(self._calls.ask(request).result())
 
     async def infer_async(
         self,
@@ -317,9 +317,6 @@ class Engine:
         return f"<Engine {self.repository!r}, {ready} versions ready{', draining' if self._is_draining else ''}>"
 
     # Inside.
-
-    def _trace(self, requests: Records, batches: Records) -> None:
-        self.traces.fold(requests)
 
     def _request(
         self,

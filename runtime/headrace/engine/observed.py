@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from headrace import __version__
+from headrace.backends.base import Counting
 from headrace.budgets.controller import Move
 from headrace.engine.engine import Engine
 from headrace.engine.lifecycle import Running
 from headrace.engine.several import backends_of
 from headrace.engine.variants import name_in_ledger, variant_of
+from headrace.ledger.report import Report, read_report
 from headrace.ledger.tally import Tally
 from headrace.scheduling.steering import Steering
 from headrace.telemetry.metrics import Metrics, Present, RunningVersion
 from headrace.telemetry.pulse import Pulse
 
 
-def metrics_of(engine: Engine, transport: str = "none", pulse: Pulse | None = None, side: Tally | None = None) -> Metrics:
+def metrics_of(
+    engine: Engine,
+    transport: str = "none",
+    pulse: Pulse | None = None,
+    side: Tally | None = None,
+    directory: Path | None = None,
+) -> Metrics:
     """The metrics of an engine.
 
     Args:
@@ -25,9 +34,11 @@ def metrics_of(engine: Engine, transport: str = "none", pulse: Pulse | None = No
         transport: the name of the way in.
         pulse: what measures the waits for the interpreter.
         side: the counters of the side process, if there is to be one.
+        directory: where it tells which traces it has kept.
     """
 
     def look() -> Present:
+        running_now = engine.catalog.running()
         versions = [
             RunningVersion(
                 running.opened.spec.name,
@@ -40,10 +51,13 @@ def metrics_of(engine: Engine, transport: str = "none", pulse: Pulse | None = No
                 running.opened.spec.batching.priority_levels,
                 _steering_of(engine, running),
             )
-            for running in engine.catalog.running()
+            for running in running_now
         ]
+        sessions = [session for running in running_now for session, _ in running.opened.sessions]
+        own = [series for session in sessions if isinstance(session, Counting) for series in session.own_series()]
         states = Counter(status.state for status in engine.catalog.statuses(include_unloaded=False))
-        return Present(__version__, engine.ready, transport, states, versions, pulse and pulse.waits, side)
+        kept = read_report(directory) if directory is not None else Report()
+        return Present(__version__, engine.ready, transport, states, versions, pulse and pulse.waits, side, kept.examples, own)
 
     return Metrics(engine.ledger, engine.statistics, engine.histograms, engine.budgets, look)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from headrace.errors import Draining, HeadraceError, ModelNotFound, ModelNotReady, QueueClosed
-from headrace.ledger.ledger import Ledger, RequestRecord
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import RequestRecord
 from headrace.model import ModelSpec
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.request import NOWHERE, Origin, Request

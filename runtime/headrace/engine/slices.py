@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from headrace.backends.base import Outputs
 from headrace.errors import BackendFailed
 from headrace.model import ModelSpec
-from headrace.request import Request
+from headrace.request import Head, Request
 from headrace.scheduling.answers import checked_outputs
 from headrace.scheduling.base import Batch
 from headrace.tensor import Tensor, concatenate, format_shape, rows_of
@@ -41,7 +41,7 @@ class Slice:
         return self._whole.requests
 
     @property
-    def heads(self) -> list[Request]:
+    def heads(self) -> list[Head]:
         """See `scheduling.base.Batch.heads`."""
         return self._whole.heads
 
@@ -52,10 +52,6 @@ class Slice:
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for."""
         return self._whole.wanted()
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """The outputs the request asked for."""
-        return self._whole.asked()
 
 
 def slices_of(batch: Batch, most: int) -> Iterator[Slice]:

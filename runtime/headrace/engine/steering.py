@@ -14,7 +14,8 @@ from headrace.budgets.decisions import Decisions
 from headrace.budgets.history import BAD, TOTAL
 from headrace.clock import SECOND, Clock
 from headrace.engine.lifecycle import Running
-from headrace.ledger.ledger import Ledger, Refusal
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import Refusal
 from headrace.ledger.views import Statistics
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from headrace.errors import BackendFailed, Cancelled, DeadlineExpired, HeadraceE
 from headrace.graph.fan import Fan, in_order, nothing, picked
 from headrace.graph.segments import Border
 from headrace.node import MANY
-from headrace.request import Request, Response
+from headrace.request import Head, Request, Response
 from headrace.scheduling.base import Batch, Queue
 from headrace.scheduling.entry import Answer, Entry
 from headrace.tensor import Tensor, TensorSpec, format_shape
@@ -95,7 +95,7 @@ class Way:
                 self._changed.notify_all()
         self._behind(lasted)
 
-    def push(self, owner: Request, join: Join, piece: Piece, wanted: Collection[str]) -> Entry:
+    def push(self, owner: Head, join: Join, piece: Piece, wanted: Collection[str]) -> Entry:
         """Send rows on, with the deadline and the priority of their request; of their outputs, some are `wanted`.
 
         Raises:
@@ -145,7 +145,7 @@ class Join:
         self._is_over = False
         self._left = 0
         self._began = 0
-        self._owner = Request("", {})
+        self._owner = Head("")
         self._outputs: Sequence[TensorSpec] = ()
         self._waiting: deque[Piece] = deque()
         self._copied = 0
@@ -155,13 +155,13 @@ class Join:
         self._under_way: dict[Way, int] = {}
 
     def begin(
-        self, part: Batch, owner: Request, outputs: Sequence[TensorSpec], own: Mapping[str, Tensor], pieces: Sequence[Piece]
+        self, part: Batch, owner: Head, outputs: Sequence[TensorSpec], own: Mapping[str, Tensor], pieces: Sequence[Piece]
     ) -> None:
         """Send the pieces on.
 
         Args:
             part: the request, as a batch of its own: it is answered by this from now on.
-            owner: the request itself.
+            owner: what goes along with what is sent on for it.
             outputs: what it asks the segment for.
             own: outputs that are there already.
             pieces: all that is to come back.

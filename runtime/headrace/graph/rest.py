@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from headrace.backends.base import Batch
 from headrace.graph.fan import picked
-from headrace.request import Request
+from headrace.request import Head, Request
 from headrace.tensor import Tensor
 
 
@@ -31,7 +31,7 @@ class Rest:
         return [requests[place] for place in self._places]
 
     @property
-    def heads(self) -> list[Request]:
+    def heads(self) -> list[Head]:
         """See `backends.base.Batch.heads`."""
         heads = self.whole.heads
         return [heads[place] for place in self._places]
@@ -44,11 +44,6 @@ class Rest:
     def wanted(self) -> tuple[str, ...]:
         """See `backends.base.Batch.wanted`."""
         return self.whole.wanted()
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """See `backends.base.Batch.asked`."""
-        asked = self.whole.asked()
-        return [asked[place] for place in self._places]
 
 
 def rows_at(offsets: Sequence[int], places: Sequence[int]) -> list[int]:

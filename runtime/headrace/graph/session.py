@@ -90,7 +90,7 @@ class SegmentSession:
             return None
         done = self._compute(batch)
         if done.failed:
-            return self._pieces(done, batch.asked())
+            return self._pieces(done, [head.outputs for head in batch.heads])
         return {name: done.values[name] for name in batch.wanted()}
 
     def close(self) -> None:

@@ -14,11 +14,11 @@ from headrace.errors import BackendFailed, HeadraceError, InvalidRequest, senten
 from headrace.graph.fan import Fan, fan_of, picked
 from headrace.graph.rest import Rest, rows_at
 from headrace.graph.segments import Signature, text_of, varies
-from headrace.ledger.ledger import BatchRecord
+from headrace.ledger.records import BatchRecord
 from headrace.model import ModelSpec
 from headrace.node import Rows
 from headrace.protocol.validate import resolve_reshape
-from headrace.request import Request
+from headrace.request import Head, Request
 from headrace.scheduling.answers import checked_outputs
 from headrace.scheduling.plan import Reason
 from headrace.tensor import Tensor, TensorSpec, concatenate, format_shape
@@ -177,7 +177,7 @@ class Step:
 
     def _call(self, inputs: Values, batch: Batch, rows: int) -> Outputs | Iterator[Piece] | Rows:
         if self.signature.is_class:
-            return self._runs.run(inputs)  # type: ignore[arg-type, return-value]
+            return self._runs.run(inputs, batch)  # type: ignore[arg-type, return-value]
         result = self._runs.run(_Call(inputs, batch, rows, self._wanted))  # type: ignore[arg-type]
         if result is None:
             raise self._in_pieces()
@@ -235,9 +235,9 @@ class _Call:
         return self.whole.requests
 
     @property
-    def heads(self) -> list[Request]:
-        """See `backends.base.Batch.heads`."""
-        return self.whole.heads
+    def heads(self) -> list[Head]:
+        """See `backends.base.Batch.heads`. What they get here is what the graph reads."""
+        return [head._replace(outputs=self._wanted) for head in self.whole.heads]
 
     def tensors(self) -> Values:
         """The inputs, by the model's names."""
@@ -246,7 +246,3 @@ class _Call:
     def wanted(self) -> tuple[str, ...]:
         """The outputs that are read, or answered."""
         return self._wanted
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """The same for each request."""
-        return [self._wanted] * (len(self.offsets) - 1)

@@ -66,7 +66,8 @@ class Collector:
                 reader.read = self._positions.get(path.name, reader.read)
         chunks: list[Chunk] = []
         overrun = 0
-        for path, reader in self._readers.items():
+        # Batches first, those of the kernels before those of Python: what a graph visited is there when its batch is.
+        for path, reader in sorted(self._readers.items()):
             seen = reader.take()
             overrun += seen.overrun
             if len(seen.records):

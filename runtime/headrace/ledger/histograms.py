@@ -14,17 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.clock import MICROSECOND
-from headrace.ledger.ledger import Outcome, Records
-
-STAGES: Mapping[str, tuple[str, str]] = {
-    "receive": ("received", "queued"),
-    "queue": ("queued", "taken"),
-    "gather": ("taken", "gathered"),
-    "execute": ("gathered", "executed"),
-    "scatter": ("executed", "scattered"),
-    "send": ("scattered", "sent"),
-}
-"""Each stage, between which two stamps of a record it lies. One begins where the other ends."""
+from headrace.ledger.records import STAGES, Outcome, Records
 
 WHOLE, FIRST_RESPONSE = "request", "first_response"
 SPANS: Mapping[str, tuple[str, str]] = {WHOLE: ("received", "sent"), FIRST_RESPONSE: ("received", "first"), **STAGES}

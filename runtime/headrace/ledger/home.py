@@ -56,11 +56,12 @@ class Home:
 
     Attributes:
         path: the directory.
+        id: tells this server from every other one.
         tally: what the side process has done.
     """
 
-    def __init__(self, path: Path, lock: int) -> None:
-        self.path, self._lock = path, lock
+    def __init__(self, path: Path, id: str, lock: int) -> None:
+        self.path, self.id, self._lock = path, id, lock
         self._rings: list[int] = []
         self._headers: list[Clocks] = []
         self._models = os.open(path / _MODELS, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -135,7 +136,8 @@ def open_home(ledger: Path | None = None) -> Home:
         path: Path | None = None
         try:
             path = Path(tempfile.mkdtemp(prefix=f"headrace-{os.getpid()}-", dir=root))
-            return Home(path, _lock_server(path, ledger))
+            id = f"{os.getpid()}-{time.time_ns():x}"
+            return Home(path, id, _lock_server(path, id, ledger))
         except OSError as error:
             reason = reason or error
             if path is not None:
@@ -251,13 +253,13 @@ def _directories() -> Iterator[Path]:
             yield from [path for path in root.glob("headrace-*-*") if path.is_dir() and path.stat().st_uid == os.getuid()]
 
 
-def _lock_server(path: Path, ledger: Path | None) -> int:
+def _lock_server(path: Path, id: str, ledger: Path | None) -> int:
     """Write who we are, and hold the lock that says that we live."""
     beside = path / ".server"
     descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        who = {"pid": os.getpid(), "id": f"{os.getpid()}-{time.time_ns():x}", "release": __version__}
+        who = {"pid": os.getpid(), "id": id, "release": __version__}
         if ledger is not None:
             who["ledger"] = str(ledger.absolute())
         os.write(descriptor, json.dumps(who).encode())

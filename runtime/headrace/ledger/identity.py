@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from hashlib import blake2b
+from zlib import crc32
 
 _MASK = (1 << 64) - 1
 
@@ -29,17 +30,33 @@ class Part(IntEnum):
 class Identity:
     """Of one server.
 
+    Attributes:
+        seed: 64 bits that are its own.
+
     Args:
         server: the id of the server, see `ledger.home.Neighbour`.
     """
 
     def __init__(self, server: str) -> None:
-        self._seed = int.from_bytes(blake2b(server.encode(), digest_size=8).digest(), "little")
+        self.seed = int.from_bytes(blake2b(server.encode(), digest_size=8).digest(), "little")
 
     def of(self, part: Part, model: int, number: int) -> int:
         """64 bits for this part of the request or batch with this number; `model` is the ledger's number of the version."""
-        mixed = _mix(self._seed ^ _mix(model << 8 | part))
+        mixed = _mix(self.seed ^ _mix(model << 8 | part))
         return _mix(mixed ^ number) or 1
+
+    def trace(self, model: int, number: int) -> int:
+        """128 bits for the trace of the request with this number, where its caller has none."""
+        return self.of(Part.TRACE_HIGH, model, number) << 64 | self.of(Part.TRACE_LOW, model, number)
+
+    def batch_trace(self, model: int, number: int) -> int:
+        """128 bits for the trace of the batch with this number."""
+        return self.of(Part.BATCH_TRACE_HIGH, model, number) << 64 | self.of(Part.BATCH_TRACE_LOW, model, number)
+
+
+def ring_number(ring: str) -> int:
+    """What stands for the model, where a record has no number: its ring, and its position there is the number then."""
+    return 1 << 32 | crc32(ring.encode())
 
 
 def _mix(number: int) -> int:

@@ -8,17 +8,19 @@ Where the rings are in files (`ledger.home`), other processes read them, too, ea
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from headrace.ledger.home import Home
-from headrace.ledger.records import BATCH, BATCHES, REQUEST, REQUESTS, BatchRecord, Outcome, Records, Refusal, RequestRecord
+from headrace.ledger.identity import Identity, Part
+from headrace.ledger.records import BATCH, BATCHES, REQUEST, REQUESTS, BatchRecord, Records, RequestRecord
 from headrace.ledger.ring import Ring
 from headrace.model import ModelSpec
-
-__all__ = ["BATCH", "REQUEST", "BatchRecord", "Ledger", "Outcome", "Records", "Refusal", "RequestRecord", "in_turn"]
+from headrace.protocol.origin import GIVEN
+from headrace.request import Origin
 
 Source = Callable[[], tuple[bytes, bytes]]
 """Packed records that are written elsewhere and were not taken yet: of requests, of batches."""
@@ -28,6 +30,8 @@ Fold = Callable[[Records, Records], None]
 """What takes (request records, batch records) and adds them to whatever it keeps."""
 
 _T = TypeVar("_T")
+_NUMBERS = 44
+"""Bits of what one queue may number, requests or batches: at a hundred thousand a second, years."""
 _SHARED = (1 << 15, 1 << 13)
 """Records that the rings of the kernels hold, which write most of them: of requests, of batches."""
 
@@ -42,8 +46,18 @@ def in_turn(*folds: Fold) -> Fold:
     return fold
 
 
+class Account(NamedTuple):
+    """How the ledger knows a queue: by the number of its version, and its requests and batches by numbers over `above`."""
+
+    model: int
+    above: int
+
+
 class Ledger:
     """The rings, the numbers of the versions, and where the records go when they are read.
+
+    Attributes:
+        identity: whose spans are made of the records; None where nobody makes any.
 
     Args:
         fold: where records go; called under the ledger's lock.
@@ -59,6 +73,8 @@ class Ledger:
         self._taken = (0, 0)
         self._models: dict[tuple[str, int, str], int] = {("", 0, ""): 0}
         self._names = list(self._models)
+        self._opened: Counter[int] = Counter()
+        self.identity: Identity | None = None
         self._home: Home | None = None
 
     def share(self, home: Home) -> None:
@@ -90,6 +106,20 @@ class Ledger:
                 if self._home is not None:
                     self._home.name(self._models[key], *key)
             return self._models[key]
+
+    def open_account(self, spec: ModelSpec) -> Account:
+        """For a queue. However often a version is loaded again, no number of its requests or batches comes twice."""
+        model = self.register(spec)
+        with self._lock:
+            self._opened[model] += 1
+            return Account(model, self._opened[model] - 1 << _NUMBERS)
+
+    def origin_within(self, origin: Origin, model: int, number: int) -> Origin:
+        """Where what is sent on for a request comes from: from the execution of that request, which came from `origin`."""
+        span = origin.span
+        if origin.context == GIVEN and self.identity is not None:
+            span = self.identity.of(Part.EXECUTE, model, number)
+        return origin._replace(span=span, parent=number, parent_model=model)
 
     def model(self, number: int) -> tuple[str, int, str]:
         """(model, version, digest) of a number. Takes no lock, so that folding may ask."""

@@ -18,18 +18,19 @@ import pyarrow.dataset as pd
 from headrace.errors import InvalidLedger, sentence
 from headrace.ledger.collect import BATCH_KIND, REQUEST_KIND, Chunk, Collector
 from headrace.ledger.home import Neighbour
+from headrace.ledger.records import STAGES
 from headrace.ledger.segments import Segment, ends_of, read_segments
 from headrace.ledger.tables import SCHEMAS, table_of
 
 _PATIENCE_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 
+_DURATIONS = ", ".join(f"(coalesce({end}, sent) - {begin}) / 1e3 AS {name}_us" for name, (begin, end) in STAGES.items())
 VIEWS: Mapping[str, str] = {
-    "stages": """
+    "stages": f"""
         SELECT *,
-            (queued - received) / 1e3 AS receive_us, (taken - queued) / 1e3 AS queue_us, (gathered - taken) / 1e3 AS gather_us,
-            (executed - gathered) / 1e3 AS execute_us, (scattered - executed) / 1e3 AS scatter_us,
-            (sent - scattered) / 1e3 AS send_us, (sent - received) / 1e3 AS request_us, predicted_ns / 1e3 AS predicted_us
+            {_DURATIONS},
+            (sent - received) / 1e3 AS request_us, predicted_ns / 1e3 AS predicted_us
         FROM requests""",
     "visits": "SELECT * FROM batches WHERE reason = 'graph'",
 }

@@ -6,6 +6,7 @@ Instants are ns of CLOCK_MONOTONIC; 0 means that the request never got there.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -34,6 +35,18 @@ class Refusal(IntEnum):
     CANNOT_MEET_DEADLINE = 4
     OTHER = 5
     CLASS_SHED = 6
+
+
+STAGES: Mapping[str, tuple[str, str]] = {
+    "receive": ("received", "queued"),
+    "queue": ("queued", "taken"),
+    "gather": ("taken", "gathered"),
+    "execute": ("gathered", "executed"),
+    "scatter": ("executed", "scattered"),
+    "send": ("scattered", "sent"),
+}
+"""Each stage, between which two stamps of a record it lies. One begins where the other ends, and the one that a request does not
+get out of lasts until `sent`: so stages always add up to the whole, from `received` to `sent`."""
 
 
 class RequestRecord(NamedTuple):

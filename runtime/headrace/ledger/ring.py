@@ -78,8 +78,28 @@ class Clocks:
         self._words[_WALL_AT // 8] = ns
 
 
+class _Barrier:
+    """What is done before it is crossed is seen before what is done afterwards, by other processes and on all processors, too.
+
+    Python has no barrier of its own, but whoever leaves a lock and takes it again crosses one. To take it first and then leave it
+    would be none: a processor may move what comes before and what comes after into the middle, and there past each other.
+    """
+
+    def __init__(self) -> None:
+        lock = threading.Lock()
+        lock.acquire()
+        self._leave, self._take = lock.release, lock.acquire
+
+    def cross(self) -> None:
+        """Do so. One thread at a time."""
+        self._leave()
+        self._take()
+
+
 class Ring:
     """The writer's side, with a reader in the same process that loses nothing: what it has not read is not written over.
+
+    Whoever writes takes a lock for each record, and leaves it: that keeps the counter of one record before the next record.
 
     Args:
         layout: of the records.
@@ -88,14 +108,14 @@ class Ring:
     """
 
     def __init__(self, layout: Layout, capacity: int, descriptor: int = -1) -> None:
-        self._struct, self._size = layout.struct, layout.size
+        self._pack_into, self._size = layout.struct.pack_into, layout.size
         if descriptor >= 0:
             capacity = (os.fstat(descriptor).st_size - HEADER_BYTES) // layout.size
         self._capacity = capacity
         self._memory = mmap.mmap(descriptor, HEADER_BYTES + capacity * layout.size)
         self._records = np.frombuffer(self._memory, layout.dtype, capacity, HEADER_BYTES)
-        self.header = Clocks(self._memory)
-        self._fence = threading.Lock()
+        self._counter = memoryview(self._memory)[_WRITTEN_AT : _WRITTEN_AT + 8].cast("q")
+        self._cross_barrier = _Barrier().cross
         self.written = self._read = 0
 
     @property
@@ -105,14 +125,11 @@ class Ring:
 
     def write(self, record: tuple[int, ...]) -> None:
         """Add a record."""
-        self._struct.pack_into(self._memory, HEADER_BYTES + self.written % self._capacity * self._size, *record)
-        self.written += 1
-        # Python has no barrier of its own, and some processors would show the counter before the record.
-        with self._fence:
-            pass
-        self.header.written = self.written
-        with self._fence:
-            pass
+        written = self.written
+        self._pack_into(self._memory, HEADER_BYTES + written % self._capacity * self._size, *record)
+        self.written = written + 1
+        self._cross_barrier()
+        self._counter[0] = written + 1
 
     def take_unread(self) -> Records:
         """Copies of what was not taken before."""
@@ -159,7 +176,7 @@ class RingReader:
         self.layout = KINDS[kind]
         self._header = Clocks(memory)
         self._records: NDArray[Any] = np.frombuffer(memory, self.layout.dtype, self.capacity, HEADER_BYTES)
-        self._fence = threading.Lock()
+        self._cross_barrier = _Barrier().cross
         self.read = 0 if behind is None else max(0, self._header.written - behind)
 
     @property
@@ -175,13 +192,11 @@ class RingReader:
     def take(self, most: int = 1 << 15) -> Seen:
         """Copies of what was written since the last time, at most so many."""
         written = self._header.written
-        with self._fence:
-            pass
+        self._cross_barrier()
         first = max(self.read, written - self.capacity)
         end = min(written, first + most)
         copied = self._records[np.arange(first, end) % self.capacity]
-        with self._fence:
-            pass
+        self._cross_barrier()
         # The writer may be in the middle of the next one, which lies where the oldest one did.
         whole = self._header.written + 1 - self.capacity
         lost = min(max(whole - first, 0), end - first)

@@ -10,16 +10,7 @@ from headrace.clock import MILLISECOND, SECOND
 from headrace.errors import Code
 from headrace.ledger.collect import REQUEST_KIND, Chunk
 from headrace.ledger.home import Name
-from headrace.ledger.records import Outcome, Refusal
-
-_STAGES = (
-    ("receive", "received", "queued"),
-    ("queue", "queued", "taken"),
-    ("gather", "taken", "gathered"),
-    ("execute", "gathered", "executed"),
-    ("scatter", "executed", "scattered"),
-    ("send", "scattered", "sent"),
-)
+from headrace.ledger.records import STAGES, Outcome, Refusal
 
 
 class Line(NamedTuple):
@@ -36,7 +27,7 @@ class Line(NamedTuple):
     @property
     def text(self) -> str:
         """In columns."""
-        columns = f"{self.at} {self.outcome:<24} {self.model:<20} {self.rows:>5} {self.batch:>8} {self.took:>10}"
+        columns = f"{self.at} {self.outcome:<24} {self.model:<20} {self.rows:>5} {self.batch:>14} {self.took:>10}"
         return f"{columns}  {self.stages}".rstrip()
 
 
@@ -73,6 +64,6 @@ def _outcome(record: Any) -> str:
 
 
 def _stages(record: Any) -> Iterator[str]:
-    for stage, begin, end in _STAGES:
-        if record[begin] and record[end]:
-            yield f"{stage} {(int(record[end]) - int(record[begin])) / MILLISECOND:.3f}"
+    for stage, (begin, end) in STAGES.items():
+        if record[begin]:
+            yield f"{stage} {(int(record[end] or record['sent']) - int(record[begin])) / MILLISECOND:.3f}"

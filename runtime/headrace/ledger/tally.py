@@ -53,6 +53,11 @@ class Tally:
         unwritten: records that it could not write: the disk was full.
         asked: how often it was asked to write what it holds.
         done: up to which of these it has done so.
+        untraced: records that were written over before it had decided whether to keep their trace.
+        spans_sent: spans that the endpoint has taken.
+        spans_capped: spans that were above the cap.
+        spans_unbuffered: spans for which there was no room, because the endpoint is too slow.
+        spans_failed: spans that the endpoint did not take.
 
     Args:
         path: of the file.
@@ -62,6 +67,7 @@ class Tally:
     """
 
     pid, overrun, spilled, unwritten, asked, done = map(_Counter, range(6))
+    untraced, spans_sent, spans_capped, spans_unbuffered, spans_failed = map(_Counter, range(6, 11))
 
     def __init__(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from headrace import kernels
 from headrace.clock import SECOND
-from headrace.errors import Code, InvalidLoad, TargetFailed
+from headrace.errors import InvalidLoad, TargetFailed
 from headrace.load.analysis import SAMPLE, Samples, Shares, Summary, Window, is_steady, name_of, summarise
 from headrace.load.arrivals import due
 from headrace.load.messages import Messages, Share, messages_of_file, random_messages
@@ -249,8 +249,14 @@ def _messages(plan: LoadPlan) -> Messages:
 
 
 def _call(target: str, method: str, asked: Message, answer: _Answer) -> _Answer:
-    code, message, payload = kernels.load().call(target, _SERVICE + method, asked.SerializeToString(), _CALL_PATIENCE)
-    if code != Code.OK.value:
-        raise TargetFailed(f"{target}: {method} answered {name_of(code)}: {message}")
-    answer.ParseFromString(payload)
+    native = kernels.load()
+    channel = native.Channel(target, _CALL_PATIENCE)
+    try:
+        answer.ParseFromString(channel.call(_SERVICE + method, asked.SerializeToString(), time.monotonic_ns() + _CALL_PATIENCE))
+    except native.CallError as error:
+        what, code, words = error.args
+        if what == "unsent":
+            raise TargetFailed(f"cannot connect to {target}: {words}") from None
+        told = name_of(code) if what == "answered" else what
+        raise TargetFailed(f"{target}: {method}: {told}: {words}") from None
     return answer

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from urllib.parse import unquote
 
-from headrace.request import Origin
+from headrace.request import Head, Origin
 
 CLIENT_HEADER, TRACE_HEADER = "x-headrace-client", "traceparent"
 GIVEN, MALFORMED = 1, 2
@@ -20,6 +20,7 @@ GIVEN, MALFORMED = 1, 2
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{16})([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?", re.DOTALL)
 _MASK = (1 << 64) - 1
+_SAMPLED = 1
 
 
 def origin_of(headers: Iterable[tuple[str, str | bytes]] | None, peer: int) -> Origin:
@@ -37,6 +38,12 @@ def origin_of(headers: Iterable[tuple[str, str | bytes]] | None, peer: int) -> O
     if not (high or low) or not span:
         return Origin(client, context=MALFORMED)
     return Origin(client, high, low, span, 0, 0, flags, GIVEN)
+
+
+def leader_of(requests: Iterable[Head]) -> Head | None:
+    """In whose trace all of these are that run together: the first whose trace is sampled, else the first that is in one."""
+    traced = [request for request in requests if request.origin.context == GIVEN]
+    return next((request for request in traced if request.origin.trace_flags & _SAMPLED), traced[0] if traced else None)
 
 
 def traceparent_of(origin: Origin) -> str:

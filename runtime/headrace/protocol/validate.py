@@ -9,7 +9,7 @@ import math
 import struct
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from headrace.model import ModelSpec
 from headrace.protocol.classification import check_classes
 from headrace.protocol.padding import Lengths, Shape
 from headrace.request import Request
-from headrace.tensor import DTYPES, BytesTensor, RawTensor, Tensor, TensorSpec, datatype_of, format_shape
+from headrace.tensor import DTYPES, BytesTensor, RawTensor, Tensor, TensorSpec, bytes_of, datatype_of, format_shape
 
 _BATCH_NOTE = (
     "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each input "
@@ -270,6 +270,13 @@ def encode_bytes(tensor: BytesTensor) -> bytes:
 def encode_tensor(tensor: Tensor) -> bytes:
     """A tensor as raw contents: little-endian, row-major, BYTES length-prefixed."""
     return encode_bytes(tensor) if isinstance(tensor, BytesTensor) else tensor.tobytes()
+
+
+def on_the_wire(tensor: Tensor) -> tuple[str, Sequence[int], Any]:
+    """Datatype, shape, and raw contents as a buffer: those of an array are where they were, if they lie row by row."""
+    if isinstance(tensor, BytesTensor):
+        return "BYTES", tensor.shape, encode_bytes(tensor)
+    return datatype_of(tensor), tensor.shape, bytes_of(tensor)
 
 
 def _length_bytes(offsets: NDArray[np.int64], total: int) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from headrace.errors import (
     Overloaded,
     sentence,
 )
-from headrace.ledger.ledger import Outcome
+from headrace.ledger.records import Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.classification import classified
 from headrace.protocol.validate import resolve_reshape

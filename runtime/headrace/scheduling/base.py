@@ -13,7 +13,7 @@ from headrace.clock import Clock
 from headrace.errors import HeadraceError
 from headrace.ledger.ledger import Ledger
 from headrace.model import ModelSpec
-from headrace.request import Request
+from headrace.request import Head, Request
 from headrace.scheduling.admission import Depth, Limits
 from headrace.scheduling.entry import Entry, Sink
 from headrace.scheduling.plan import Plan
@@ -49,10 +49,10 @@ class Batch(Protocol):
         ...
 
     @property
-    def heads(self) -> list[Request]:
-        """The requests as far as they go along with what is sent on for them: without inputs, outputs and sequence.
+    def heads(self) -> list[Head]:
+        """Of each request, what goes along with what is sent on for it; `outputs` are all that it gets.
 
-        Their origin says that they are the parents.
+        Their origin is that of what is sent on: it says that they are the parents.
         """
         ...
 
@@ -69,10 +69,6 @@ class Batch(Protocol):
 
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for."""
-        ...
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """Of each request, the outputs it asked for."""
         ...
 
     def only(self, index: int) -> Batch:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import _thread
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Protocol
 
 from headrace.clock import Clock
 from headrace.errors import BackendFailed, Broken, HeadraceError
-from headrace.ledger.ledger import BatchRecord
+from headrace.ledger.records import BatchRecord
 from headrace.model import ModelSpec
-from headrace.request import Request, Response
+from headrace.request import Head, Origin, Request, Response
 from headrace.scheduling.answers import checked_outputs, deliver, log_failure, response_of
 from headrace.scheduling.base import Batch
 from headrace.scheduling.entry import Answer, EntryState, PortableEntry
@@ -40,6 +39,10 @@ class Owner(Protocol):
 
     def parted(self, entry: PortableEntry, gone: Callable[[], None]) -> None:
         """Call `gone` when an entry is cancelled before it is answered, or now if it was."""
+        ...
+
+    def origin_within(self, entry: PortableEntry) -> Origin:
+        """Where what is sent on for an entry comes from."""
         ...
 
     def finished(self, record: BatchRecord) -> None:
@@ -76,12 +79,22 @@ class PortableBatch:
         return [entry.request for entry in self._entries]
 
     @property
-    def heads(self) -> list[Request]:
-        """The requests, as far as they go along with what is sent on for them."""
-        model = self.model_number
+    def heads(self) -> list[Head]:
+        """Of each request, what goes along with what is sent on for it."""
         return [
-            replace(entry.request, origin=entry.request.origin._replace(parent=entry.number, parent_model=model))
-            for entry in self._entries
+            Head(
+                request.model,
+                request.id,
+                request.parameters,
+                request.deadline,
+                request.timeout_ns,
+                request.priority,
+                request.sequence,
+                request.received,
+                self._owner.origin_within(entry),
+                tuple(entry.admitted.outputs),
+            )
+            for entry, request in ((entry, entry.request) for entry in self._entries)
         ]
 
     @property
@@ -102,10 +115,6 @@ class PortableBatch:
         """The outputs somebody asked for, in the order the model declares them."""
         asked = {name for entry in self._entries for name in entry.admitted.outputs}
         return tuple(o.name for o in self._owner.spec.outputs if o.name in asked)
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """Of each request, the outputs it asked for."""
-        return [tuple(entry.admitted.outputs) for entry in self._entries]
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs by name, rows of all requests stacked; gathered by the first call."""

@@ -26,7 +26,7 @@ from headrace.errors import (
     QueueFull,
     QueueTimeout,
 )
-from headrace.ledger.ledger import Outcome, Refusal, RequestRecord
+from headrace.ledger.records import Outcome, Refusal, RequestRecord
 from headrace.protocol.validate import Admitted
 from headrace.request import Request, Response
 from headrace.scheduling.admission import Depth, Due

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headrace import errors, kernels
 from headrace.clock import Clock
 from headrace.errors import BackendFailed, Broken, HeadraceError
-from headrace.ledger.ledger import Ledger, Outcome
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import Outcome
 from headrace.model import ModelSpec
-from headrace.protocol.validate import encode_bytes
-from headrace.request import Origin, Request
+from headrace.protocol.validate import on_the_wire
+from headrace.request import Head, Origin, Request
 from headrace.request import Sequence as SequencePlace
 from headrace.scheduling.admission import Depth, Limits
 from headrace.scheduling.answers import checked_outputs, deliver, log_failure, response_of
@@ -35,7 +35,7 @@ from headrace.scheduling.base import Batch
 from headrace.scheduling.entry import Answer, Sink, outcome_of
 from headrace.scheduling.padding import cut
 from headrace.scheduling.plan import VIEW, Plan
-from headrace.tensor import DTYPES, BytesTensor, RawTensor, Tensor, datatype_of, rows_of
+from headrace.tensor import DTYPES, BytesTensor, RawTensor, Tensor, bytes_of, rows_of
 
 if TYPE_CHECKING:
     import headrace_kernels as native
@@ -70,8 +70,8 @@ class NativeQueues:
 
     def __call__(self, spec: ModelSpec, limits: Limits) -> NativeQueue:
         """A queue for one loaded version."""
-        number = self._ledger.register(spec)
-        queue = NativeQueue(self._kernel.open_queue(spec, number, limits), spec, number, self._clock)
+        number, above = self._ledger.open_account(spec)
+        queue = NativeQueue(self._kernel.open_queue(spec, number, above, limits), spec, number, self._clock, self._ledger)
         self._queues[queue.core.id] = queue
         return queue
 
@@ -120,17 +120,17 @@ class NativeQueues:
 class NativeEntry:
     """A request of this process in a native queue. See `scheduling.entry.Entry`."""
 
-    __slots__ = ("bytes_out", "cancelled", "number", "queue", "request", "sink")
+    __slots__ = ("bytes_out", "cancelled", "number", "queue", "request", "scattered", "sink")
 
     def __init__(self, queue: NativeQueue, request: Request, sink: Sink) -> None:
         self.queue, self.request, self.sink = queue, request, sink
-        self.number = self.bytes_out = 0
+        self.number = self.bytes_out = self.scattered = 0
         self.cancelled = False
 
     def settle(self, outcome: Outcome, code: errors.Code, sent: int) -> bool:
         """Write the record and free the place. The first call counts; False says it was settled before."""
         self.queue.forget(self)
-        return self.queue.core.settle(self.number, outcome, code.value, sent, self.bytes_out)
+        return self.queue.core.settle(self.number, outcome, code.value, self.scattered, sent, self.bytes_out)
 
     def cancel(self) -> None:
         """Nobody wants the answer any more. What waits leaves its queue at once; what runs is not answered."""
@@ -166,8 +166,8 @@ class NativeQueue:
 
     niceness = 0
 
-    def __init__(self, core: native.Queue, spec: ModelSpec, model_number: int, clock: Clock) -> None:
-        self.core, self.spec, self.model_number, self.clock = core, spec, model_number, clock
+    def __init__(self, core: native.Queue, spec: ModelSpec, model_number: int, clock: Clock, ledger: Ledger) -> None:
+        self.core, self.spec, self.model_number, self.clock, self.ledger = core, spec, model_number, clock, ledger
         self.layout = _Layout.of(spec)
         self._entries: dict[int, NativeEntry] = {}
         self._parts: WeakValueDictionary[int, NativePart] = WeakValueDictionary()
@@ -313,24 +313,10 @@ class NativeBatch:
         return self._requests
 
     @property
-    def heads(self) -> list[Request]:
-        """The requests, as far as they go along with what is sent on for them: much less to make than all of them."""
-        name = self._queue.spec.name
+    def heads(self) -> list[Head]:
+        """Of each request, what goes along with what is sent on for it."""
         heads = self._core.heads()
-        return [
-            Request(
-                name,
-                {},
-                id=id,
-                parameters=parameters,
-                deadline=due,
-                timeout_ns=timeout,
-                priority=priority,
-                received=received,
-                origin=Origin(*origin),
-            )
-            for id, parameters, due, timeout, priority, received, origin in (heads if self._only is None else [heads[self._only]])
-        ]
+        return [self._head(*head) for head in (heads if self._only is None else [heads[self._only]])]
 
     def wanted(self) -> tuple[str, ...]:
         """The outputs somebody asked for, in the order the model declares them."""
@@ -338,12 +324,6 @@ class NativeBatch:
             outputs = self._queue.layout.outputs
             self._wanted = tuple([outputs[place] for place in self._core.wanted(self._only)])
         return self._wanted
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """Of each request, the outputs it asked for."""
-        outputs = self._queue.layout.outputs
-        places = range(len(self)) if self._only is None else (self._only,)
-        return [tuple([outputs[output] for output in self._core.wanted(place)]) for place in places]
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs by name, rows of all requests stacked; gathered by the first call."""
@@ -444,7 +424,38 @@ class NativeBatch:
         entries = [(place, self._queue.entry(numbers[place])) for place in places]
         # Who is not there any more has cancelled.
         answers = [Answer(entry, result(place, entry.request)) for place, entry in entries if entry is not None]
-        deliver(answers, self._queue.clock.now())
+        now = self._queue.clock.now()
+        for _, entry in entries:
+            if entry is not None:
+                entry.scattered = now
+        deliver(answers, now)
+
+    def _head(  # noqa: PLR0913  # as it comes
+        self,
+        number: int,
+        id: str,
+        parameters: dict[str, Any],
+        deadline: int | None,
+        timeout_ns: int,
+        priority: int,
+        received: int,
+        origin: tuple[int, ...],
+        sequence: tuple[int | str, bool, bool] | None,
+        outputs: Sequence[int],
+    ) -> Head:
+        queue = self._queue
+        return Head(
+            queue.spec.name,
+            id,
+            parameters,
+            deadline,
+            timeout_ns,
+            priority,
+            None if sequence is None else SequencePlace(*sequence),
+            received,
+            queue.ledger.origin_within(Origin._make(origin), queue.model_number, number),
+            tuple([queue.layout.outputs[place] for place in outputs]),
+        )
 
     def _request(self, place: int, number: int | None) -> Request:
         entry = self._queue.entry(number) if number is not None else None
@@ -457,7 +468,7 @@ class NativeBatch:
             inputs=inputs,
             outputs=tuple(told.pop("outputs")),
             classes=dict(told.pop("classes")),
-            sequence=SequencePlace(*sequence) if sequence is not None else None,
+            sequence=sequence and SequencePlace(*sequence),
             **told,
         )
 
@@ -479,21 +490,14 @@ def _on_the_wire(tensor: Tensor | RawTensor) -> tuple[str, Sequence[int], Any]:
     """Datatype, shape and bytes of an input."""
     if isinstance(tensor, RawTensor):
         return tensor.datatype, tensor.shape, tensor.data
-    if isinstance(tensor, BytesTensor):
-        return "BYTES", tensor.shape, encode_bytes(tensor)
-    return datatype_of(tensor), tensor.shape, _flat(tensor)
+    return on_the_wire(tensor)
 
 
 def _as_buffers(tensor: Tensor) -> tuple[Sequence[int], Any, Any]:
     """Shape, bytes and, of BYTES, offsets of an output."""
     if isinstance(tensor, BytesTensor):
         return tensor.shape, np.ascontiguousarray(tensor.data), np.ascontiguousarray(tensor.offsets)
-    return tensor.shape, _flat(tensor), None
-
-
-def _flat(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """The bytes of an array: of any datatype, for some that numpy knows by courtesy only have no buffer of their own."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return tensor.shape, bytes_of(tensor), None
 
 
 def _error(kind: str, message: str, retry_after_ns: int | None = None) -> HeadraceError:

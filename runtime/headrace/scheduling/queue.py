@@ -31,10 +31,11 @@ from headrace.errors import (
     QueueFull,
     QueueTimeout,
 )
-from headrace.ledger.ledger import BatchRecord, Ledger, Outcome
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import BatchRecord, Outcome
 from headrace.model import ModelSpec
 from headrace.protocol.validate import Validator
-from headrace.request import Request
+from headrace.request import Origin, Request
 from headrace.scheduling.admission import BEHIND_EVERYONE, Ahead, Depth, Limits, due, in_share, policy_of, refusal
 from headrace.scheduling.answers import deliver
 from headrace.scheduling.batch import PortableBatch
@@ -55,13 +56,13 @@ class PortableQueue:
         self, spec: ModelSpec, limits: Limits, ledger: Ledger, clock: Clock, expires: Callable[[PortableQueue, int], None]
     ) -> None:
         self.spec, self.clock = spec, clock
-        self.model_number = ledger.register(spec)
+        self.model_number, above = ledger.open_account(spec)
         self._limits, self._ledger, self._expires = limits, ledger, expires
         self._validator = Validator(spec)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._all_settled = threading.Condition(self._lock)
-        self._numbers, self._batches = itertools.count(1), itertools.count(1)
+        self._numbers, self._batches = itertools.count(above + 1), itertools.count(above + 1)
         self._order: list[tuple[int, int, PortableEntry, bytes]] = []
         self._waiting: dict[int, PortableEntry] = {}
         self._overdue: list[tuple[int, int]] = []
@@ -150,7 +151,7 @@ class PortableQueue:
             while True:
                 if self._closed and not self._order and not self._lanes:
                     return None
-                fresh = until is None or self._has_news or until <= self.clock.now()
+                fresh = until is None or self._has_news or self._closed or until <= self.clock.now()
                 if self._order and fresh and not self._turn_open and not self._is_held():
                     self._turn_open, self._has_news = True, False
                     return PortableTurn(self, self._view(), self._closed, self._busy_until())
@@ -265,6 +266,10 @@ class PortableQueue:
             entry.gone = None if is_gone else gone
         if is_gone:
             gone()
+
+    def origin_within(self, entry: PortableEntry) -> Origin:
+        """Where what is sent on for an entry comes from."""
+        return self._ledger.origin_within(entry.request.origin, self.model_number, entry.number)
 
     def finished(self, record: BatchRecord) -> None:
         """The batch is answered in full."""

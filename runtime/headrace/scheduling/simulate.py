@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from headrace.clock import MICROSECOND, SECOND, VirtualClock
 from headrace.errors import HeadraceError
-from headrace.ledger.ledger import Ledger, Outcome, Records
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import Outcome, Records
 from headrace.model import Batching, ModelSpec
 from headrace.protocol.validate import bucket_of
 from headrace.request import Request, Response

@@ -22,57 +22,31 @@ Receive = Callable[[Answer], None]
 """What takes the answers to one request, on the event loop. Must not raise."""
 
 
-class ThreadSink:
-    """Answers for callers that block."""
-
-    def __init__(self, push: Push, clock: Clock) -> None:
-        self._push, self._clock = push, clock
-        self._calls: dict[int, Future[Response]] = {}
-        self._lock = Lock()
-
-    def ask(self, request: Request) -> Future[Response]:
-        """Push a request; the future gets its one answer.
-
-        Raises:
-            HeadraceError: it was not admitted.
-        """
-        future: Future[Response] = Future()
-        with self._lock:
-            self._calls[id(request)] = future
-        try:
-            entry = self._push(request, self)
-        except BaseException:
-            self._pop(request)
-            raise
-        entry.wake()
-        return future
-
-    def deliver(self, answers: Sequence[Answer]) -> None:
-        """See `Sink.deliver`."""
-        now = self._clock.now()
-        for answer in answers:
-            future = self._pop(answer.entry.request)
-            if future is None or not future.set_running_or_notify_cancel():
-                answer.entry.cancel()
-                continue
-            answer.settle(now)
-            if isinstance(answer.result, HeadraceError):
-                future.set_exception(answer.result)
-            else:
-                future.set_result(answer.result)
-
-    def _pop(self, request: Request) -> Future[Response] | None:
-        with self._lock:
-            return self._calls.pop(id(request), None)
-
-
 class CallSink:
-    """Answers for whoever is called back, from the thread that brings them."""
+    """Answers for whoever is called back, from the thread that brings them, or waits."""
 
     def __init__(self, push: Push, clock: Clock) -> None:
         self._push, self._clock = push, clock
         self._calls: dict[int, Callable[[Response | HeadraceError], None]] = {}
         self._lock = Lock()
+
+    def ask(self, request: Request) -> Future[Response]:
+        """Push a request; the future gets its one answer, and cannot be cancelled.
+
+        Raises:
+            HeadraceError: it was not admitted.
+        """
+        future: Future[Response] = Future()
+        future.set_running_or_notify_cancel()
+
+        def receive(result: Response | HeadraceError) -> None:
+            if isinstance(result, HeadraceError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        self.call(request, receive)
+        return future
 
     def call(self, request: Request, receive: Callable[[Response | HeadraceError], None]) -> Callable[[], None]:
         """Push a request; `receive` gets each of its answers. It must not block or raise.

@@ -12,7 +12,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from headrace.budgets.attribution import CAUSES, CHARGES
@@ -28,14 +29,17 @@ from headrace.budgets.burn import FAST, SLOW, Burn, duration_text, rates
 from headrace.budgets.history import BAD, TOTAL
 from headrace.budgets.slo import Objective
 from headrace.clock import MICROSECOND, MILLISECOND, SECOND
-from headrace.ledger.histograms import FIRST_RESPONSE, STAGES, WHOLE, Histogram, Histograms, VersionHistograms
-from headrace.ledger.ledger import Ledger, Outcome, Refusal
+from headrace.ledger.histograms import FIRST_RESPONSE, WHOLE, Histogram, Histograms, VersionHistograms
+from headrace.ledger.ledger import Ledger
+from headrace.ledger.records import STAGES, Outcome, Refusal
+from headrace.ledger.report import Example, key_of
 from headrace.ledger.tally import Tally
 from headrace.ledger.views import Statistics, VersionTotals
 from headrace.model import State
 from headrace.scheduling.admission import SHARE_OF, Depth
 from headrace.scheduling.plan import TAKEN, Reason
 from headrace.scheduling.steering import Steering
+from headrace.series import COUNTER, HISTOGRAM, Series, merged
 from headrace.telemetry import names
 from headrace.telemetry.names import Name
 
@@ -43,6 +47,9 @@ _PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 _TRITONS_BUCKETS_MS = (100, 500, 2000, 5000)
 _NOT_FOUND = ("", 0)
 """The (model, version) of requests that never got to one."""
+
+
+Examples = Mapping[str, Mapping[str, Example]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,8 @@ class Present:
     """How things stand now, which the ledger does not say. `states` counts versions.
 
     `gil_wait` is what was waited for the interpreter, where that is measured; `side` what the side process has done, if there
-    is to be one.
+    is to be one. `examples` are requests whose traces were kept, by `headrace.ledger.report.key_of`; `own` is what models count
+    by themselves.
     """
 
     release: str
@@ -85,6 +93,8 @@ class Present:
     versions: Sequence[RunningVersion]
     gil_wait: Histogram | None = None
     side: Tally | None = None
+    examples: Examples = field(default_factory=dict[str, Mapping[str, Example]])
+    own: Sequence[Series] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +150,8 @@ class Metrics(Collector):
         """The page in the best format that an HTTP `Accept` header allows, and its content type."""
         if "application/openmetrics-text" in accept:
             return openmetrics.generate_latest(self), openmetrics.CONTENT_TYPE_LATEST
-        # OpenMetrics has no counter without `_total`; the text format has, and Triton's are such.
-        return re.sub(rb"(?m)^(# TYPE nv_\w+) untyped$", rb"\1 counter", generate_latest(self)), _PLAIN
+        # OpenMetrics has no counter without `_total`; the text format has, and Triton's are such, and those of models may be.
+        return re.sub(rb"(?m)^(# TYPE \S+) untyped$", rb"\1 counter", generate_latest(self)), _PLAIN
 
     def collect(self) -> Iterator[Metric]:
         """All metrics, as one moment saw them. For prometheus_client."""
@@ -175,7 +185,7 @@ class Metrics(Collector):
                     page.add(names.REFUSALS, (*labels, refusal.name.lower()), past.refusals[refusal])
             page.add(names.MALFORMED_TRACES, labels, past.malformed_traces)
             if key in running:
-                _add_distributions(page, labels, past.histograms)
+                _add_distributions(page, labels, past.histograms, now.examples)
                 for reason in TAKEN:
                     page.add(names.BATCHES, (*labels, reason.name.lower()), past.reasons[reason])
                 page.add(names.BATCH_PADDING, labels, past.padding)
@@ -187,6 +197,7 @@ class Metrics(Collector):
         for each in spent:
             _add_budget(page, each)
         yield from page.families.values()
+        yield from _of_models(now.own)
 
     def _add_server(self, page: _Page, now: Present) -> None:
         page.add(names.BUILD, (now.release, platform.python_version()), 1)
@@ -203,6 +214,11 @@ class Metrics(Collector):
             page.add(names.LEDGER_OVERRUN, (), now.side.overrun)
             page.add(names.LEDGER_SPILLED, (), now.side.spilled)
             page.add(names.LEDGER_UNWRITTEN, (), now.side.unwritten)
+            page.add(names.TRACES_OVERRUN, (), now.side.untraced)
+            page.add(names.SPANS_SENT, (), now.side.spans_sent)
+            dropped = {"rate": now.side.spans_capped, "buffer": now.side.spans_unbuffered, "export": now.side.spans_failed}
+            for reason, count in dropped.items():
+                page.add(names.SPANS_DROPPED, (reason,), count)
 
     def _batches(self, numbers: Sequence[int]) -> int:
         return sum(found.execution_count for number in numbers if (found := self._statistics.versions.get(number)))
@@ -245,6 +261,25 @@ _TRITONS: Mapping[Name, Callable[[VersionTotals], int]] = {
 }
 
 
+def _of_models(own: Sequence[Series]) -> Iterator[Metric]:
+    """What models count by themselves, under the names and with the labels that they give."""
+    families: dict[str, Metric] = {}
+    for series in merged(own):
+        name, labels = series.name, dict(series.labels)
+        if name not in families:
+            kind = "unknown" if series.kind == COUNTER and not name.endswith("_total") else series.kind
+            families[name] = Metric(name.removesuffix("_total") if kind == COUNTER else name, series.help, kind)
+        if series.kind != HISTOGRAM:
+            families[name].add_sample(name, labels, series.value)
+            continue
+        upto = np.cumsum(series.counts).tolist()
+        for bound, count in zip((*series.bounds, math.inf), upto, strict=True):
+            families[name].add_sample(f"{name}_bucket", {**labels, "le": floatToGoString(bound)}, count)
+        families[name].add_sample(f"{name}_count", labels, upto[-1])
+        families[name].add_sample(f"{name}_sum", labels, series.value)
+    yield from families.values()
+
+
 class _Page:
     """Families in the order in which their names first came up."""
 
@@ -257,15 +292,26 @@ class _Page:
         self._family(name).add_sample(name.name + suffix, dict(zip(name.labels, values, strict=True)), value)
 
     def add_histogram(
-        self, name: Name, values: Sequence[str], histogram: Histogram, unit: int, edges: Sequence[int] = ()
+        self,
+        name: Name,
+        values: Sequence[str],
+        histogram: Histogram,
+        unit: int,
+        *,
+        edges: Sequence[int] = (),
+        examples: Mapping[str, Example] | None = None,
     ) -> None:
-        """A histogram whose values are divided by `unit`. `edges`, some of its own, make it coarser."""
-        family, labels = self._family(name), dict(zip(name.labels, values, strict=True))
+        """A histogram whose values are divided by `unit`. `edges`, some of its own, make it coarser.
+
+        `examples` are by the number of the bucket, as text; only where no edge is left out.
+        """
+        family, labels, examples = self._family(name), dict(zip(name.labels, values, strict=True)), examples or {}
         upto = np.cumsum(histogram.counts).tolist()
-        for edge, count in zip(histogram.edges.tolist(), upto[:-1], strict=True):
-            if not edges or edge in edges:
-                family.add_sample(f"{name.name}_bucket", {**labels, "le": floatToGoString(edge / unit)}, count)
-        family.add_sample(f"{name.name}_bucket", {**labels, "le": "+Inf"}, upto[-1])
+        for place, (edge, count) in enumerate(zip([*histogram.edges.tolist(), None], upto, strict=True)):
+            if edge is None or not edges or edge in edges:
+                le = "+Inf" if edge is None else floatToGoString(edge / unit)
+                exemplar = _exemplar(examples.get(str(place)), unit)
+                family.add_sample(f"{name.name}_bucket", {**labels, "le": le}, count, exemplar=exemplar)
         family.add_sample(f"{name.name}_count", labels, upto[-1])
         family.add_sample(f"{name.name}_sum", labels, histogram.total / unit)
 
@@ -276,10 +322,19 @@ class _Page:
         return self.families[name]
 
 
-def _add_distributions(page: _Page, labels: tuple[str, str], histograms: VersionHistograms) -> None:
-    page.add_histogram(names.REQUEST_DURATION, labels, histograms.spans[WHOLE], SECOND)
+def _exemplar(example: Example | None, unit: int) -> Exemplar | None:
+    if example is None:
+        return None
+    return Exemplar({"trace_id": example.trace, "span_id": example.span}, example.value / unit, example.at)
+
+
+def _add_distributions(page: _Page, labels: tuple[str, str], histograms: VersionHistograms, examples: Examples) -> None:
+    def of(what: str) -> Mapping[str, Example] | None:
+        return examples.get(key_of(what, labels[0], int(labels[1])))
+
+    page.add_histogram(names.REQUEST_DURATION, labels, histograms.spans[WHOLE], SECOND, examples=of(WHOLE))
     for stage in STAGES:
-        page.add_histogram(names.STAGE_DURATION, (*labels, stage), histograms.spans[stage], SECOND)
+        page.add_histogram(names.STAGE_DURATION, (*labels, stage), histograms.spans[stage], SECOND, examples=of(stage))
     page.add_histogram(names.BATCH_ROWS, labels, histograms.rows, 1)
 
 
@@ -339,5 +394,5 @@ def _add_tritons(page: _Page, labels: tuple[str, str], past: _Past, running: Seq
         page.add(names.NV_FAILURE, (*labels, reason), count)
     page.add(names.NV_PENDING, labels, sum(each.depth.requests for each in running))
     edges = [edge * MILLISECOND for edge in _TRITONS_BUCKETS_MS]
-    page.add_histogram(names.NV_FIRST_RESPONSE, labels, past.histograms.spans[FIRST_RESPONSE], MILLISECOND, edges)
+    page.add_histogram(names.NV_FIRST_RESPONSE, labels, past.histograms.spans[FIRST_RESPONSE], MILLISECOND, edges=edges)
     page.add(names.NV_LOAD, labels, running[0].load_ns / SECOND)

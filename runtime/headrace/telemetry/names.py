@@ -1,5 +1,7 @@
 """Every metric that Headrace emits: its name, what it is, and what it says. Nothing else is emitted; a test checks it.
 
+Names of spans are in `telemetry/span_names.py`.
+
 Units are in the names. Label values come from fixed enumerations and from versions that are loaded, never from clients.
 
 The `nv_` metrics are Triton's, with Triton's names, labels and units, so that its dashboards go on working. Where they come from:
@@ -51,6 +53,16 @@ LEDGER_SPILLED = Name("headrace_ledger_spilled_total", "counter", "Records that 
 LEDGER_UNWRITTEN = Name(
     "headrace_ledger_unwritten_total", "counter", "Records that the side process could not write to segments, and dropped."
 )
+SPANS_SENT = Name("headrace_spans_sent_total", "counter", "Spans that the endpoint has taken.")
+SPANS_DROPPED = Name(
+    "headrace_spans_dropped_total", "counter",
+    "Spans of kept traces that were not sent. rate: above the cap; buffer: no room, the endpoint is too slow; export: it failed.",
+    ("reason",),
+)  # fmt: skip
+TRACES_OVERRUN = Name(
+    "headrace_traces_overrun_total", "counter",
+    "Records that were written over before the side process had decided whether to keep their trace.",
+)  # fmt: skip
 SIDE_PROCESS = Name("headrace_side_process_up", "gauge", "Whether the side process runs: 1 or 0.")
 GIL_WAIT = Name(
     "headrace_gil_wait_seconds", "histogram",

@@ -33,6 +33,7 @@ from headrace.transport.streams import Call, Streams
 log = logging.getLogger(__name__)
 
 _SERVICE = "/inference.GRPCInferenceService/"
+_INFER = _SERVICE + "ModelInfer"
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -102,14 +103,13 @@ class PortableTransport:
         self._streams = Streams(routes, self._sink, self._clock, self._check_accepting, self._window)
         self._server = grpc.aio.server(options=_OPTIONS)
         handlers = {
-            _SERVICE + "ModelInfer": grpc.unary_unary_rpc_method_handler(self._infer),
             _SERVICE + "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream_infer),
         }
         for method in control.methods:
             handlers[method] = grpc.unary_unary_rpc_method_handler(self._control_call(method))
         for method in control.dialogues:
             handlers[method] = grpc.stream_stream_rpc_method_handler(self._dialogue(method))
-        self._server.add_generic_rpc_handlers((_Handlers(handlers),))
+        self._server.add_generic_rpc_handlers((_Handlers(handlers, self._infer_from),))
         # The operating system says why not; gRPC says only that it failed.
         listen(self.address).close()
         try:
@@ -135,8 +135,12 @@ class PortableTransport:
             question.cancel()
         await self._server.stop(max(0.0, (deadline - self._clock.now()) / SECOND))
 
-    async def _infer(self, payload: bytes, context: _Context) -> bytes:
-        received, origin = self._clock.now(), _origin(context)
+    def _infer_from(self) -> Any:
+        """The handler of a call whose headers have just come: its message has not."""
+        return grpc.unary_unary_rpc_method_handler(partial(self._infer, self._clock.now()))
+
+    async def _infer(self, received: int, payload: bytes, context: _Context) -> bytes:
+        origin = _origin(context)
         try:
             self._check_accepting(received)
             request = decode_request(payload, self._control.regions, self._forwarded(context))
@@ -146,7 +150,7 @@ class PortableTransport:
             self._routes.turned_away(error, received, origin=origin)
             return await _abort(context, error)
         request.received, request.decoded, request.origin = received, self._clock.now(), origin
-        request.deadline = _deadline(context, received)
+        request.deadline = _deadline(context, self._clock.now())
         try:
             answer = await self._sink.ask(request)
         except HeadraceError as error:
@@ -242,13 +246,14 @@ class PortableTransport:
 
 
 class _Handlers(grpc.GenericRpcHandler):
-    """Every method by its full name, payloads as bytes."""
+    """Every method by its full name, payloads as bytes; `infer` makes the handler of a `ModelInfer`."""
 
-    def __init__(self, handlers: dict[str, Any]) -> None:
-        self._handlers = handlers
+    def __init__(self, handlers: dict[str, Any], infer: Callable[[], Any]) -> None:
+        self._handlers, self._infer = handlers, infer
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        return self._handlers.get(handler_call_details.method)
+        method = handler_call_details.method
+        return self._infer() if method == _INFER else self._handlers.get(method)
 
 
 def _origin(context: _Context) -> Origin:

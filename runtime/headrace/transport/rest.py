@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import h11
@@ -21,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Http
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from headrace.clock import SECOND, Clock, MonotonicClock
@@ -110,7 +112,7 @@ class RestTransport:
         self._sink = LoopSink(routes.push, self._clock, self._thread.loop)
         config = uvicorn.Config(
             self._application(),
-            http=_HttpProtocol,
+            http=partial(_HttpProtocol, self._clock),  # pyright: ignore  # annotated as a class; it is what makes one
             ws="none",
             lifespan="off",
             log_config=None,
@@ -177,8 +179,8 @@ class RestTransport:
 
         return answer
 
-    async def _infer(self, http: Http) -> Response:
-        received, origin = self._clock.now(), _origin(http)
+    async def _infer(self, http: Http) -> Response | _Settling:
+        received, origin = http.state.received, _origin(http)
         try:
             asked = await self._decode(http)
         except HeadraceError as error:
@@ -237,24 +239,40 @@ class RestTransport:
             answer.cancel()
             hung_up.cancel()
 
-    async def _encode(self, http: Http, asked: Inference, answer: Answer) -> Response:
-        """The last step: the answer is settled here, whatever becomes of it."""
+    async def _encode(self, http: Http, asked: Inference, answer: Answer) -> _Settling:
+        """The last step: the answer is settled when this is sent, whatever becomes of it."""
         result = answer.result
         try:
             if isinstance(result, InferResponse):
                 coding = wanted_coding(http.headers.get("accept-encoding", ""))
                 size = sum(tensor.nbytes for tensor in result.outputs.values())
                 encoded, body = await _aside(size, lambda: _encoded(result, asked, coding))
-                answer.settle(self._clock.now(), len(body))
-                return _answered(encoded, body, coding)
+                return _Settling(_answered(encoded, body, coding), lambda: answer.settle(self._clock.now(), len(body)))
             error = result
         except Exception as raised:
             if not isinstance(raised, HeadraceError):
                 log.exception("a response could not be encoded")
             error = raised if isinstance(raised, HeadraceError) else Broken(f"a response could not be encoded: {raised}")
             answer.result = error
-        answer.settle(self._clock.now())
-        raise error
+        return _Settling(_refuse(http, error), lambda: answer.settle(self._clock.now()))
+
+
+class _Settling:
+    """A response, and what is to be done when its body is handed to uvicorn, or cannot be. That may be done twice."""
+
+    def __init__(self, response: Response, settle: Callable[[], object]) -> None:
+        self._response, self._settle = response, settle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def hand_over(message: Message) -> None:
+            if message["type"] == "http.response.body":  # all of it
+                self._settle()
+            await send(message)
+
+        try:
+            await self._response(scope, receive, hand_over)
+        finally:
+            self._settle()
 
 
 def _origin(http: Http) -> Origin:
@@ -262,14 +280,21 @@ def _origin(http: Http) -> Origin:
 
 
 class _HttpProtocol(H11Protocol):
-    """Says in JSON what is wrong with what is not HTTP."""
+    """Says in JSON what is wrong with what is not HTTP, and of each request when it began to come: `state.received`, in ns."""
 
-    _is_refused = False
+    def __init__(self, clock: Clock, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self._clock, self._is_refused = clock, False
+        self._last: object = self
+        """Whose end was the beginning of what is coming now."""
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`. What comes after a refusal is dropped: hanging up on it would take the answer along."""
-        if not self._is_refused:
-            super().data_received(data)
+        if self._is_refused:
+            return
+        if self.conn.their_state is not h11.SEND_BODY and self._last is not self.cycle:
+            self._last, self.app_state = self.cycle, {"received": self._clock.now()}
+        super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:
         """Answer, and hang up a little later; called where h11's error is caught."""

@@ -1,4 +1,4 @@
-//! `ModelInferRequest` as it is written: fields, nothing judged. Tensors and names are slices of the buffer.
+//! `ModelInferRequest` and `ModelInferResponse` as they are written: fields, nothing judged. Tensors and names are slices of the buffer.
 
 use bytes::Bytes;
 
@@ -67,6 +67,30 @@ impl Message {
             }
         }
         Ok(message)
+    }
+}
+
+/// A `ModelInferResponse`. An output is written like an input.
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub version: Text,
+    pub outputs: Vec<InputTensor>,
+    pub raw: Vec<Bytes>,
+}
+
+impl Answer {
+    pub fn read(bytes: &Bytes) -> Result<Answer, Malformed> {
+        let (mut answer, mut reader) = (Answer::default(), Reader::new(bytes));
+        while let Some((number, field)) = reader.next_field()? {
+            let Field::Bytes(inner) = field else { continue };
+            match number {
+                2 => answer.version = inner.text()?,
+                5 => answer.outputs.push(read_input(inner)?),
+                6 => answer.raw.push(inner.shared()),
+                _ => {}
+            }
+        }
+        Ok(answer)
     }
 }
 

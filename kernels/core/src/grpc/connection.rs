@@ -218,7 +218,7 @@ async fn serve_call(
     if !status::is_grpc(&head.headers) {
         return reply.end_with(status::not_grpc());
     }
-    let messages = Messages::new(body, &head.headers, Arc::clone(&io.partial));
+    let messages = Messages::new(body, &head.headers, Arc::clone(&io.partial), io.shared.house.clock.clone());
     let path = head.uri.path();
     let served = async {
         match path {

@@ -167,7 +167,7 @@ async fn ask(
 
 fn end(reply: &mut Reply, failed: Failed) {
     match failed {
-        Failed::Gone => {}
+        Failed::Gone(_) => {}
         Failed::Told(error) => reply.end(Err(&error)),
         Failed::Encoding(error) => reply.end_with(status::with_encodings(status::failed(&error))),
     }

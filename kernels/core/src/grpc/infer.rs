@@ -51,7 +51,7 @@ impl Head {
 pub async fn infer(io: &Arc<Io>, head: Head, mut messages: Messages, reply: &mut Reply, outgoing: &Outgoing) {
     let payload = match one_message(&mut messages).await {
         Ok(payload) => payload,
-        Err(Failed::Gone) => return,
+        Err(Failed::Gone(_)) => return,
         Err(Failed::Told(error)) => return reply.end(Err(&error)),
         Err(Failed::Encoding(error)) => {
             return reply.end_with(status::with_encodings(status::failed(&error)));

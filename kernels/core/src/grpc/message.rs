@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 
+use crate::clock::{Clock, Nanos};
 use crate::codec::MAX_MESSAGE;
 use crate::error::{Code, Error};
 use crate::ledger::{Outcome, Refusal};
@@ -18,8 +19,8 @@ const MOST_PARTIAL: usize = 4 << 30;
 
 /// Why there is no message.
 pub enum Failed {
-    /// The client is gone.
-    Gone,
+    /// The other side is gone.
+    Gone(h2::Error),
     /// It gets this.
     Told(Error),
     /// It asked for an encoding that is not known.
@@ -43,20 +44,32 @@ pub struct Messages {
     head: Option<(bool, usize)>,
     /// Of all calls.
     partial: Arc<AtomicUsize>,
+    clock: Clock,
+    /// When the first bytes of the last message came.
+    pub received: Nanos,
+    /// The same of the one that is being read, and when the last bytes came at all.
+    begun: Nanos,
+    came: Nanos,
 }
 
 impl Messages {
-    pub fn new(body: h2::RecvStream, headers: &HeaderMap, partial: Arc<AtomicUsize>) -> Messages {
+    pub fn new(body: h2::RecvStream, headers: &HeaderMap, partial: Arc<AtomicUsize>, clock: Clock) -> Messages {
         let encoding = match headers.get("grpc-encoding").map(|name| name.as_bytes()) {
             None | Some(b"identity") => Encoding::Identity,
             Some(b"gzip") => Encoding::Gzip,
             Some(b"deflate") => Encoding::Deflate,
             Some(other) => Encoding::Unknown(String::from_utf8_lossy(other).into_owned()),
         };
-        Messages { body, encoding, chunks: VecDeque::new(), held: 0, head: None, partial }
+        let (chunks, (received, begun, came)) = (VecDeque::new(), (0, 0, 0));
+        Messages { body, encoding, chunks, held: 0, head: None, partial, clock, received, begun, came }
     }
 
-    /// The next message; None when the client has no more.
+    /// What stands behind the messages, once there are no more; None when nothing does.
+    pub fn poll_trailers(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<HeaderMap>, h2::Error>> {
+        self.body.poll_trailers(cx)
+    }
+
+    /// The next message; None when the other side has no more.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Failed>> {
         loop {
             if let Some(message) = self.complete()? {
@@ -64,11 +77,11 @@ impl Messages {
             }
             match ready!(self.body.poll_data(cx)) {
                 Some(Ok(chunk)) => {
-                    // It is ours now; h2 may take as much again from the client.
+                    // It is ours now; h2 may take as much again.
                     let _ = self.body.flow_control().release_capacity(chunk.len());
                     self.hold(chunk)?;
                 }
-                Some(Err(_)) => return Poll::Ready(Err(Failed::Gone)),
+                Some(Err(error)) => return Poll::Ready(Err(Failed::Gone(error))),
                 None if self.held == 0 && self.head.is_none() => return Poll::Ready(Ok(None)),
                 None => {
                     return Poll::Ready(Err(told(Code::Internal, "the message of the call ends too soon")));
@@ -78,6 +91,10 @@ impl Messages {
     }
 
     fn hold(&mut self, chunk: Bytes) -> Result<(), Failed> {
+        self.came = self.clock.now();
+        if self.held == 0 && self.head.is_none() {
+            self.begun = self.came;
+        }
         self.held += chunk.len();
         if self.partial.fetch_add(chunk.len(), Ordering::Relaxed) + chunk.len() > MOST_PARTIAL {
             return Err(told(Code::ResourceExhausted, "too many large messages arrive at once; try again later"));
@@ -107,6 +124,8 @@ impl Messages {
         }
         self.head = None;
         let message = self.take(size);
+        // What is left came with the last bytes of this one.
+        (self.received, self.begun) = (self.begun, self.came);
         if is_compressed { self.decompress(&message).map(Some) } else { Ok(Some(message)) }
     }
 

@@ -11,11 +11,11 @@ mod infer;
 mod io;
 mod link;
 mod listener;
-mod message;
+pub(crate) mod message;
 mod paced;
 mod reply;
 mod server;
-mod status;
+pub(crate) mod status;
 mod stream;
 
 pub use control::{Call, Calls};

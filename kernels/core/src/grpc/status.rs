@@ -79,6 +79,13 @@ pub fn deadline(headers: &HeaderMap, now: Nanos) -> Option<Nanos> {
     Some(now.saturating_add(digits.parse::<i64>().ok()?.saturating_mul(unit)))
 }
 
+/// A duration as `grpc-timeout` has it: at most eight digits and a unit.
+pub fn timeout(left: Nanos) -> HeaderValue {
+    let micros = left.max(1_000) / 1_000;
+    let text = if micros < 100_000_000 { format!("{micros}u") } else { format!("{}m", (micros / 1_000).min(99_999_999)) };
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("99999999S"))
+}
+
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -91,13 +98,42 @@ fn percent_encoded(text: &str) -> String {
     encoded
 }
 
+/// What `percent_encoded` was given. What is no such text stays as it is.
+pub fn percent_decoded(encoded: &[u8]) -> String {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let mut decoded = Vec::with_capacity(encoded.len());
+    let mut rest = encoded;
+    while let [first, tail @ ..] = rest {
+        let written = match tail {
+            [high, low, ..] if *first == b'%' => digit(high).zip(digit(low)),
+            _ => None,
+        };
+        decoded.push(written.map_or(*first, |(high, low)| (16 * high + low) as u8));
+        rest = if written.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8(decoded).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn messages_survive_a_header() {
-        assert_eq!(percent_encoded("100 % of caf\u{e9}\n"), "100 %25 of caf%C3%A9%0A");
+        let (said, written) = ("100 % of caf\u{e9}\n", "100 %25 of caf%C3%A9%0A");
+        assert_eq!(percent_encoded(said), written);
+        assert_eq!(percent_decoded(written.as_bytes()), said);
+        for unwritten in ["50 %", "%", "%4", "%zz", "%+1"] {
+            assert_eq!(percent_decoded(unwritten.as_bytes()), unwritten);
+        }
+        assert_eq!(percent_decoded(b"%FF"), "\u{fffd}");
+    }
+
+    #[test]
+    fn timeouts_have_eight_digits_at_the_most() {
+        for (left, written) in [(20_000_000, "20000u"), (0, "1u"), (100_000_000_000, "100000m"), (i64::MAX, "99999999m")] {
+            assert_eq!(timeout(left).to_str().unwrap_or_default(), written);
+        }
     }
 
     #[test]

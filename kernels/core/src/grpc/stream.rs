@@ -22,6 +22,7 @@ use super::status;
 use crate::codec::{failure, refusal, request_id_of};
 use crate::entry::{Letter, Outbox, Settlement, Sink, Ticket};
 use crate::error::Error;
+use crate::faults::{self, Point};
 use crate::wire::Text;
 
 /// What an unsent answer takes beside its message.
@@ -143,7 +144,7 @@ impl Stream<'_> {
                         self.is_read = true;
                         is_idle = false;
                     }
-                    Poll::Ready(Err(Failed::Gone)) => return Poll::Ready(End::Gone),
+                    Poll::Ready(Err(Failed::Gone(_))) => return Poll::Ready(End::Gone),
                     Poll::Ready(Err(Failed::Told(error))) => {
                         return Poll::Ready(End::Failed(error));
                     }
@@ -183,7 +184,7 @@ impl Stream<'_> {
 
     fn ask(&mut self, payload: &Bytes) {
         let io = self.io;
-        let received = io.shared.house.clock.now();
+        let received = self.messages.received;
         self.asks += 1;
         let ask = self.asks;
         let mut asked = Asked {
@@ -302,6 +303,7 @@ impl Stream<'_> {
                     return Poll::Ready(Ok(wrote));
                 };
                 piece.held = None;
+                faults::pass(Point::Io);
                 if !piece.payload.is_empty() && !piece.closes && self.reply.send(piece.payload.clone()).is_err() {
                     return Poll::Ready(Err(End::Gone));
                 }

@@ -4,23 +4,20 @@
 //! latencies are counted from the instant a request was *due*: a server that stalls, or a generator that falls behind, cannot
 //! hide what it did to those who came meanwhile (no coordinated omission).
 //!
-//! `client` is one connection and one call on it, `alarm` wakes at an instant, `pump` sends when it is time.
+//! `caller` makes the calls of one connection, `alarm` wakes at an instant, `pump` sends when it is time.
 
 mod alarm;
-mod client;
+mod caller;
 mod pump;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::clock::{Clock, Nanos, thread_cpu};
-use client::Caller;
-pub use client::framed;
 
 /// Bytes of a packed `Sample`.
 pub const SAMPLE_BYTES: usize = 32;
@@ -184,22 +181,6 @@ impl Drop for Over<'_> {
         self.0.note_cpu();
         self.0.is_over.store(true, Ordering::Release);
     }
-}
-
-/// One unary call: its gRPC code, message and answer.
-pub fn call(address: &str, method: &str, payload: &[u8], patience: Duration) -> (u8, String, Vec<u8>) {
-    let unavailable = |message: String| (14, message, Vec::new());
-    let asked = on_own_runtime(async {
-        let caller = match Caller::connect(address, method).await {
-            Ok(caller) => caller,
-            Err(message) => return unavailable(message),
-        };
-        match tokio::time::timeout(patience, caller.answer(framed(payload))).await {
-            Ok(answer) => (answer.code, answer.message, answer.payload),
-            Err(_) => (4, format!("{address} did not answer within {patience:?}"), Vec::new()),
-        }
-    });
-    asked.unwrap_or_else(unavailable)
 }
 
 fn on_own_runtime<T>(work: impl Future<Output = T>) -> Result<T, String> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::future::select;
 
 use super::alarm::Alarm;
-use super::client::{Asked, Caller};
+use super::caller::{Asked, Caller};
 use super::{NOT_ANSWERED, NOT_SENT, Order, Pace, Sample, Shared, now};
 use crate::clock::Nanos;
 

@@ -6,32 +6,34 @@ from headrace_kernels._native import (
     Batch,
     Buffer,
     Call,
+    CallError,
+    Channel,
     Kernel,
     KernelError,
     Load,
     Queue,
     Server,
     __version__,
-    call,
     check_pattern,
     python_entries,
 )
 
 inject = getattr(_native, "inject", None)
-"""`inject(point, count)` lets the next passes of a point panic; None in builds without the feature `faults`."""
+"""`inject(point, count, delay_ns=0)` lets the next passes of a point panic, or take longer; None in builds without `faults`."""
 
 __all__ = [
     "PROFILE",
     "Batch",
     "Buffer",
     "Call",
+    "CallError",
+    "Channel",
     "Kernel",
     "KernelError",
     "Load",
     "Queue",
     "Server",
     "__version__",
-    "call",
     "check_pattern",
     "inject",
     "python_entries",

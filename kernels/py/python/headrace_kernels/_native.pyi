@@ -15,10 +15,30 @@ PROFILE: str
 
 _Input: TypeAlias = tuple[str, str, Sequence[int], BufferLike]
 """Of a request of this process: name, datatype, shape, contiguous bytes as on the wire (BYTES length-prefixed)."""
+_Place: TypeAlias = tuple[str, int, int]
+"""In shared memory of another server: region, offset, bytes."""
+_Asked: TypeAlias = tuple[str, str, Sequence[int], BufferLike | None, _Place | None]
+"""Of a request to another server: name, datatype, shape, contiguous bytes as on the wire, and where they are instead."""
+_Origin: TypeAlias = tuple[int, int, int, int, int, int, int, int]
+_Head: TypeAlias = tuple[
+    int, str, dict[str, Any], int | None, int, int, int, _Origin, tuple[int | str, bool, bool] | None, list[int]
+]
 _Output: TypeAlias = tuple[int, Sequence[int], BufferLike, BufferLike | None]
 """Of a model: place in the spec, shape as clients see it, contiguous bytes; for BYTES also int64 offsets into them."""
 _Gathered: TypeAlias = tuple[int, list[int], Buffer, Buffer | None]
 """Of a batch: place in the spec, shape, bytes; for BYTES also int64 offsets into them."""
+_Head: TypeAlias = tuple[
+    str,
+    dict[str, Any],
+    int | None,
+    int,
+    int,
+    tuple[int | str, bool, bool] | None,
+    int,
+    tuple[int, int, int, int, int, int, int, int],
+]
+"""Of a request: id, parameters, deadline, timeout in ns, priority, place in a sequence (id, start, end), when it was received,
+and the `headrace.request.Origin` of its rows when they are sent on."""
 _News: TypeAlias = tuple[list[tuple[int, int, str, str]], list[tuple[int, int]], list[tuple[str, str]], int, bool]
 """Errors for local entries (queue id, number, class of the error, message), entries whose clients have gone while their batch was
 in parts (queue id, number), log lines (level, text), how many lines were not kept, whether the ledger fills and should be
@@ -30,6 +50,14 @@ class KernelError(Exception):
     `args` are the class in `headrace.errors`, the message, and after how many ns to try again, or None.
     """
 
+class CallError(Exception):
+    """A call was not answered well.
+
+    `args` are what became of it, gRPC's code (0 where there is none), and words. `unsent`: there is no connection, or the server
+    said that it did not look at it, so that nothing has run; `lost`: the connection broke, and what was sent may have run;
+    `late`: there was no answer in time; `answered`: the server's own error.
+    """
+
 @final
 class Kernel:
     """What the queues and servers of one engine share: routes, regions, records, and the thread that expires.
@@ -39,8 +67,11 @@ class Kernel:
     """
 
     def __new__(cls, now: int | None = None) -> Kernel: ...
-    def open_queue(self, spec: Any, model_number: int, limits: Any) -> Queue:
-        """A queue for a `headrace.model.ModelSpec` with `headrace.scheduling.admission.Limits`; records name `model_number`."""
+    def open_queue(self, spec: Any, model_number: int, above: int, limits: Any) -> Queue:
+        """A queue for a `headrace.model.ModelSpec` with `headrace.scheduling.admission.Limits`.
+
+        Records name `model_number`, and number its requests and batches from `above` + 1.
+        """
 
     def publish(self, model: str, versions: Mapping[int, Queue | None] | None) -> None:
         """Replace the routes of a model. None for a version: it is not ready; None for all: forget the model."""
@@ -132,8 +163,11 @@ class Queue:
     def cancel(self, number: int) -> None:
         """Nobody wants the answer of this local entry any more."""
 
-    def settle(self, number: int, outcome: int, code: int, sent: int, bytes_out: int) -> bool:
-        """The caller of a local entry has its answer; False if it was settled before."""
+    def settle(self, number: int, outcome: int, code: int, scattered: int, sent: int, bytes_out: int) -> bool:
+        """The caller of a local entry has its answer, which was made at `scattered` (ns, 0 where no batch gave it).
+
+        False if it was settled before.
+        """
 
     def turn(self, until: int | None) -> tuple[bytes, bool, int, int] | None:
         """Write what this thread has replied, then wait for something to plan.
@@ -235,10 +269,11 @@ class Batch:
     def finish(self) -> None:
         """Everything is answered; what is not, fails. Writes the record of the batch."""
 
-    def heads(self) -> list[tuple[str, dict[str, Any], int | None, int, int, int, tuple[int, int, int, int, int, int, int, int]]]:
+    def heads(self) -> list[_Head]:
         """Of each request what goes along when its rows are sent on.
 
-        Id, parameters, deadline, timeout in ns, priority, when it was received, and the `headrace.request.Origin` of those rows.
+        Number, id, parameters, deadline, timeout in ns, priority, when it was received, its `headrace.request.Origin`, its
+        `headrace.request.Sequence` if it has one, and the outputs it gets by their places in the spec.
         """
 
     def request(self, index: int) -> dict[str, Any]:
@@ -287,6 +322,51 @@ class Call:
 
     def fail(self, code: int, message: str) -> None:
         """Fail it."""
+
+@final
+class Channel:
+    """A gRPC server, and one connection to it, which is opened when it is needed, and again when it was lost.
+
+    Whoever calls does all the reading and writing in the own thread, without the interpreter; one thread at a time.
+
+    Args:
+        address: `HOST:PORT` or `unix:PATH`; without TLS.
+        patience: how long a connection may take, in ns.
+
+    Raises:
+        OSError: the machine has no poller left.
+    """
+
+    def __new__(cls, address: str, patience: int) -> Channel: ...
+    def call(self, path: str, payload: bytes, until: int) -> bytes:
+        """The answer of `/package.Service/Method`, which is waited for until that instant.
+
+        Raises:
+            CallError: there is none.
+            KernelError: the message is too large.
+        """
+
+    def infer(
+        self,
+        model: str,
+        version: str,
+        id: str,
+        parameters: Sequence[tuple[str, bool | int | float | str]],
+        inputs: Sequence[_Asked],
+        outputs: Sequence[tuple[str, _Place | None]],
+        until: int,
+        metadata: Sequence[tuple[str, str]],
+    ) -> tuple[str, list[tuple[str, str, list[int]]], list[Buffer]]:
+        """`ModelInfer`: the version that answered, its outputs (name, datatype, shape), and their raw contents, aligned to 64.
+
+        Raises as `call`.
+        """
+
+    def connect(self, until: int) -> bool:
+        """Try to connect until that instant; whether there is a connection."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
 
 def check_pattern(pattern: str) -> str | None:
     """Why the server does not understand a pattern for headers; None if it does."""
@@ -338,9 +418,6 @@ class Load:
 
     def stop(self) -> None:
         """Send no more."""
-
-def call(address: str, method: str, payload: bytes, patience: int) -> tuple[int, str, bytes]:
-    """One unary call of `/package.Service/Method`: its gRPC code, message and answer. `patience` in ns."""
 
 def python_entries() -> int:
     """How often native code has entered Python on behalf of requests since the process started."""

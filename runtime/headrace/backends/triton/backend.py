@@ -7,10 +7,12 @@ Parameters of a configuration: `url` (HOST:PORT or unix:PATH), `model` (the same
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from headrace.backends.base import Device
-from headrace.backends.triton.client import Client, Lost, TimedOut, Unreachable
+from headrace.backends.triton.channel import Lost, TimedOut, Unreachable, way_to
+from headrace.backends.triton.client import Client
 from headrace.backends.triton.messages import Signature, signature_of
 from headrace.backends.triton.session import Loaded, TritonSession, words_of
 from headrace.backends.triton.settings import settings_of
@@ -18,6 +20,8 @@ from headrace.clock import MonotonicClock
 from headrace.errors import BackendUnreachable, Code, InvalidRepository, ModelError
 from headrace.model import GraphIO, GraphTensor
 from headrace.protocol.headrace_pb2 import ModelConfig
+
+log = logging.getLogger(__name__)
 
 _SHARED_MEMORY = "system_shared_memory"
 
@@ -40,6 +44,7 @@ class TritonBackend:
             shares = settings.shared_memory and settings.is_here and _SHARED_MEMORY in client.extensions()
             if shares:
                 client.forget_orphans()
+            log.info("%s is called over the %s client", settings, way_to(settings))
             return TritonSession(client, settings, config, Loaded(signature, io, shares), clock)
         except (Unreachable, TimedOut, Lost) as error:
             client.close()

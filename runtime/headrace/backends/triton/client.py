@@ -1,52 +1,24 @@
-"""Calls to a Triton: pooled channels, what is sent again and what is not, and its errors as ours."""
+"""Calls to a Triton: pooled channels, and what is sent again and what is not."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import grpc
-from tritonclient.grpc import service_pb2_grpc
-
-from headrace.backends.triton.messages import pb
+from headrace.backends.triton.channel import FAILURES, Metadata, TimedOut, Unreachable, open_channel
+from headrace.backends.triton.messages import Answer, Asking, pb
 from headrace.backends.triton.settings import Settings
 from headrace.backends.triton.shared_memory import Region, forget_orphans
 from headrace.clock import SECOND, Clock
-from headrace.errors import Code, ModelError
-
-Metadata = Sequence[tuple[str, str]]
-
-_CODES = {code.name: code for code in Code}
-_UNCONNECTED = ("failed to connect to all addresses", "DNS resolution failed", "Name resolution failure")
-"""How gRPC begins to say that there is no connection: nothing was sent then."""
-_UNKNOWN_REGION = "Unable to find shared memory region"
-_MILLISECONDS = 1000
-
-
-class Unreachable(Exception):
-    """There is no connection, so that nothing was sent."""
-
-
-class TimedOut(Exception):
-    """No answer within the time that was given. What was sent may run, or may have run."""
-
-
-class Lost(Exception):
-    """The connection broke, or the server is leaving. What was sent may have run."""
-
-
-class UnknownRegion(Exception):
-    """The server does not know the shared memory that was named. Nothing ran."""
 
 
 class Line:
     """One channel, and the shared memory that goes with it. Of one thread at a time."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.channel = _channel(settings)
-        self.stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.channel = open_channel(settings, clock)
         self.region: Region | None = None
 
 
@@ -70,7 +42,7 @@ class Client:
         with self._lock:
             if self._free:
                 return self._free.pop()
-        return Line(self._settings)
+        return Line(self._settings, self._clock)
 
     def give_back(self, line: Line) -> None:
         """Nobody uses it any more."""
@@ -113,8 +85,8 @@ class Client:
         """Let the server forget the memory of processes like this one that were killed, if it answers."""
         line = self.take()
         try:
-            forget_orphans(line.stub, self._settings.connect_timeout)
-        except grpc.RpcError:
+            forget_orphans(line.channel, self._soon())
+        except FAILURES:
             return
         finally:
             self.give_back(line)
@@ -123,36 +95,34 @@ class Client:
         while self._abandoned:
             region = self._abandoned.popleft()
             try:
-                region.forget(line.stub, self._settings.connect_timeout)
-            except grpc.RpcError as error:
-                # Gone, it has nothing mapped any more; late, it is told again.
-                if isinstance(failure_of(error), TimedOut):
-                    self._abandoned.append(region)
+                region.forget(line.channel, self._soon())
+            except TimedOut:
+                self._abandoned.append(region)  # it is told again
                 return
+            except FAILURES:
+                return  # gone, it has nothing mapped any more
 
     # Calls.
 
-    def infer(self, line: Line, message: Any, until: int, metadata: Metadata) -> Any:
+    def infer(self, line: Line, asking: Asking, until: int, metadata: Metadata) -> Answer:
         """Send a batch and wait for its answer, at most until the instant `until` (ns).
 
         It is sent again only while there is no connection, which is tried for as long as the settings say.
 
         Raises:
-            Unreachable, TimedOut, Lost, UnknownRegion: see there.
-            ModelError: the server answered with an error.
+            Unreachable, TimedOut, Lost, UnknownRegion, ModelError, BackendFailed: see `Channel.infer`.
         """
-        return self._send(line.stub.ModelInfer, line, message, until, metadata)
+        return self._send(lambda: line.channel.infer(asking, until, metadata), line, until)
 
     def ask(self, method: str, request: Any) -> Any:
         """A call about the server or the model, that waits for connection and answer as long as a connection may take.
 
         Raises:
-            Unreachable, TimedOut, Lost, ModelError: see `infer`.
+            Unreachable, TimedOut, Lost, ModelError: see there.
         """
-        line = self.take()
+        line, until = self.take(), self._soon()
         try:
-            until = self._clock.now() + int(self._settings.connect_timeout * SECOND)
-            return self._send(getattr(line.stub, method), line, request, until)
+            return self._send(lambda: line.channel.ask(method, request, until), line, until)
         finally:
             self.give_back(line)
 
@@ -179,61 +149,16 @@ class Client:
         """What the server can do beyond the protocol. Raises as `ask`."""
         return self.ask("ServerMetadata", pb.ServerMetadataRequest()).extensions
 
-    def _send(self, call: Any, line: Line, message: Any, until: int, metadata: Metadata = ()) -> Any:
+    def _soon(self) -> int:
+        """The instant until which a connection may take that is asked for now."""
+        return self._clock.now() + int(self._settings.connect_timeout * SECOND)
+
+    def _send(self, call: Callable[[], Any], line: Line, until: int) -> Any:
         """Make a call; again, if there was no connection and there is one now."""
-        give_up = min(until, self._clock.now() + int(self._settings.connect_timeout * SECOND))
+        give_up = min(until, self._soon())
         while True:
-            left = (until - self._clock.now()) / SECOND
-            if left <= 0:
-                raise TimedOut()
             try:
-                return call(message, timeout=left, metadata=metadata)
-            except grpc.RpcError as error:
-                failure = failure_of(error)
-            if not isinstance(failure, Unreachable) or not self._connects(line, give_up):
-                raise failure
-
-    def _connects(self, line: Line, until: int) -> bool:
-        """Wait for a connection, at most until that instant (ns); says whether there is one."""
-        ready = grpc.channel_ready_future(line.channel)
-        try:
-            ready.result(max(0.0, (until - self._clock.now()) / SECOND))
-            return True
-        except grpc.FutureTimeoutError:
-            return False
-        finally:
-            ready.cancel()
-
-
-def failure_of(error: grpc.RpcError) -> Exception:
-    """What became of a call that failed."""
-    call: Any = error
-    code, words = call.code(), call.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return Unreachable(words) if words.startswith(_UNCONNECTED) else Lost(words)
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return TimedOut(words)
-    if words.startswith(_UNKNOWN_REGION):  # whose code is not the same in all versions
-        return UnknownRegion(words)
-    # A code that we have no word for is about the two servers, not about the client.
-    return ModelError(words or code.name, _CODES.get(code.name, Code.INTERNAL))
-
-
-def _channel(settings: Settings) -> grpc.Channel:
-    timeout = int(settings.connect_timeout * _MILLISECONDS)
-    options: list[tuple[str, Any]] = [
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
-        ("grpc.use_local_subchannel_pool", 1),  # else all channels to one address are one connection
-        ("grpc.enable_retries", 0),  # what is sent again is decided here
-        ("grpc.service_config_disable_resolution", 1),
-        ("grpc.min_reconnect_backoff_ms", timeout),
-        ("grpc.initial_reconnect_backoff_ms", min(100, timeout)),
-        ("grpc.max_reconnect_backoff_ms", max(100, timeout)),
-    ]
-    if settings.is_here:
-        options.append(("grpc.enable_http_proxy", 0))
-    if settings.tls is None:
-        return grpc.insecure_channel(settings.url, options)
-    ca, certificate, key = settings.tls
-    return grpc.secure_channel(settings.url, grpc.ssl_channel_credentials(ca, key, certificate), options)
+                return call()
+            except Unreachable:
+                if not line.channel.connects(give_up):
+                    raise

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from headrace.backends.triton.messages import Header
 from headrace.backends.triton.settings import Settings
-from headrace.protocol.origin import traceparent_of
-from headrace.request import Parameter, Request
+from headrace.protocol.origin import leader_of, traceparent_of
+from headrace.request import Head, Parameter
 
 _PARENT, _STATE = "traceparent", "tracestate"
 
@@ -19,10 +19,10 @@ class Part(NamedTuple):
 
     start: int
     stop: int
-    requests: Sequence[Request]
+    requests: Sequence[Head]
 
 
-def latest_deadline(requests: Iterable[Request], *, timeout_is_deadline: bool = True) -> int | None:
+def latest_deadline(requests: Iterable[Head], *, timeout_is_deadline: bool = True) -> int | None:
     """When nobody waits any more, in ns: the latest deadline, so that an impatient client does not fail its neighbours.
 
     None when there is one who waits for ever.
@@ -38,7 +38,7 @@ def latest_deadline(requests: Iterable[Request], *, timeout_is_deadline: bool = 
     return latest
 
 
-def parts_of(heads: Sequence[Request], offsets: Sequence[int]) -> list[Part]:
+def parts_of(heads: Sequence[Head], offsets: Sequence[int]) -> list[Part]:
     """The batch in parts of neighbours whose parameters are the same."""
     if len(offsets) != len(heads) + 1 or not any(head.parameters for head in heads):
         return [Part(0, offsets[-1], heads)]
@@ -47,20 +47,20 @@ def parts_of(heads: Sequence[Request], offsets: Sequence[int]) -> list[Part]:
     return [Part(offsets[g[0]], offsets[g[-1] + 1], [heads[place] for place in g]) for g in groups]
 
 
-def _own_parameters(request: Request) -> Mapping[str, Parameter]:
+def _own_parameters(request: Head) -> Mapping[str, Parameter]:
     return {key: value for key, value in request.parameters.items() if key not in (_PARENT, _STATE)}
 
 
-def trace_of(requests: Sequence[Request]) -> list[tuple[str, str]]:
-    """The trace context of the first request that has one. A `tracestate` is known only where headers become parameters."""
-    for request in requests:
-        if parent := request.parameters.get(_PARENT) or traceparent_of(request.origin):
-            state = request.parameters.get(_STATE)
-            return [(_PARENT, str(parent)), *([(_STATE, str(state))] if state else [])]
-    return []
+def trace_of(requests: Sequence[Head]) -> list[tuple[str, str]]:
+    """The trace context of these requests: see `leader_of`. A `tracestate` is known only where headers become parameters."""
+    leader = leader_of(requests)
+    if leader is None:
+        return []
+    state = leader.parameters.get(_STATE)
+    return [(_PARENT, traceparent_of(leader.origin)), *([(_STATE, str(state))] if state else [])]
 
 
-def header_of(settings: Settings, requests: Sequence[Request], timeout_us: int) -> Header:
+def header_of(settings: Settings, requests: Sequence[Head], timeout_us: int) -> Header:
     """What goes along with the tensors of these requests, whose parameters are the same. An id is that of one request."""
     one = requests[0] if len(requests) == 1 else None
     parameters = _own_parameters(requests[0]) if requests and requests[0].parameters else {}

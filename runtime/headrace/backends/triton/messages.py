@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from tritonclient.grpc import service_pb2
+from typing_extensions import Buffer
 
 from headrace.errors import BackendFailed, HeadraceError
 from headrace.model import GraphTensor
@@ -38,31 +39,55 @@ class Header(NamedTuple):
     parameters: Mapping[str, Parameter] = {}
     timeout_us: int = 0
 
+    def all_parameters(self) -> list[tuple[str, Parameter]]:
+        """Those of the message."""
+        timeout = [("timeout", self.timeout_us)] if self.timeout_us else []
+        return [*timeout, *self.parameters.items()]
 
-def request_of(
-    header: Header,
-    inputs: Mapping[str, Tensor],
-    outputs: Iterable[str],
-    placed_inputs: Mapping[str, Place] = {},
-    placed_outputs: Mapping[str, Place] = {},
-) -> Any:
-    """A `ModelInferRequest`; what is placed is in shared memory, or goes there."""
+
+class Asking(NamedTuple):
+    """A request to a server: what is placed is in shared memory, or goes there."""
+
+    header: Header
+    inputs: Mapping[str, Tensor]
+    outputs: Sequence[str]
+    placed_inputs: Mapping[str, Place] = {}
+    placed_outputs: Mapping[str, Place] = {}
+
+
+class Described(NamedTuple):
+    """What an answer says of an output."""
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+
+
+class Answer(NamedTuple):
+    """What a server answered: its version of the model, the outputs, and their raw contents in the same order."""
+
+    version: str
+    outputs: Sequence[Described]
+    contents: Sequence[Buffer]
+
+
+def request_of(asking: Asking) -> Any:
+    """The `ModelInferRequest`."""
+    header = asking.header
     message = pb.ModelInferRequest(model_name=header.model, model_version=header.version, id=header.id)
-    if header.timeout_us:
-        message.parameters["timeout"].int64_param = header.timeout_us
-    for key, value in header.parameters.items():
+    for key, value in header.all_parameters():
         setattr(message.parameters[key], _FIELDS[type(value)], value)
     raw = message.raw_input_contents
-    for name, tensor in inputs.items():
+    for name, tensor in asking.inputs.items():
         added = message.inputs.add(name=name, datatype=datatype_of(tensor), shape=tensor.shape)
-        if name in placed_inputs:
-            _place(added.parameters, placed_inputs[name])
+        if name in asking.placed_inputs:
+            _place(added.parameters, asking.placed_inputs[name])
         else:
             raw.append(encode_tensor(tensor))
-    for name in outputs:
+    for name in asking.outputs:
         asked = message.outputs.add(name=name)
-        if name in placed_outputs:
-            _place(asked.parameters, placed_outputs[name])
+        if name in asking.placed_outputs:
+            _place(asked.parameters, asking.placed_outputs[name])
     return message
 
 
@@ -73,24 +98,30 @@ def _place(parameters: Any, place: Place) -> None:
         parameters["shared_memory_offset"].int64_param = place.offset
 
 
-def tensors_of(response: Any, memory: Mapping[str, memoryview]) -> dict[str, Tensor]:
-    """The outputs of a `ModelInferResponse`; those in `memory`, by name, are there, and are copied.
+def answer_of(response: Any) -> Answer:
+    """What a `ModelInferResponse` says."""
+    described = [Described(each.name, each.datatype, each.shape) for each in response.outputs]
+    return Answer(response.model_version, described, response.raw_output_contents)
+
+
+def tensors_of(answer: Answer, memory: Mapping[str, memoryview]) -> dict[str, Tensor]:
+    """The outputs of an answer; those in `memory`, by name, are there, and are copied.
 
     Raises:
         BackendFailed: it is none that can be read.
     """
-    contents: Sequence[bytes] = response.raw_output_contents
-    if len(contents) != len(response.outputs):
+    if len(answer.contents) != len(answer.outputs):
         raise BackendFailed(
-            f"the server answered {len(response.outputs)} outputs with the raw contents of {len(contents)}; it must answer raw"
+            f"the server answered {len(answer.outputs)} outputs with the raw contents of {len(answer.contents)}; it must "
+            "answer raw"
         )
     return {
-        output.name: _tensor(output.name, output.datatype, tuple(output.shape), memory.get(output.name), data)
-        for output, data in zip(response.outputs, contents, strict=True)
+        name: _tensor(name, datatype, tuple(shape), memory.get(name), memoryview(data))
+        for (name, datatype, shape), data in zip(answer.outputs, answer.contents, strict=True)
     }
 
 
-def _tensor(name: str, datatype: str, shape: tuple[int, ...], placed: memoryview | None, data: bytes) -> Tensor:
+def _tensor(name: str, datatype: str, shape: tuple[int, ...], placed: memoryview | None, data: memoryview) -> Tensor:
     if datatype == "BYTES":
         try:
             return decode_bytes(data, shape, f"output '{name}'", "")
@@ -106,7 +137,7 @@ def _tensor(name: str, datatype: str, shape: tuple[int, ...], placed: memoryview
         raise BackendFailed(
             f"the server answered output '{name}' with {len(source)} bytes, and {datatype}{format_shape(shape)} has {nbytes}"
         )
-    array = np.frombuffer(source, dtype, count).reshape(shape)
+    array = np.ndarray(shape, dtype, source)
     # The region is used again by the next batch, and answers may still be on their way to clients then.
     return array if placed is None else array.copy()
 

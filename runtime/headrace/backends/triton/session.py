@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-
-import grpc
+from typing import NamedTuple
 
 from headrace.backends.base import Batch, Outputs
-from headrace.backends.triton.client import Client, Line, Lost, TimedOut, UnknownRegion, Unreachable
+from headrace.backends.triton.channel import FAILURES, Lost, TimedOut, UnknownRegion, Unreachable
+from headrace.backends.triton.client import Client, Line
 from headrace.backends.triton.forwarding import Part, header_of, latest_deadline, parts_of, trace_of
 from headrace.backends.triton.messages import (
+    Answer,
+    Asking,
     Place,
     Signature,
     difference,
     nbytes_of,
-    request_of,
     signature_of,
     size_of,
     tensors_of,
@@ -123,7 +123,7 @@ class TritonSession:
         """See `Outside.has_changed`. Of a server that is not there, nothing is known to have changed."""
         try:
             return bool(difference(self._signature, signature_of(self._client.metadata())))
-        except (Unreachable, TimedOut, Lost, ModelError):
+        except FAILURES:
             return False
 
     def statistics(self) -> list[ModelStatistics]:
@@ -132,7 +132,7 @@ class TritonSession:
             return []
         try:
             told = [ModelStatistics.FromString(each.SerializeToString()) for each in self._client.statistics()]
-        except (Unreachable, TimedOut, Lost, ModelError):
+        except FAILURES:
             return []
         for each in told:
             each.name = f"{self._name}@{self._settings.url}"
@@ -147,7 +147,7 @@ class TritonSession:
         line = self._client.take()
         try:
             until = patience if deadline is None else min(patience, deadline)
-            response, outputs = self._exchange(line, part, inputs, wanted, until, deadline)
+            answer, outputs = self._exchange(line, part, inputs, wanted, until, deadline)
         except Unreachable as error:
             why = f"no Triton answers at {self._settings.url} ({error})"
             self._watch.down(why)
@@ -173,27 +173,27 @@ class TritonSession:
         finally:
             self._client.give_back(line)
         self._watch.answered()
-        self._check_answer(response, outputs)
+        self._check_answer(answer)
         return outputs
 
     def _exchange(
         self, line: Line, part: Part, inputs: Mapping[str, Tensor], wanted: Sequence[str], until: int, deadline: int | None
-    ) -> tuple[Any, dict[str, Tensor]]:
+    ) -> tuple[Answer, dict[str, Tensor]]:
         """Send one request and read its answer. A server that has forgotten our memory has run nothing, and is asked again."""
         metadata, tries = trace_of(part.requests), _MOST_REGIONS
         while True:
             region, placed, wanted_placed = self._place(line, inputs, wanted, until) if tries else (None, {}, {})
             left = 0 if deadline is None else max(1, (deadline - self._clock.now()) // MICROSECOND)
             header = header_of(self._settings, part.requests, left)
-            message = request_of(header, inputs, wanted, placed, wanted_placed)
+            asking = Asking(header, inputs, wanted, placed, wanted_placed)
             try:
-                response = self._client.infer(line, message, until, metadata)
+                answer = self._client.infer(line, asking, until, metadata)
             except UnknownRegion:
                 line.region = None
                 tries -= 1
                 continue
             memory = {name: region.view(place) for name, place in wanted_placed.items()} if region is not None else {}
-            return response, tensors_of(response, memory)
+            return answer, tensors_of(answer, memory)
 
     def _place(
         self, line: Line, inputs: Mapping[str, Tensor], wanted: Sequence[str], until: int
@@ -219,26 +219,26 @@ class TritonSession:
             return line.region
         self._client.abandon(line)
         self._client.forget_abandoned()
-        seconds = min(self._settings.connect_timeout, max(0.001, (until - self._clock.now()) / SECOND))
+        soon = min(until, self._clock.now() + int(self._settings.connect_timeout * SECOND))
         try:
-            line.region = Region(line.stub, nbytes, seconds)
-        except (OSError, grpc.RpcError) as error:
-            if isinstance(error, OSError) or _is_refused(error):
-                log.info("%s: no shared memory, tensors go over the network of the machine: %s", self._settings, error)
-                self._shares = False
-            return None  # the call itself will say what is wrong
+            line.region = Region(line.channel, nbytes, soon)
+        except (OSError, ModelError) as error:
+            log.info("%s: no shared memory, tensors go over the network of the machine: %s", self._settings, error)
+            self._shares = False
+        except FAILURES:
+            pass  # the call itself will say what is wrong
         return line.region
 
     # What is watched.
 
-    def _check_answer(self, response: Any, outputs: Mapping[str, Tensor]) -> None:
+    def _check_answer(self, answer: Answer) -> None:
         """Whether the model is still the one that was loaded: looked at when its version is another, or its outputs are."""
-        if response.model_version == self._version and all(
-            _fits(self._outputs.get(output.name), output.datatype, output.shape) for output in response.outputs
+        if answer.version == self._version and all(
+            _fits(self._outputs.get(output.name), output.datatype, output.shape) for output in answer.outputs
         ):
             return
         self._check_same()
-        self._version = response.model_version
+        self._version = answer.version
 
     def _check_same(self) -> None:
         """Look whether the model is still what was loaded.
@@ -248,7 +248,7 @@ class TritonSession:
         """
         try:
             changed = difference(self._signature, signature_of(self._client.metadata()))
-        except (Unreachable, TimedOut, Lost, ModelError):
+        except FAILURES:
             self._watch.doubt()
             return
         if changed:
@@ -285,9 +285,3 @@ def _fits(declared: GraphTensor | None, datatype: str, shape: Sequence[int]) -> 
 def words_of(error: Exception) -> str:
     """What an error says, or at least what it is."""
     return str(error) or type(error).__name__
-
-
-def _is_refused(error: grpc.RpcError) -> bool:
-    """Whether the server answered, and does not want shared memory of ours."""
-    call: Any = error
-    return call.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)

@@ -11,10 +11,10 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from headrace.backends.triton.channel import Channel
 from headrace.backends.triton.messages import Place, pb
 from headrace.tensor import Tensor
 
@@ -30,16 +30,16 @@ class Region:
     """One region, registered. Of one thread at a time.
 
     Args:
-        stub: of the server that is to map it.
+        channel: to the server that is to map it.
         nbytes: how large it is at least.
-        seconds: how long the server may take.
+        until: when the server must have done it, in ns.
 
     Raises:
         OSError: this machine does not give it.
-        grpc.RpcError: the server does not take it.
+        ModelError, Unreachable, TimedOut, Lost: the server does not take it; see `Channel`.
     """
 
-    def __init__(self, stub: Any, nbytes: int, seconds: float) -> None:
+    def __init__(self, channel: Channel, nbytes: int, until: int) -> None:
         self.size = 1 << (max(nbytes, WORTHWHILE) - 1).bit_length()
         self.name = f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:16]}"
         path = _DIRECTORY / self.name
@@ -48,7 +48,7 @@ class Region:
             os.posix_fallocate(descriptor, 0, self.size)  # memory that is not there is SIGBUS for whoever writes
             self._map = mmap.mmap(descriptor, self.size)
             request = pb.SystemSharedMemoryRegisterRequest(name=self.name, key=f"/{self.name}", byte_size=self.size)
-            stub.SystemSharedMemoryRegister(request, timeout=seconds)
+            channel.ask("SystemSharedMemoryRegister", request, until)
         finally:
             os.close(descriptor)
             path.unlink(missing_ok=True)
@@ -64,13 +64,9 @@ class Region:
             assert isinstance(tensor, np.ndarray)
             np.copyto(np.ndarray(tensor.shape, tensor.dtype, self._map, place.offset), tensor)
 
-    def forget(self, stub: Any, seconds: float) -> None:
-        """Let the server forget it, once what it runs is done with it.
-
-        Raises:
-            grpc.RpcError: the server does not answer; with it, the region will be gone.
-        """
-        stub.SystemSharedMemoryUnregister(pb.SystemSharedMemoryUnregisterRequest(name=self.name), timeout=seconds)
+    def forget(self, channel: Channel, until: int) -> None:
+        """Let the server forget it, once what it runs is done with it. Raises what a call can raise."""
+        channel.ask("SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest(name=self.name), until)
 
 
 def lay_out(region: str, sizes: Mapping[str, int], start: int = 0) -> tuple[dict[str, Place], int]:
@@ -82,17 +78,14 @@ def lay_out(region: str, sizes: Mapping[str, int], start: int = 0) -> tuple[dict
     return places, start
 
 
-def forget_orphans(stub: Any, seconds: float) -> None:
+def forget_orphans(channel: Channel, until: int) -> None:
     """Let the server forget regions of processes like this one that have ended without saying so.
 
     Process numbers are those of this machine. Where a container has its own, this may meet a region that is in use: then its
-    owner is told that it is not known, and registers another.
-
-    Raises:
-        grpc.RpcError: the server has no shared memory.
+    owner is told that it is not known, and registers another. Raises what a call can raise.
     """
-    told = stub.SystemSharedMemoryStatus(pb.SystemSharedMemoryStatusRequest(), timeout=seconds)
+    told = channel.ask("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest(), until)
     for name in told.regions:
         owner = name.removeprefix(_PREFIX).partition("-")[0]
         if name.startswith(_PREFIX) and owner.isdecimal() and not Path("/proc", owner).exists():
-            stub.SystemSharedMemoryUnregister(pb.SystemSharedMemoryUnregisterRequest(name=name), timeout=seconds)
+            channel.ask("SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest(name=name), until)

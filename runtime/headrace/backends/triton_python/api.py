@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -79,14 +79,21 @@ model_dir = ""
 """Of the version; written by the worker."""
 
 
+def _of_name(tensors: Sequence[Tensor], name: str) -> Tensor | None:
+    for tensor in tensors:  # without a generator: it is called for each request
+        if tensor.name() == name:
+            return tensor
+    return None
+
+
 def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:
     """The input of this name, or None."""
-    return next((tensor for tensor in inference_request.inputs() if tensor.name() == name), None)
+    return _of_name(inference_request.inputs(), name)
 
 
 def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) -> Tensor | None:
     """The output of this name, or None."""
-    return next((tensor for tensor in inference_response.output_tensors() if tensor.name() == name), None)
+    return _of_name(inference_response.output_tensors(), name)
 
 
 def get_input_config_by_name(model_config: Mapping[str, Any], name: str) -> dict[str, Any] | None:

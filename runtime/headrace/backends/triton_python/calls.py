@@ -17,7 +17,7 @@ from headrace.backends.triton_python.requests import (
 from headrace.backends.triton_python.talk import Message
 from headrace.clock import MICROSECOND, MonotonicClock
 from headrace.errors import Code, HeadraceError, ModelNotFound, ModelNotReady, ReaderTooSlow, sentence
-from headrace.request import Request, Response
+from headrace.request import Origin, Request, Response
 from headrace.request import Sequence as SequencePlace
 from headrace.tensor import Tensor
 
@@ -70,13 +70,13 @@ class Calls:
         self._inner, self._tell = inner, tell
         self._streams: dict[int, _Stream] = {}
 
-    def begin(self, message: Message, tensors: Mapping[str, Tensor], deadline: int) -> None:
+    def begin(self, message: Message, tensors: Mapping[str, Tensor], deadline: int, origin: Origin) -> None:
         """Send the request of a model on its way."""
         number, model = message["call"], message["model"]
         stream = self._streams[number] = _Stream(model, number)
         try:
             self._check(message)
-            request = _request(message, tensors, deadline)
+            request = _request(message, tensors, deadline, origin)
             stream.cancel = self._inner.call(request, lambda answer: self._arrived(number, stream, answer))
         except HeadraceError as error:
             self._arrived(number, stream, _as_triton_says(error, model))
@@ -186,7 +186,7 @@ def _as_triton_says(error: HeadraceError, model: str) -> HeadraceError:
     return _Refused(f"Model {model} - Error when running inference: {words}", error.code)
 
 
-def _request(message: Message, tensors: Mapping[str, Tensor], deadline: int) -> Request:
+def _request(message: Message, tensors: Mapping[str, Tensor], deadline: int, origin: Origin) -> Request:
     now, flags = MonotonicClock.now(), message["flags"]
     sequence = None
     if message["correlation_id"]:
@@ -205,4 +205,5 @@ def _request(message: Message, tensors: Mapping[str, Tensor], deadline: int) -> 
         received=now,
         decoded=now,
         wants_empty_final=message["decoupled"],
+        origin=origin,
     )

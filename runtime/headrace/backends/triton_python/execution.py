@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from headrace.backends.channel import Memory, Place, lay_out, look, write
-from headrace.backends.triton_python.requests import (
-    InferenceRequest,
-    InferenceResponse,
-    InferenceResponseSender,
-    pruned,
-)
+from headrace.backends.channel import Memory, Stack, look
+from headrace.backends.triton_python.requests import Execution, InferenceRequest, InferenceResponse
 from headrace.backends.triton_python.talk import Message
 from headrace.backends.triton_python.tensors import Tensor
 from headrace.errors import sentence
+from headrace.tensor import BytesTensor, concatenate, datatype_of, rows_of
 from headrace.tensor import Tensor as Value
-from headrace.tensor import concatenate, rows_of
 
 _OURS = str(Path(__file__).parent)
+_NOTHING: Mapping[str, Any] = {}
 
 
 class Wrong(Exception):
@@ -35,15 +30,15 @@ def requests_of(
     """The requests of a batch, as views of its memory."""
     inputs = [(name, look(memory, place)) for name, place in order["inputs"]]
     offsets, odd = order["offsets"], order["odd"]
+    execution = Execution(order["numbers"][0], is_decoupled=is_decoupled)
     made: list[InferenceRequest] = []
     for place, id in enumerate(order["ids"]):
-        more: Mapping[str, Any] = odd.get(str(place), {}) if odd else {}
+        more: Mapping[str, Any] = odd.get(str(place), _NOTHING) if odd else _NOTHING
         wanted = frozenset(more["outputs"]) if "outputs" in more else outputs
         tensors = [
             Tensor.of(name, rows_of(value, offsets[place], offsets[place + 1]) if has_rows else value) for name, value in inputs
         ]
-        sender = InferenceResponseSender(order["id"], place, wanted, is_decoupled=is_decoupled)
-        made.append(InferenceRequest.received(id, tensors, wanted, more, sender))
+        made.append(InferenceRequest.received(id, tensors, wanted, more, execution, place))
     return made
 
 
@@ -71,84 +66,61 @@ def check_returned(returned: object, model: str, requests: Sequence[InferenceReq
             )
 
 
-class Answers:
-    """The responses that `execute` returned, laid out.
+def answers_of(
+    order: Message, requests: Sequence[InferenceRequest], responses: Sequence[InferenceResponse | None]
+) -> tuple[Message, list[Value | Stack]]:
+    """What to tell of the responses that `execute` returned, and their outputs.
 
-    `message` says what they are; `places` and `nbytes` where in a region they go, and `write` puts them there. Where every
-    request has the same outputs in its rows, they are one stack of rows a name, as the server wants them.
+    Where every request has the same outputs in its rows, they are one stack of rows a name, as the server wants them.
+
+    Raises:
+        TritonModelException: a request has a response already.
     """
-
-    def __init__(
-        self, order: Message, requests: Sequence[InferenceRequest], responses: Sequence[InferenceResponse | None]
-    ) -> None:
-        pieces: list[dict[str, Value]] = []
-        entries: list[Message | None] = []
-        for request, response in zip(requests, responses, strict=True):
-            if response is None:
-                entries.append(None)
-                continue
-            sender = request.get_response_sender()
-            if sender.sent:
-                sender.count(True, is_last=True)
-            sender.sent, sender.is_closed = 1, True
-            if (error := response.error()) is not None:
-                entries.append({"error": error.message(), "code": error.code().value})
-                continue
-            piece = pruned(response, request._outputs)
-            pieces.append(piece)
-            entries.append({"names": list(piece)})
-        self.message: Message
-        if len(pieces) == len(requests) and _are_alike(pieces, order["offsets"]):
-            self._stacked = {name: [piece[name] for piece in pieces] for name in pieces[0]}
-            self.message = {"names": list(self._stacked)}
-            self.places, self.nbytes = _lay_out_stacks(self._stacked)
-            return
-        self._stacked = {str(number): [value] for number, value in enumerate(v for piece in pieces for v in piece.values())}
-        self.message = {"each": entries}
-        self.places, self.nbytes = lay_out([values[0] for values in self._stacked.values()])
-
-    def write(self, memory: Memory) -> None:
-        """Put them there."""
-        for values, place in zip(self._stacked.values(), self.places, strict=True):
-            into = look(memory, place)
-            if isinstance(into, np.ndarray) and len(values) > 1:
-                np.concatenate(values, out=into)  # type: ignore[arg-type]  # none is text where it is not
-            else:
-                write(memory, [concatenate(values)], [place])
+    pieces: list[dict[str, Value]] = []
+    entries: list[Message | None] = []
+    for request, response in zip(requests, responses, strict=True):
+        if response is None:
+            entries.append(None)
+            continue
+        piece = request.answer(response)
+        if (error := response.error()) is not None:
+            entries.append({"error": error.message(), "code": error.code().value})
+            continue
+        pieces.append(piece)
+        entries.append({"names": list(piece)})
+    stacks = _stacks_of(pieces, order["offsets"]) if len(pieces) == len(requests) else None
+    if stacks is not None:
+        return {"names": tuple(stacks)}, list(stacks.values())
+    return {"each": entries}, [value for piece in pieces for value in piece.values()]
 
 
-def _are_alike(pieces: Sequence[Mapping[str, Value]], offsets: Sequence[int]) -> bool:
-    """Whether all have the same outputs, of the same kind, in as many rows as their request has."""
+def _stacks_of(pieces: Sequence[Mapping[str, Value]], offsets: Sequence[int]) -> Mapping[str, Value | Stack] | None:
+    """All of them by name; None where not all have the same outputs, of the same kind, in as many rows as their request has."""
     if len(pieces) == 1:
-        return True
-    first = [(name, _kind_of(value), value.shape[1:]) for name, value in pieces[0].items()]
-    for place, piece in enumerate(pieces):
-        rows = offsets[place + 1] - offsets[place]
-        if len(piece) != len(first):
-            return False
-        for name, kind, shape in first:
-            value = piece.get(name)
-            if value is None or value.shape != (rows, *shape) or _kind_of(value) != kind:
-                return False
-    return True
+        return pieces[0]
+    stacks: dict[str, Value | Stack] = {}
+    for name in pieces[0]:
+        stack = _stack_of([piece.get(name) for piece in pieces], offsets)
+        if stack is None:
+            return None
+        stacks[name] = stack
+    return stacks if all(len(piece) == len(stacks) for piece in pieces) else None
 
 
-def _kind_of(value: Value) -> object:
-    return value.dtype if isinstance(value, np.ndarray) else None
-
-
-def _lay_out_stacks(stacks: Mapping[str, Sequence[Value]]) -> tuple[list[Place], int]:
-    if all(len(values) == 1 for values in stacks.values()):
-        return lay_out([values[0] for values in stacks.values()])
-    return lay_out([_stack_of(values) for values in stacks.values()])
-
-
-def _stack_of(values: Sequence[Value]) -> Value:
-    """What has the place of all of them one behind the other: BYTES themselves, of others an array without memory."""
+def _stack_of(values: Sequence[Value | None], offsets: Sequence[int]) -> Value | Stack | None:
     first = values[0]
-    if not isinstance(first, np.ndarray):
-        return concatenate(values)
-    return np.broadcast_to(np.empty((), first.dtype), (sum(value.shape[0] for value in values), *first.shape[1:]))
+    assert first is not None
+    is_text, rest = isinstance(first, BytesTensor), first.shape[1:]
+    alike: list[Any] = []
+    for value, (begin, end) in zip(values, pairwise(offsets), strict=True):
+        if value is None or value.shape != (end - begin, *rest) or isinstance(value, BytesTensor) is not is_text:
+            return None
+        alike.append(value)
+    if is_text:
+        return concatenate(alike)
+    if any(value.dtype != alike[0].dtype for value in alike):
+        return None
+    return Stack(alike, datatype_of(first), (offsets[-1], *rest))
 
 
 def words_of(error: BaseException) -> str:

@@ -45,6 +45,8 @@ class Link:
         """What was dropped that the server still waits for, or keeps: filled by destructors, which must not wait."""
         self.is_executing = False
         """Whether the model may call others."""
+        self.executes = 0
+        """The number of the last batch."""
         self._mapped, self._regions = Mapped(), Regions()
         self._sending = threading.Lock()
         """Guards what follows, and the regions."""
@@ -68,14 +70,20 @@ class Link:
         """A region of the server, to read from or to write into."""
         return self._mapped.writable(number)
 
-    def send(self, message: Message) -> None:
-        """Tell the server something.
+    def keep(self, nbytes: int) -> tuple[int, Memory]:
+        """Memory that the server can read from the next message on, and its number. It is not used for anything else."""
+        with self._sending:
+            region = self._regions.take(nbytes)
+        return region.number, region.memory()
+
+    def send(self, message: Message, number: int = 0, *, repeats: bool = False) -> None:
+        """Tell the server something, of the batch of this number. See `channel.send`.
 
         Raises:
             OSError: it is gone.
         """
         with self._sending:
-            self._send(message)
+            self._send(message, number, repeats=repeats)
 
     def ask(self, what: str, tensors: Mapping[str, Tensor] | None = None, **more: Any) -> Message:
         """Ask the server something, and wait for what it says.
@@ -127,10 +135,10 @@ class Link:
             except OSError:
                 return
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message, number: int = 0, *, repeats: bool = False) -> None:
         if self._read:
-            message["read"], self._read = self._read, []
-        self._regions.send(self._sock, message)
+            message["read"], self._read, repeats = self._read, [], False
+        self._regions.send(self._sock, message, (number, 0, 0), repeats=repeats)
 
     def _receive(self, seconds: float | None) -> tuple[Message, list[int]]:
         try:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 
 from headrace.backends.base import Batch, Outputs, Part, Partable, Piece
-from headrace.backends.channel import Region
+from headrace.backends.channel import Memory
 from headrace.backends.triton_python.calls import TO_CODE
 from headrace.backends.triton_python.requests import ErrorCode
 from headrace.backends.triton_python.talk import Message
 from headrace.errors import BackendFailed, HeadraceError, ModelError
+from headrace.protocol.origin import leader_of
+from headrace.request import Head, Origin
 from headrace.tensor import Tensor
 
 log = logging.getLogger("headrace.model")
@@ -28,8 +31,8 @@ class Places:
 
     Args:
         batch: what runs.
+        heads: its requests, as they go along with what the model asks of others.
         instance: of the model, for messages.
-        region: where its outputs go.
         until: when it takes too long, in ns.
         is_decoupled: whether the model is.
 
@@ -37,13 +40,14 @@ class Places:
         BackendFailed: the model is decoupled, and the batch is none whose requests can be answered one by one.
     """
 
-    def __init__(self, batch: Batch, instance: str, region: Region, until: int, *, is_decoupled: bool) -> None:
-        self.region, self.until = region, until
+    def __init__(self, batch: Batch, heads: Sequence[Head], instance: str, until: int, *, is_decoupled: bool) -> None:
+        self.until, self._heads = until, heads
+        self.memory: Memory | None = None
+        """Where its outputs go."""
         self.told: Message | None = None
         """What came at the end of the call."""
         self.open = set(range(len(batch.offsets) - 1))
         self._batch, self._instance, self._is_decoupled = batch, instance, is_decoupled
-        self._partable = batch if isinstance(batch, Partable) else None
         self._lock = threading.Lock()
         self._kept: dict[int, Outputs | HeadraceError] = {}
         self._parts: Sequence[Part] | None = None
@@ -53,6 +57,15 @@ class Places:
         if self._partable is None:
             raise BackendFailed("the model is decoupled, and here a request gets one answer only")
         self._parts = self._partable.part(self._cancelled.add)
+
+    @cached_property
+    def _partable(self) -> Partable | None:
+        """The batch, if it can be taken apart. Looked at when it matters: to find out takes as long as all the rest here."""
+        return self._batch if isinstance(self._batch, Partable) else None
+
+    def origin(self, place: int | None) -> Origin:
+        """Where a call comes from that the model makes for the request at this place, or for all of them: see `leader_of`."""
+        return (leader_of(self._heads) or self._heads[0] if place is None else self._heads[place]).origin
 
     @property
     def is_parted(self) -> bool:
@@ -105,9 +118,10 @@ class Places:
     def end(self, message: Message) -> None:
         """The call of `execute` is over."""
         with self._lock:
-            entries = message.get("each", ())
-            answered = {place for place, entry in enumerate(entries) if entry is not None}
-            self.open -= answered if "names" not in message else set(self.open)
+            if "names" in message:
+                self.open.clear()
+            else:
+                self.open -= {place for place, entry in enumerate(message.get("each", ())) if entry is not None}
             self.told = message
 
     def result(self, tensors: Sequence[Tensor]) -> Outputs | list[Piece] | None:

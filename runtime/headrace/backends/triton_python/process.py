@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headrace.backends.base import Batch, Inner, Outputs, Piece
 from headrace.backends.channel import Mapped, Region, Regions, lay_out, look, send, write
+from headrace.backends.joining import trace_of
 from headrace.backends.process import Process, ProcessGone
 from headrace.backends.triton_python.api import LOG_MARK
 from headrace.backends.triton_python.calls import Calls
+from headrace.backends.triton_python.counted import Counted
 from headrace.backends.triton_python.link import copied
 from headrace.backends.triton_python.places import Places
 from headrace.backends.triton_python.talk import Late, Listening, Message, Over
 from headrace.clock import SECOND, MonotonicClock
 from headrace.errors import BackendFailed, HeadraceError, InvalidRepository
+from headrace.request import NOWHERE, Head, Origin
 from headrace.tensor import Tensor
 
 _LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "V": logging.DEBUG}
@@ -38,6 +41,7 @@ class ModelProcess(Process):
         program: see `Process`.
         environment: see `Process`.
         inner: the way into the engine, for the calls of the model.
+        counted: the metrics of the model's own.
         seconds: how long a batch may take, and how long a request may wait for its next response.
 
     Raises:
@@ -45,9 +49,16 @@ class ModelProcess(Process):
     """
 
     def __init__(
-        self, name: str, instance: str, program: list[str], environment: Mapping[str, str], inner: Inner, seconds: float
+        self,
+        name: str,
+        instance: str,
+        program: list[str],
+        environment: Mapping[str, str],
+        inner: Inner,
+        counted: Counted,
+        seconds: float,
     ) -> None:
-        self.instance = instance
+        self.instance, self._counted = instance, counted
         self._memory, self._read = Regions(), Mapped()
         self._sending = threading.Lock()
         """Guards the memory, and what is sent."""
@@ -57,6 +68,8 @@ class ModelProcess(Process):
         self._executions: dict[int, Places] = {}
         self._number = 0
         self._ready: Message | None = None
+        self._joins = False
+        """Whether what runs there may trace."""
         self._calls = Calls(inner, self._tell)
         self._inner = inner
         self._listening = Listening(self._receive, self._hear)
@@ -93,12 +106,14 @@ class ModelProcess(Process):
         assert self._ready is not None
         if "error" in self._ready:
             raise InvalidRepository(f"model '{self.name}' could not be initialized: {self._ready['error']}")
+        self._joins = self._ready["joins"]
 
-    def execute(self, batch: Batch, order: Message, *, is_decoupled: bool) -> Outputs | list[Piece] | None:
+    def execute(self, batch: Batch, heads: Sequence[Head], order: Message, *, is_decoupled: bool) -> Outputs | list[Piece] | None:
         """Let it run a batch. See `Session.run`.
 
         Args:
             batch: what to run.
+            heads: those of the batch.
             order: what to say of its requests.
             is_decoupled: whether the model is.
 
@@ -110,49 +125,44 @@ class ModelProcess(Process):
             if self._is_closed:
                 raise ProcessGone(self._why)
             try:
-                return self._execute(batch, order, is_decoupled)
+                return self._execute(batch, heads, order, is_decoupled)
             except BrokenPipeError as error:
                 raise ProcessGone(self.how_gone(error)) from None
 
-    def _execute(self, batch: Batch, order: Message, is_decoupled: bool) -> Outputs | list[Piece] | None:
+    def _execute(self, batch: Batch, heads: Sequence[Head], order: Message, is_decoupled: bool) -> Outputs | list[Piece] | None:
         tensors = batch.tensors()
         values = list(tensors.values())
         laid, nbytes = lay_out(values)
-        with self._sending:
-            given, taken = self._memory.take(nbytes), self._memory.take(self._expected)
-        write(given.memory(), values, laid)
         number = self._number = self._number + 1
         until = MonotonicClock.now() + int(self._seconds * SECOND)
-        execution = self._executions[number] = Places(batch, self.instance, taken, until, is_decoupled=is_decoupled)
-        message = {
-            "do": "execute",
-            "id": number,
-            "inputs": list(zip(tensors, laid, strict=True)),
-            "from": given.number,
-            "to": taken.number,
-            **order,
-        }
+        trace = trace_of(heads) if self._joins else ""
+        repeats = not (trace or order["odd"] or any(order["ids"]))
+        message = {"do": "execute", "inputs": tuple(zip(tensors, laid, strict=True)), **order}
+        if trace:
+            message["trace"] = trace
         with self._sending:
-            self._memory.send(self._socket, message)
+            given, taken = self._memory.take(nbytes), self._memory.take(self._expected)
+            write(given.memory(), values, laid)
+            execution = self._executions[number] = Places(batch, heads, self.instance, until, is_decoupled=is_decoupled)
+            self._memory.send(self._socket, message, (number, given.number, taken.number), repeats=repeats)
+            execution.memory = self._memory.lend(taken)  # while it runs
         self._wait(lambda: execution.told, self._seconds)
         told = execution.told
         assert told is not None
+        self._joins = told["joins"]
         with self._sending:
             if told["kept"]:
                 self._memory.drop(given)
             else:
                 self._memory.give_back(given)
-            if "names" not in told and "each" not in told:
-                self._memory.give_back(execution.region)
-                memory = None
-            else:
-                self._expected = max(self._expected, told["nbytes"])
-                memory = self._memory.lend(execution.region)
         if "ends" in told:
             self.end(_GRACE_SECONDS)  # the next batch is for the next process
         if "open" in told and execution.is_waited_for:
             self._wait(lambda: not execution.open, self._seconds)
-        result = execution.result([] if memory is None else [look(memory, place) for place in told["places"]])
+        memory, execution.memory = execution.memory, None
+        assert memory is not None
+        self._expected = max(self._expected, told.get("nbytes", 0))
+        result = execution.result([look(memory, place) for place in told.get("places", ())])
         if execution.is_parted and execution.open:
             self._listen()
         else:
@@ -170,6 +180,7 @@ class ModelProcess(Process):
             self._is_closed = True
         if self._listener is not None:
             self._listener.join()
+        self._counted.ended(self)
         super().close()
 
     def heard(self, line: str) -> None:
@@ -207,8 +218,9 @@ class ModelProcess(Process):
             case "ready":
                 self._ready = message
             case "executed":
-                self._executions[message["id"]].end(message)
-                self._forget_if_answered(message["id"])
+                number = message["numbers"][0]
+                self._executions[number].end(message)
+                self._forget_if_answered(number)
             case "lost":
                 if (execution := self._executions.get(message["id"])) is not None:
                     execution.lose(message["index"], self.name)
@@ -225,20 +237,23 @@ class ModelProcess(Process):
             case "respond":
                 self._respond(message)
             case "infer":
-                self._calls.begin(message, self._tensors(message), self._deadline())
+                self._calls.begin(message, self._tensors(message), self._deadline(), self._origin(*message["for"]))
             case "next":
                 self._calls.next(message)
             case "cancel":
                 self._calls.cancel(message)
             case "room":
                 with self._sending:
-                    execution = self._executions[message["id"]]
-                    self._memory.give_back(execution.region)
-                    execution.region = self._memory.take(message["nbytes"])
-                    self._memory.send(self._socket, {"do": "answer", "call": call, "to": execution.region.number})
+                    region = self._memory.take(message["nbytes"])
+                    self._executions[message["id"]].memory = self._memory.lend(region)
+                    self._memory.send(self._socket, {"do": "answer", "call": call, "to": region.number})
             case "is_cancelled":
                 execution = self._executions.get(message["id"])
                 self._tell(call, {"is": execution is None or execution.is_cancelled(message["index"])}, {})
+            case "metric":
+                at = message["at"]
+                memory = self._read.readable(message["in"])[at : at + message["nbytes"]]
+                self._tell(call, {"error": self._counted.add(self, message, memory)}, {})
             case "is_ready":
                 version = message["version"] or "0"
                 self._tell(call, {"is": version.isdecimal() and self._inner.is_ready(message["model"], int(version))}, {})
@@ -279,6 +294,11 @@ class ModelProcess(Process):
                 self._memory.send(self._socket, message)
             except (OSError, HeadraceError):
                 self.log.debug("an answer found nobody", exc_info=True)
+
+    def _origin(self, number: int, place: int | None) -> Origin:
+        """Where a call comes from: from a request of a batch that is under way."""
+        execution = self._executions.get(number)
+        return NOWHERE if execution is None else execution.origin(place)
 
     def _deadline(self) -> int:
         """Until when a call of another model must be answered, in ns: within the time of the batches that are under way."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+from headrace.backends.channel import Memory
 from headrace.backends.triton_python.link import Link
 from headrace.backends.triton_python.talk import Message, Over
 from headrace.backends.triton_python.tensors import Tensor, TritonModelException
@@ -30,12 +31,25 @@ class Server:
         Raises:
             TritonModelException: there is no server to ask, or not any more.
         """
-        if cls.link is None:
-            raise TritonModelException(f"'{what}' can be asked only once the model is initialized")
         try:
-            return cls.link.ask(what, **asked)
+            return cls._linked(what).ask(what, **asked)
         except (Over, OSError) as error:
             raise TritonModelException("the server is gone") from error
+
+    @classmethod
+    def memory(cls, nbytes: int) -> tuple[int, Memory]:
+        """See `Link.keep`.
+
+        Raises:
+            TritonModelException: there is no server yet that could read it.
+        """
+        return cls._linked("metric").keep(nbytes)
+
+    @classmethod
+    def _linked(cls, what: str) -> Link:
+        if cls.link is None:
+            raise TritonModelException(f"'{what}' can be asked only once the model is initialized")
+        return cls.link
 
 
 class ErrorCode(Enum):
@@ -88,9 +102,9 @@ class InferenceResponse:
         if error is not None and not isinstance(error, TritonError):
             raise TypeError(f"the error of an InferenceResponse is a TritonError, not a {type(error).__name__}")
         for tensor in tensors:
-            if tensor is None:
-                raise TritonModelException("Output tensor for inference response should not be empty.")
             if not isinstance(tensor, Tensor):
+                if tensor is None:
+                    raise TritonModelException("Output tensor for inference response should not be empty.")
                 raise TypeError(f"the output_tensors of an InferenceResponse are Tensors, not a {type(tensor).__name__}")
         self._tensors, self._error = tensors, error
 
@@ -120,7 +134,26 @@ TRITONSERVER_MEMORY_CPU, TRITONSERVER_MEMORY_GPU = 0, 1
 
 
 class InferenceTrace:
-    """The trace of a request, which a call may pass on. This server ties the two together by itself."""
+    """The trace of a request, which a call may pass on: it is then a call of that request, and not of the first of its batch."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, place: tuple[int, int] | None = None) -> None:
+        self.place = place
+        """The number of the batch, and which of its requests."""
+
+
+class Execution:
+    """A call of `execute`, for the requests that came with it."""
+
+    __slots__ = ("is_decoupled", "is_over", "number")
+
+    def __init__(self, number: int, *, is_decoupled: bool, is_over: bool = False) -> None:
+        self.number, self.is_decoupled, self.is_over = number, is_decoupled, is_over
+
+
+_OVER = Execution(0, is_decoupled=False, is_over=True)
+"""Where requests belong that have their response."""
 
 
 class InferenceResponseSender:
@@ -128,9 +161,10 @@ class InferenceResponseSender:
 
     __slots__ = ("__weakref__", "_execution", "_is_decoupled", "_place", "_wanted", "is_closed", "sent")
 
-    def __init__(self, execution: int, place: int, wanted: frozenset[str], *, is_decoupled: bool) -> None:
-        self._execution, self._place, self._wanted, self._is_decoupled = execution, place, wanted, is_decoupled
-        self.sent, self.is_closed = 0, False
+    def __init__(self, execution: Execution, place: int, wanted: frozenset[str]) -> None:
+        self._execution, self._place, self._wanted = execution.number, place, wanted
+        self._is_decoupled, self.is_closed = execution.is_decoupled, execution.is_over
+        self.sent = int(execution.is_over)
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         """Send a response, or with `flags` TRITONSERVER_RESPONSE_COMPLETE_FINAL say that it was the last; or both.
@@ -184,21 +218,14 @@ class InferenceResponseSender:
             Server.link.lost.put({"do": "lost", "id": self._execution, "index": self._place})
 
 
+_SELDOM: Mapping[str, Any] = {"model": "", "version": -1, "correlation_id": 0, "flags": 0, "timeout": 0, "parameters": {}}
+"""What most requests that come do not say, and what then goes for them."""
+
+
 class InferenceRequest:
     """A request: one to be answered, or one that this model makes of another."""
 
-    __slots__ = (
-        "_correlation_id",
-        "_flags",
-        "_id",
-        "_inputs",
-        "_model",
-        "_outputs",
-        "_parameters",
-        "_sender",
-        "_timeout",
-        "_version",
-    )
+    __slots__ = ("_execution", "_id", "_inputs", "_more", "_outputs", "_place", "_sender", "_trace")
 
     def __init__(  # noqa: PLR0913
         self,
@@ -222,21 +249,27 @@ class InferenceRequest:
             raise TypeError("the inputs of an InferenceRequest are Tensors")
         if "" in requested_output_names:
             raise TritonModelException(f"Requested output name for {who} should not be empty.")
-        self._id, self._correlation_id, self._inputs = request_id, correlation_id, list(inputs)
-        self._outputs, self._model, self._version = frozenset(requested_output_names), model_name, model_version
-        self._flags, self._timeout, self._parameters = flags, timeout, dict(parameters or {})
+        self._id, self._inputs, self._outputs = request_id, list(inputs), frozenset(requested_output_names)
+        self._more: Mapping[str, Any] = {
+            "correlation_id": correlation_id,
+            "flags": flags,
+            "timeout": timeout,
+            "parameters": dict(parameters or {}),
+            "model": model_name,
+            "version": model_version,
+        }
+        self._execution: Execution | None = None
+        self._place, self._trace = 0, trace
         self._sender: InferenceResponseSender | None = None
 
     @classmethod
     def received(
-        cls, id: str, inputs: list[Tensor], outputs: frozenset[str], odd: Mapping[str, Any], sender: InferenceResponseSender
+        cls, id: str, inputs: list[Tensor], outputs: frozenset[str], more: Mapping[str, Any], execution: Execution, place: int
     ) -> InferenceRequest:
-        """A request to be answered; `odd` is what most requests do not have."""
+        """The request at a place of an execution; `more` is of `_SELDOM`."""
         made = cls.__new__(cls)
-        made._id, made._inputs, made._outputs, made._sender = id, inputs, outputs, sender
-        made._model, made._version = "", -1
-        made._correlation_id, made._flags = odd.get("correlation_id", 0), odd.get("flags", 0)
-        made._timeout, made._parameters = odd.get("timeout", 0), odd.get("parameters") or {}
+        made._id, made._inputs, made._outputs, made._more = id, inputs, outputs, more
+        made._execution, made._place, made._sender, made._trace = execution, place, None, None
         return made
 
     def inputs(self) -> list[Tensor]:
@@ -249,7 +282,7 @@ class InferenceRequest:
 
     def correlation_id(self) -> int | str:
         """The id of its sequence, 0 if it is in none."""
-        return self._correlation_id
+        return self._said("correlation_id")
 
     def requested_output_names(self) -> set[str]:
         """The outputs that are wanted."""
@@ -257,23 +290,26 @@ class InferenceRequest:
 
     def parameters(self) -> str:
         """Its parameters, as JSON."""
-        return json.dumps(self._parameters, separators=(",", ":"))
+        return json.dumps(self._said("parameters"), separators=(",", ":"))
 
     def flags(self) -> int:
         """Whether it is the first or the last of its sequence."""
-        return self._flags
+        return self._said("flags")
 
     def set_flags(self, flags: int) -> None:
         """Say so."""
-        self._flags = flags
+        self._more = {**self._more, "flags": flags}
 
     def timeout(self) -> int:
         """Its time-out, in microseconds."""
-        return self._timeout
+        return self._said("timeout")
 
     def trace(self) -> InferenceTrace:
         """Its trace."""
-        return InferenceTrace()
+        if self._trace is None:
+            came_with = None if self._execution is None or self._execution.is_over else self._execution.number
+            self._trace = InferenceTrace(None if came_with is None else (came_with, self._place))
+        return self._trace
 
     def preferred_memory(self) -> PreferredMemory:
         """Where its outputs are wanted."""
@@ -295,12 +331,33 @@ class InferenceRequest:
             TritonModelException: it is one that this model made.
         """
         if self._sender is None:
-            raise TritonModelException("a request that this model makes of another has no response sender")
+            if self._execution is None:
+                raise TritonModelException("a request that this model makes of another has no response sender")
+            self._sender = InferenceResponseSender(self._execution, self._place, self._outputs)
         return self._sender
+
+    def settle(self) -> None:
+        """Nobody waits for a response any more."""
+        self._execution = _OVER
+        if self._sender is not None:
+            self._sender.is_closed = True
+
+    def answer(self, response: InferenceResponse) -> dict[str, Any]:
+        """The outputs of a response that `execute` returned for it.
+
+        Raises:
+            TritonModelException: it has one already.
+        """
+        if self._sender is not None:
+            if self._sender.sent:
+                self._sender.count(True, is_last=True)
+            self._sender.sent = 1
+        self.settle()
+        return pruned(response, self._outputs)
 
     def is_cancelled(self) -> bool:
         """Whether nobody waits for its answer any more."""
-        return self._sender.is_cancelled() if self._sender is not None else False
+        return self._execution is not None and self.get_response_sender().is_cancelled()
 
     def exec(self, decoupled: bool = False) -> InferenceResponse | ResponseIterator:
         """Send it to its model and wait for the answer; with `decoupled`, for each of its answers in turn.
@@ -310,18 +367,10 @@ class InferenceRequest:
         """
         if Server.link is None or not Server.link.is_executing:
             raise TritonModelException("BLS is only supported during the 'execute' function.")
-        asked = {
-            "model": self._model,
-            "version": self._version,
-            "id": self._id,
-            "correlation_id": self._correlation_id,
-            "flags": self._flags,
-            "timeout": self._timeout,
-            "parameters": self._parameters,
-            "outputs": sorted(self._outputs),
-            "decoupled": decoupled,
-        }
-        answer = Server.ask("infer", tensors={tensor.name(): tensor.value() for tensor in self._inputs}, **asked)
+        tensors = {tensor.name(): tensor.value() for tensor in self._inputs}
+        asked = {**_SELDOM, **self._more, "id": self._id, "outputs": sorted(self._outputs), "decoupled": decoupled}
+        asked["for"] = (self._trace.place if self._trace is not None else None) or (Server.link.executes, None)
+        answer = Server.ask("infer", tensors=tensors, **asked)
         if decoupled:
             return ResponseIterator(answer)
         return _response(answer)
@@ -331,6 +380,9 @@ class InferenceRequest:
         import asyncio  # whoever awaits this has it already
 
         return await asyncio.get_running_loop().run_in_executor(None, self.exec, decoupled)
+
+    def _said(self, what: str) -> Any:
+        return self._more.get(what, _SELDOM[what])
 
 
 class ResponseIterator:
@@ -374,4 +426,4 @@ def _response(answer: Message) -> InferenceResponse:
 
 def pruned(response: InferenceResponse, wanted: frozenset[str]) -> dict[str, Any]:
     """The outputs of a response that are wanted, as they go to the server."""
-    return {tensor.name(): tensor.value() for tensor in response.output_tensors() if tensor.name() in wanted}
+    return {name: tensor.value() for tensor in response.output_tensors() if (name := tensor.name()) in wanted}

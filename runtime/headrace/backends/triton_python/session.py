@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +11,15 @@ from headrace.backends.base import Batch, Device, Inner, Outputs, Piece
 from headrace.backends.nodes import Timeouts
 from headrace.backends.process import Keeper, ProcessGone, check_possible, python_of
 from headrace.backends.triton_python.completing import complete_from, config_json
+from headrace.backends.triton_python.counted import Counted
 from headrace.backends.triton_python.process import ModelProcess
 from headrace.backends.triton_python.talk import Message
 from headrace.clock import MICROSECOND
 from headrace.errors import InvalidRepository
 from headrace.model import GraphIO
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelInstanceGroup
-from headrace.request import Request
+from headrace.request import Head
+from headrace.series import Series
 
 _MODULE = "headrace.backends.triton_python.worker"
 _ENVIRONMENT = "EXECUTION_ENV_PATH"
@@ -69,18 +71,21 @@ class TritonSession:
         self._name, self._file = config.name, path / (config.default_model_filename or "model.py")
         self._program, self._environment = program_of(path.parent, config)
         self._is_completed = False
+        self._counted = Counted(self._name)
         self._keepers: list[Keeper[ModelProcess]] = []
-        self._idle: queue.LifoQueue[Keeper[ModelProcess]] = queue.LifoQueue()
+        self._idle: list[Keeper[ModelProcess]] = []
+        """The last one used is warm."""
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """As many as are idle: to wait for one."""
         try:
             for instance in instances_of(config, device):
                 keeper = Keeper("model", self._name, lambda name=instance: self._start(name), self._load)
                 self._keepers.append(keeper)
-                self._idle.put(keeper)
+                self._put(keeper)
         except BaseException:
             self.close()
             raise
         self._is_decoupled = config.model_transaction_policy.decoupled
-        self._tells_all = self._is_decoupled or config.HasField("sequence_batching")
         self._outputs = tuple(output.name for output in config.output)
 
     @property
@@ -88,18 +93,24 @@ class TritonSession:
         """The numbers of its processes; None for one that cannot be asked now."""
         return [keeper.pid for keeper in self._keepers]
 
+    def own_series(self) -> list[Series]:
+        """See `Counting`."""
+        return self._counted.series()
+
     def run(self, batch: Batch) -> Outputs | Iterator[Piece] | None:
         """See `Session.run`."""
-        keeper = self._idle.get()
+        self._free.get()
+        keeper = self._idle.pop()
         try:
             process = keeper.process()
+            heads = batch.heads
             try:
-                result = process.execute(batch, self._order(batch), is_decoupled=self._is_decoupled)
+                result = process.execute(batch, heads, self._order(heads, batch.offsets), is_decoupled=self._is_decoupled)
             except ProcessGone as gone:
                 raise keeper.failed(gone) from None
             keeper.went_well()
         finally:
-            self._idle.put(keeper)
+            self._put(keeper)
         return iter(result) if isinstance(result, list) else result
 
     def close(self) -> None:
@@ -107,10 +118,15 @@ class TritonSession:
         for keeper in self._keepers:
             keeper.close()
 
+    def _put(self, keeper: Keeper[ModelProcess]) -> None:
+        self._idle.append(keeper)
+        self._free.put(None)
+
     # Coming up.
 
     def _start(self, instance: str) -> ModelProcess:
-        return ModelProcess(self._name, instance, self._program, self._environment, self._inner, self._settings.timeouts.run)
+        seconds = self._settings.timeouts.run
+        return ModelProcess(self._name, instance, self._program, self._environment, self._inner, self._counted, seconds)
 
     def _load(self, process: ModelProcess) -> None:
         config, seconds = self._config, self._settings.timeouts.load
@@ -155,18 +171,16 @@ class TritonSession:
 
     # What is told of a batch.
 
-    def _order(self, batch: Batch) -> Message:
-        requests = batch.requests if self._tells_all else batch.heads
-        asked = batch.asked() if len(self._outputs) > 1 else ()
+    def _order(self, heads: Sequence[Head], offsets: Sequence[int]) -> Message:
         odd: dict[int, Message] = {}
-        for place, request in enumerate(requests):
-            outputs = asked[place] if asked and len(asked[place]) < len(self._outputs) else None
-            if outputs is not None or request.parameters or request.timeout_ns or request.sequence is not None:
-                odd[place] = _odd_of(request, outputs)
-        return {"ids": [request.id for request in requests], "odd": odd, "offsets": batch.offsets}
+        for place, head in enumerate(heads):
+            outputs = head.outputs if len(head.outputs) < len(self._outputs) else None
+            if outputs is not None or head.parameters or head.timeout_ns or head.sequence is not None:
+                odd[place] = _odd_of(head, outputs)
+        return {"ids": tuple([head.id for head in heads]), "odd": odd or None, "offsets": tuple(offsets)}
 
 
-def _odd_of(request: Request, outputs: tuple[str, ...] | None) -> Message:
+def _odd_of(request: Head, outputs: tuple[str, ...] | None) -> Message:
     """What most requests do not have."""
     odd: Message = {} if outputs is None else {"outputs": outputs}
     if request.parameters:

@@ -34,8 +34,9 @@ class Listening:
         self, receive: Callable[[float | None], tuple[Message, list[int]]], hear: Callable[[Message, list[int]], None]
     ) -> None:
         self._receive, self._hear = receive, hear
-        self._changed = threading.Condition(threading.Lock())
-        self._is_reading = False
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._is_reading, self._waiting = False, 0
         self._over: Exception | None = None
 
     def wait(self, is_done: Callable[[], object], seconds: float | None = None) -> None:
@@ -45,16 +46,17 @@ class Listening:
             Over: it will not be.
             Late: it is not yet.
         """
-        until = None if seconds is None else monotonic() + seconds
-        with self._changed:
+        left, until = seconds, None if seconds is None else monotonic() + seconds
+        with self._lock:
             while not is_done():
                 if self._over is not None:
                     raise self._over
-                left = None if until is None else max(0.0, until - monotonic())
                 if not self._is_reading:
                     self._listen(left)
-                elif not self._changed.wait(left):
-                    raise Late
+                else:
+                    self._wait(left)
+                if until is not None:
+                    left = max(0.0, until - monotonic())
 
     def end(self, why: Exception) -> None:
         """Whoever waits is told `why` it is over."""
@@ -62,22 +64,27 @@ class Listening:
             self._over = self._over or why
             self._changed.notify_all()
 
-    def stir(self) -> None:
-        """Let who waits look again: something has changed without being heard."""
-        with self._changed:
-            self._changed.notify_all()
-
     def _listen(self, seconds: float | None) -> None:
         """Read one message, in the name of all."""
         self._is_reading = True
-        self._changed.release()
+        self._lock.release()
         over: Exception | None = None
         try:
             self._hear(*self._receive(seconds))
         except Over as error:
             over = error
         finally:
-            self._changed.acquire()
+            self._lock.acquire()
             self._is_reading = False
             self._over = self._over or over
-            self._changed.notify_all()
+            if self._waiting:
+                self._changed.notify_all()
+
+    def _wait(self, seconds: float | None) -> None:
+        """Let another thread listen."""
+        self._waiting += 1
+        try:
+            if not self._changed.wait(seconds):
+                raise Late
+        finally:
+            self._waiting -= 1

@@ -34,11 +34,10 @@ class Tensor:
                 f"Tensor takes a name and a numpy array, and got {type(name).__name__} and {type(array).__name__}; "
                 "use numpy.array(...)"
             )
-        if array.dtype not in _NUMBERS and array.dtype.kind != "S" and array.dtype.newbyteorder("=") not in _NUMBERS:
-            raise TritonModelException("NumPy dtype is not supported.")
+        if array.dtype not in _NUMBERS or not array.flags.c_contiguous:
+            array = _plain(array)
         self._name = name
-        is_plain = array.flags.c_contiguous and array.dtype.isnative
-        self._array: NDArray[Any] | None = array if is_plain else _plain(array)
+        self._array: NDArray[Any] | None = array
         self._value: Value | None = None
 
     @classmethod
@@ -129,6 +128,8 @@ class _Capsule:
 
 
 def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind != "S" and array.dtype.newbyteorder("=") not in _NUMBERS:
+        raise TritonModelException("NumPy dtype is not supported.")
     return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -21,9 +22,10 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.backends.channel import receive, send
+from headrace.backends.channel import lay_out, receive, send, write
+from headrace.backends.joining import joins, within
 from headrace.backends.triton_python import api
-from headrace.backends.triton_python.execution import Answers, Wrong, check_returned, requests_of, words_of
+from headrace.backends.triton_python.execution import Wrong, answers_of, check_returned, requests_of, words_of
 from headrace.backends.triton_python.link import Link
 from headrace.backends.triton_python.model_config import ModelConfig
 from headrace.backends.triton_python.requests import InferenceRequest, InferenceResponse, Server, TritonError
@@ -140,12 +142,15 @@ class Worker:
             _print(error)
             self._link.send({"do": "ready", "error": words_of(error)})
             return
-        self._link.send({"do": "ready"})
+        # What is there now stays: no collection needs to look at it.
+        gc.freeze()
+        self._link.send({"do": "ready", "joins": joins()})
 
     # A batch.
 
     def _execute(self, order: Message) -> None:
-        memory = self._link.region(order["from"])
+        number, given, _ = order["numbers"]
+        memory = self._link.region(given)
         inputs = weakref.ref(memory)
         requests = requests_of(order, memory, self._outputs, has_rows=self._has_rows, is_decoupled=self._is_decoupled)
         del memory
@@ -159,13 +164,15 @@ class Worker:
             told["open"] = owing
             self._link.report_lost()
         elif "error" in told:
-            _settle(requests)
+            for request in requests:
+                request.settle()
         del requests
         self._link.is_executing = self._is_decoupled or "open" in told
         if is_short:
             told["ends"] = True
         # What the model has kept of its inputs must not be written over.
-        self._link.send({**told, "do": "executed", "id": order["id"], "kept": inputs() is not None})
+        told["do"], told["kept"], told["joins"] = "executed", inputs() is not None, joins()
+        self._link.send(told, number, repeats="names" in told)
         if is_short:
             print(
                 f"model '{self._name}' has met the limit of its memory: its process ends, and is started again", file=sys.stderr
@@ -174,21 +181,24 @@ class Worker:
 
     def _called(self, order: Message, requests: list[InferenceRequest]) -> tuple[Message, BaseException | None]:
         """What to tell of a call."""
-        self._link.is_executing = True
+        self._link.is_executing, self._link.executes = True, order["numbers"][0]
         try:
-            returned = self._run(requests)
+            with within(order.get("trace", "")):
+                returned = self._run(requests)
             check_returned(returned, self._name, requests, is_decoupled=self._is_decoupled)
             if returned is None:
                 return {}, None
-            answers = Answers(order, requests, returned)
+            message, tensors = answers_of(order, requests, returned)
+            places, nbytes = lay_out(tensors)
         except (Exception, SystemExit) as error:
             _print(error)
             return {"error": words_of(error)}, error
-        into = self._link.region(order["to"])
-        if into.nbytes < answers.nbytes:
-            into = self._link.region(self._link.ask("room", id=order["id"], nbytes=answers.nbytes)["to"])
-        answers.write(into)
-        return {**answers.message, "places": answers.places, "nbytes": answers.nbytes}, None
+        number, _, taken = order["numbers"]
+        into = self._link.region(taken)
+        if into.nbytes < nbytes:
+            into = self._link.region(self._link.ask("room", id=number, nbytes=nbytes)["to"])
+        write(into, tensors, places)
+        return {**message, "places": places, "nbytes": nbytes}, None
 
     def _run(self, requests: list[InferenceRequest]) -> list[InferenceResponse | None] | None:
         execute = getattr(self._model, "execute", None)
@@ -223,12 +233,6 @@ class Worker:
                     sender.send(InferenceResponse(error=TritonError(words_of(error))), 1)
 
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).add_done_callback(ended)
-
-
-def _settle(requests: list[InferenceRequest]) -> None:
-    """Nobody waits for these any more."""
-    for request in requests:
-        request.get_response_sender().is_closed = True
 
 
 def _print(error: BaseException) -> None:

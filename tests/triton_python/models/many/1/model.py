@@ -19,6 +19,7 @@ class TritonPythonModel:
             "outputs": sorted(request.requested_output_names()),
             "parameters": json.loads(request.parameters()),
             "timeout": request.timeout(),
+            "sequence": (request.correlation_id(), request.flags()),
             "inputs": [(tensor.name(), list(tensor.shape()), tensor.is_cpu()) for tensor in request.inputs()],
             "cancelled": request.is_cancelled(),
         }
