@@ -14,6 +14,7 @@ from headrace.ledger.identity import Identity, Part
 from headrace.ledger.records import RequestRecord
 from headrace.protocol.origin import leader_of, origin_of
 from headrace.request import Request
+from tests.ledger.reading import Reader, reading
 from tests.ledger.servers import served
 from tests.transport.serving import TRANSPORTS, Asked, Server, serving, tensor, wait_until
 from tests.waiting import until
@@ -117,6 +118,7 @@ class House:
         self.root, self._lines, self.gate = root / "models", root / "lines", root / "gate"
         self._tracer = TRACER.format(lines=str(self._lines))
         self.server: Server
+        self.ledger: Reader
 
     def add(self, name: str, text: str = NODE, more: str = "") -> None:
         (self.root / name / "1").mkdir(parents=True)
@@ -142,8 +144,8 @@ class House:
         found: dict[str, list[RequestRecord]] = {}
 
         def look() -> bool:
-            for trace in self.server.engine.traces.take():
-                found.setdefault(trace.model, []).append(trace.record)
+            for model, record in self.ledger.take():
+                found.setdefault(model, []).append(record)
             return sum(map(len, found.values())) >= count
 
         until(look)
@@ -157,9 +159,8 @@ def house(tmp_path: Path, transport: str) -> Iterator[House]:
     house.add("process", more=ISOLATION)
     house.add("triton", TRITON.format(gate=str(house.gate)), PYTHON)
     house.add_graph()
-    with serving(transport, house.root) as house.server:
+    with serving(transport, house.root) as house.server, reading(house.server.engine) as house.ledger:
         house.server.engine.ledger.identity = IDENTITY
-        house.server.engine.traces.update("", {"level": "TIMESTAMPS", "rate": 1})
         house.spans()
         yield house
 

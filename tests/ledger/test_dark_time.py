@@ -17,11 +17,10 @@ import pytest
 from headrace import kernels
 from headrace.clock import MILLISECOND
 from headrace.engine import instance
-from headrace.ledger.collect import REQUEST_KIND, Collector
-from headrace.ledger.home import Home, neighbour, open_home
 from headrace.ledger.records import STAGES, RequestRecord
 from headrace.scheduling import batch
 from headrace.transport import portable, rest, streams
+from tests.ledger.reading import Reader, reading
 from tests.rest.resting import Rest, resting
 from tests.transport.serving import PATIENCE, TRANSPORTS, message
 from tests.transport.streaming import Raw
@@ -111,27 +110,10 @@ def server(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield started
 
 
-class Reader:
-    """Reads the ledger of a server as another process does."""
-
-    def __init__(self, home: Home) -> None:
-        self._server = neighbour(home.path)
-        self._collector = Collector(self._server)
-
-    def take(self) -> list[tuple[str, RequestRecord]]:
-        """The new records of requests, each with its model."""
-        chunks, _ = self._collector.take()
-        names = self._server.learn()
-        requests = [chunk.records for chunk in chunks if chunk.kind == REQUEST_KIND]
-        return [(names[int(each["model"])][0], RequestRecord(*each.tolist())) for records in requests for each in records]
-
-
 @pytest.fixture(scope="module")
 def ledger(server: Rest) -> Iterator[Reader]:
-    home = open_home()
-    server.grpc.engine.ledger.share(home)
-    yield Reader(home)
-    home.close()
+    with reading(server.grpc.engine) as reader:
+        yield reader
 
 
 def by_unary(server: Rest, model: str, value: float) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import tritonclient.grpc as triton
 
 from headrace.ledger.identity import Identity, Part
+from tests.ledger.reading import reading
 from tests.transport.serving import Asked, Server, tensor, wait_until
 from tests.triton.far import Triton
 from tests.triton.here import Here
@@ -88,11 +89,11 @@ def test_the_trace_goes_on_from_the_execution_of_the_request(here: Here, far: Tr
     here.add("tells", far.url)
     server = here.serve(transport)
     server.engine.ledger.identity = identity = Identity("here")
-    server.engine.traces.update("", {"level": "TIMESTAMPS", "rate": 1})
-    parameters = told(server.client.infer("tells", row(), headers={"traceparent": ONE, "tracestate": "a=b"}))[2]
-    server.wait_settled("tells")
-    (trace,) = server.engine.traces.take()
-    span = identity.of(Part.EXECUTE, trace.record.model, trace.record.number)
+    with reading(server.engine) as ledger:
+        parameters = told(server.client.infer("tells", row(), headers={"traceparent": ONE, "tracestate": "a=b"}))[2]
+        server.wait_settled("tells")
+        ((_, record),) = ledger.take()
+    span = identity.of(Part.EXECUTE, record.model, record.number)
     assert parameters == {"traceparent": f"{ONE[:36]}{span:016x}-01", "tracestate": "a=b"}
 
 
