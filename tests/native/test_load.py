@@ -198,10 +198,10 @@ def test_a_server_that_says_goodbye_is_not_hammered(tmp_path: Path) -> None:
     """One call is still open on a connection that takes no more; the other client must not spin meanwhile."""
     add_model(tmp_path, "m", None, slow(300_000).replace("dims: -1", "dims: 4"))
     server = Process(tmp_path, "native", "--drain-grace", "0")
-    goodbye = threading.Timer(1.5, server.terminate)
+    goodbye = threading.Timer(4, server.terminate)  # by then the client has started, also where much else is going on
     try:
         goodbye.start()
-        told = load(server.address, "--concurrency", 3, seconds=3)
+        told = load(server.address, "--concurrency", 3, seconds=6)
     finally:
         goodbye.join()
         server.kill()

@@ -55,7 +55,7 @@ VIOLATIONS = {
     "onnxruntime only in its backend": ("engine.routes", "onnxruntime"),
     "prometheus_client only in telemetry": ("transport.metrics", "prometheus_client"),
     "grpc only in the portable transport, in control and in the Triton backend": ("cli.serve", "grpc"),
-    "kernels only in the native queue and transport": ("engine.engine", "headrace_kernels"),
+    "kernels only in the native queue, transport and channel": ("engine.engine", "headrace_kernels"),
     "OpenTelemetry only where spans are made and sent": ("telemetry.metrics", "opentelemetry"),
     "matplotlib only in the load generator": ("ledger.views", "matplotlib"),
     "pyarrow and duckdb only where tables are made or asked": ("ledger.ledger", "pyarrow"),

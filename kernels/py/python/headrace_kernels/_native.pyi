@@ -27,18 +27,6 @@ _Output: TypeAlias = tuple[int, Sequence[int], BufferLike, BufferLike | None]
 """Of a model: place in the spec, shape as clients see it, contiguous bytes; for BYTES also int64 offsets into them."""
 _Gathered: TypeAlias = tuple[int, list[int], Buffer, Buffer | None]
 """Of a batch: place in the spec, shape, bytes; for BYTES also int64 offsets into them."""
-_Head: TypeAlias = tuple[
-    str,
-    dict[str, Any],
-    int | None,
-    int,
-    int,
-    tuple[int | str, bool, bool] | None,
-    int,
-    tuple[int, int, int, int, int, int, int, int],
-]
-"""Of a request: id, parameters, deadline, timeout in ns, priority, place in a sequence (id, start, end), when it was received,
-and the `headrace.request.Origin` of its rows when they are sent on."""
 _News: TypeAlias = tuple[list[tuple[int, int, str, str]], list[tuple[int, int]], list[tuple[str, str]], int, bool]
 """Errors for local entries (queue id, number, class of the error, message), entries whose clients have gone while their batch was
 in parts (queue id, number), log lines (level, text), how many lines were not kept, whether the ledger fills and should be
