@@ -180,6 +180,11 @@ def _as_if_waited(refused: Records, ahead: Ahead, threshold: int) -> NDArray[np.
     return found
 
 
+def lengths(requests: Records) -> NDArray[np.float64]:
+    """How long each request is, as far as the ledger tells: its bytes a row."""
+    return requests["bytes_in"] / np.maximum(requests["rows"], 1)
+
+
 def straggling(requests: Records, batches: Records) -> NDArray[np.float64]:
     """The share of its batch's time that went into padding for another, longer member: of each request.
 
@@ -193,8 +198,7 @@ def straggling(requests: Records, batches: Records) -> NDArray[np.float64]:
     of = np.flatnonzero(np.isin(requests["batch"], batches["number"][batches["padding"] > 0]) & (requests["batch"] > 0))
     if not len(of):
         return found
-    rows = np.maximum(requests["rows"][of], 1).astype(np.float64)
-    length = requests["bytes_in"][of] / rows
+    rows, length = np.maximum(requests["rows"][of], 1).astype(np.float64), lengths(requests[of])
     numbers, group = np.unique(requests["batch"][of], return_inverse=True)
     longest = np.zeros(len(numbers))
     np.maximum.at(longest, group, length)

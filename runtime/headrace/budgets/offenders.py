@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.budgets.attribution import CAUSES, Allowance, charges, straggling
+from headrace.budgets.attribution import CAUSES, Allowance, charges, lengths, straggling
 from headrace.budgets.slo import Objective
 from headrace.ledger.collect import BATCH_KIND, REQUEST_KIND, Chunk
 from headrace.ledger.home import Name
@@ -71,8 +71,7 @@ def _count(
 
 def _longest(requests: Records) -> NDArray[np.intp]:
     """Of each request, the place of the longest member of its batch, by bytes a row; of one that never ran, its own."""
-    length = requests["bytes_in"] / np.maximum(requests["rows"], 1)
-    order = np.lexsort((length, requests["batch"]))
+    order = np.lexsort((lengths(requests), requests["batch"]))
     batches = requests["batch"][order]
     last = np.searchsorted(batches, requests["batch"], side="right") - 1
     return np.where(requests["batch"] > 0, order[last], np.arange(len(requests)))

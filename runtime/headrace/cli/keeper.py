@@ -47,11 +47,12 @@ class Keeper:
         self._side: SideProcess | None = None
         if config.ledger is not None:
             _check_directory(config.ledger)
+        wants_traces = _wants_traces()
         try:
             self._home = open_home(config.ledger)
             engine.ledger.share(self._home)
             engine.traces.share(self._home.path)
-            if _wants_traces():
+            if wants_traces:
                 engine.ledger.identity = Identity(self._home.id)
         except OSError as error:
             if self._home is not None:
@@ -61,7 +62,7 @@ class Keeper:
             if config.ledger is not None:
                 raise InvalidLedger(f"--ledger needs shared memory, and there is none for it here: {reason}") from None
             log.warning("nobody else can read the ledger, there is no shared memory for it: %s", reason)
-        if self._home is not None and (_wants_traces() or config.ledger is not None):
+        if self._home is not None and (wants_traces or config.ledger is not None):
             self._side = _side_process(config, self._home)
         self._budgets: Keeping | None = None
         if engine.budgets.accounts:

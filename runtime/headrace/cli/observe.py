@@ -30,9 +30,7 @@ EXTRA = "writing and querying a ledger needs pyarrow and duckdb: pip install 'he
 
 def check_extra(*modules: str) -> None:
     """Raises `InvalidLedger` where what the extra `ledger` installs is missing."""
-    from importlib.util import find_spec
-
-    if not all(find_spec(module) for module in modules):
+    if not _are_there(*modules):
         raise InvalidLedger(EXTRA)
 
 
@@ -49,11 +47,14 @@ def server_of(of: str | None) -> Neighbour:
 
 def can_trace() -> bool:
     """Whether what the extra `traces` installs is there."""
+    return _are_there("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc", "opentelemetry.exporter.otlp.proto.http")
+
+
+def _are_there(*modules: str) -> bool:
     from importlib.util import find_spec
 
-    wanted = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc", "opentelemetry.exporter.otlp.proto.http")
     try:
-        return all(find_spec(module) for module in wanted)
+        return all(find_spec(module) for module in modules)
     except ModuleNotFoundError:  # of what it is in
         return False
 
