@@ -90,14 +90,14 @@ def test_a_model_that_becomes_slow_is_helped_out_and_the_help_is_withdrawn(tmp_p
         until((server.neighbour.path / FILE).exists, 60)
         with asking(server) as signs:
             until(lambda: signs == {1.0}, 60)
-            pace.write_text(SLOW)
+            set_pace(pace, SLOW)
             until(lambda: max(levers(), default=0) > 0.2, 60)
             until(lambda: -1.0 in signs, 60)
             assert server.metric(ratio) > 0
             until(lambda: server.metric('headrace_variant_batches_total{model="m",variant="cheap",version="1"}') > 0, 10)
             explained = explain(server)
             assert any("the budget burns: more goes to the variant" in line and "'soon' burns" in line for line in explained)
-            pace.write_text(QUICK)
+            set_pace(pace, QUICK)
             until(lambda: levers()[-1] == 0, 150)
             signs.clear()
             until(lambda: 1.0 in signs, 60)
@@ -106,6 +106,13 @@ def test_a_model_that_becomes_slow_is_helped_out_and_the_help_is_withdrawn(tmp_p
         config = server.client.get_model_config("m", as_json=True)["config"]
         assert config["parameters"]["variant"]["string_value"] == "cheap"
         assert config["parameters"]["objective_ms"]["string_value"] == "50"
+
+
+def set_pace(file: Path, seconds: str) -> None:
+    """Whole at any moment: the model reads it while it is written."""
+    new = file.with_suffix(".new")
+    new.write_text(seconds)
+    new.replace(file)
 
 
 def explain(server: Served) -> list[str]:
