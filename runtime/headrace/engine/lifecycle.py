@@ -343,7 +343,7 @@ def warm_up(opened: Opened, clock: Clock) -> int | None:
                 pass
             lasted.append(clock.now() - began)
         except (Exception, SystemExit) as error:
-            log.info("warm-up of %s failed, which need not mean anything: %s", spec, error)
+            log.info("warm-up of %s failed, which need not mean anything: %s", spec, sentence(error))
             lasted.append(None)
     return lasted[0]
 
