@@ -131,9 +131,17 @@ def test_what_a_triton_did_is_within_our_execution() -> None:
     assert said([called()], *far(), client(13)) == ([there | {"client": 13, "network": 3}], {Fate.JOINED: 4})
 
 
+def test_what_a_triton_tidies_up_when_it_has_answered_nobody_waits_for() -> None:
+    root = span(41, EXECUTE, Role.TRITON, 9, GRPC_SEND_START=5.125)
+    ((told,), _) = said([called()], root, *far()[1:])
+    assert told == {"far_queue": 1.5, "far_gather": 0.5, "far_execute": 2, "far_scatter": 0.125, "far_way": 2.875}
+    backwards = span(41, EXECUTE, Role.TRITON, 6, GRPC_SEND_START=-1)
+    assert said([called()], backwards, *far()[1:])[1] == {Fate.IMPLAUSIBLE: 3}
+
+
 def test_of_an_ensemble_there_the_steps_are_added() -> None:
-    second = [span(44, 41, Role.TRITON_PART, 1, QUEUE_START=5.25), span(45, 44, Role.TRITON_PART, 1, **STEPS)]
-    second[1] = span(45, 44, Role.TRITON_PART, 1, **{name: at + 3 for name, at in STEPS.items()})
+    later = {name: at + 0.5 for name, at in STEPS.items()}
+    second = [span(44, 41, Role.TRITON_PART, 1, QUEUE_START=2.75), span(45, 44, Role.TRITON_PART, 1, **later)]
     ((told,), _) = said([called()], *far(), *second)
     assert told == {"far_queue": 1.75, "far_gather": 1, "far_execute": 4, "far_scatter": 0.5, "far_way": 2}
 

@@ -118,8 +118,9 @@ class Intake:
         self._tally.spans_implausible += fates[Fate.IMPLAUSIBLE]
         fates.clear()
         runs, self._joiner.runs = self._joiner.runs, []
-        for run in runs if self._show is not None else ():
-            self._show(run, now)
+        if self._show is not None:
+            for run in runs:
+                self._show(run, now)
         if len(joined):
             self._count(joined)
             self._joined = np.concatenate([self._joined, joined])[-_MOST_JOINED:]

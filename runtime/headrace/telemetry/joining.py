@@ -29,7 +29,7 @@ from headrace.clock import SECOND
 from headrace.ledger.identity import Identity, Part
 from headrace.ledger.records import REQUEST, Outcome, Records, RequestRecord
 from headrace.protocol.origin import GIVEN
-from headrace.telemetry.otlp import BEGUN, EXECUTED, GATHERED, QUEUED, SCATTERED, Role, Span
+from headrace.telemetry.otlp import BEGUN, EXECUTED, GATHERED, QUEUED, SCATTERED, SENDS, Role, Span
 from headrace.telemetry.sampling import SAMPLED, hashed
 
 PATIENCE_NS = 6 * SECOND
@@ -157,9 +157,8 @@ class Joiner:
         mine = np.flatnonzero(~self._is_called & (self._requests["parent"] == 0))
         of = self._requests[mine]
         spans = list(known.values())
-        halves = np.array([divmod(span.trace, 1 << 64) for span in spans], np.uint64).T
-        ids = np.array([span.id for span in spans], np.uint64)
-        wanted = self._key(*halves, ids)
+        high, low, ids = np.array([(*divmod(span.trace, 1 << 64), span.id) for span in spans], np.uint64).T
+        wanted = self._key(high, low, ids)
         for span, places in zip(spans, _places(self._key(of["trace_high"], of["trace_low"], of["span"]), wanted), strict=True):
             if len(places):
                 place = int(mine[places[0]])
@@ -246,16 +245,20 @@ def _parts_within(
     record: Any, roots: Sequence[Span], spans: Sequence[Span], known: Mapping[tuple[int, int], Span]
 ) -> dict[str, int]:
     """What a Triton did for an execution, as the sums of what it has noted in these spans, those of one trace."""
-    parts = {FAR_WAY: int(record["executed"] - record["gathered"]) - sum(root.lasts for root in roots)}
+    # What it does when the answer is on its way – it tidies up, then ends its spans –, nobody waits for.
+    answered = {root.id: root.marks.get(SENDS, root.end) for root in roots}
+    lasted = [answered[root.id] - root.start for root in roots]
+    parts = {FAR_WAY: int(record["executed"] - record["gathered"]) - sum(lasted) if min(lasted) >= 0 else ABSENT}
     for span in spans:
         path = _upwards(span, known)
-        if BEGUN not in span.marks or not any(each in roots for each in path):
+        at = next((answered[each.id] for each in path if each.id in answered), None)
+        if BEGUN not in span.marks or at is None:
             continue
         queued = next((each.marks[QUEUED] for each in path if QUEUED in each.marks), None)
         marks = (queued, *(span.marks.get(mark) for mark in (BEGUN, GATHERED, EXECUTED, SCATTERED)))
         for name, begin, end in zip(FAR, marks, marks[1:], strict=False):
             if begin is not None and end is not None:
-                parts[name] = parts.get(name, 0) + end - begin if begin <= end else -_LONGEST_NS
+                parts[name] = parts.get(name, 0) + min(end, at) - begin if begin <= min(end, at) else -_LONGEST_NS
     return parts
 
 

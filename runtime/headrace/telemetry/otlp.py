@@ -30,15 +30,16 @@ _RAY = re.compile(
 """How Ray Serve calls its spans, from the outermost to the one in which a replica answers."""
 _TRITON = "InferRequest"
 """How Triton calls a request; in it is a span for each model, and in that one for each execution."""
-QUEUED, BEGUN, GATHERED, EXECUTED, SCATTERED = (
+QUEUED, BEGUN, GATHERED, EXECUTED, SCATTERED, SENDS = (
     "QUEUE_START",
     "COMPUTE_START",
     "COMPUTE_INPUT_END",
     "COMPUTE_OUTPUT_START",
     "COMPUTE_END",
+    "GRPC_SEND_START",
 )
-MARKS = frozenset((QUEUED, BEGUN, GATHERED, EXECUTED, SCATTERED))
-"""What Triton notes in its spans as events, in this order."""
+MARKS = frozenset((QUEUED, BEGUN, GATHERED, EXECUTED, SCATTERED, SENDS))
+"""What Triton notes in its spans as events."""
 
 
 class Role(IntEnum):
@@ -98,9 +99,9 @@ def read_message(body: bytes, *, is_json: bool) -> Told:
         elif role is None:
             unused += 1
         else:
-            ids = (int.from_bytes(each) for each in (span.trace_id, span.span_id, span.parent_span_id))
+            trace, id, parent = (int.from_bytes(each) for each in (span.trace_id, span.span_id, span.parent_span_id))
             marks = {event.name: event.time_unix_nano for event in span.events if event.name in MARKS}
-            found.append(Span(*ids, role, span.start_time_unix_nano, span.end_time_unix_nano, marks))
+            found.append(Span(trace, id, parent, role, span.start_time_unix_nano, span.end_time_unix_nano, marks))
     return Told(found, unused, malformed)
 
 
