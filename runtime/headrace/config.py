@@ -89,6 +89,8 @@ class ServerConfig(BaseModel):
     """Where objectives are, OpenSLO files; else in `slo/` below the repository, if that is there. In a file, as `repository`."""
     spans_per_second: Annotated[int, Field(gt=0)] = 5000
     """Of traces, where OpenTelemetry's variables ask for them; what is above it is dropped and counted."""
+    otlp: Address | None = None
+    """Where the side process takes spans of others: OTLP over gRPC, and over HTTP at the next port. Port 0 picks free ones."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"
 

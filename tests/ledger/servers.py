@@ -88,9 +88,12 @@ class Served:
         until(lambda: tally.pid > 0, 30)
         return tally.pid
 
-    def metric(self, name: str) -> float:
+    def page(self) -> str:
         with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=30) as answer:
-            page = answer.read().decode()
+            return answer.read().decode()
+
+    def metric(self, name: str) -> float:
+        page = self.page()
         found = re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE)
         assert found is not None, f"{name} is not in\n{page}"
         return float(found[1])

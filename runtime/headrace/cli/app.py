@@ -162,6 +162,9 @@ def serve(
     spans_per_second: Annotated[
         int | None, typer.Option(metavar="N", help="Of traces, which OTEL_EXPORTER_OTLP_ENDPOINT turns on. [5000]")
     ] = None,
+    otlp: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Take spans of clients here, as OTLP; over HTTP at the next port.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(metavar="debug|info|warning|error", help="[info]")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="auto|text|json", help="auto: text on a terminal. [auto]")] = None,
 ) -> None:
@@ -208,6 +211,7 @@ def serve(
         "ledger_keep_seconds": ledger_keep_seconds,
         "slo": slo,
         "spans_per_second": spans_per_second,
+        "otlp": otlp,
         "log_level": log_level,
         "log_format": log_format,
     }
@@ -314,13 +318,16 @@ def observe(
     keep_bytes: Annotated[int, typer.Option(metavar="BYTES", help="What the files may take; the oldest go.", min=1)] = 4 << 30,
     keep_seconds: Annotated[float | None, typer.Option(metavar="S", help="How old they may become.")] = None,
     spans_per_second: Annotated[int, typer.Option(metavar="N", help="Of traces, at most.", min=1)] = 5000,
+    otlp: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Take spans here, and over HTTP at the next port.")
+    ] = None,
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(metavar="LEVEL")] = "info",
     log_format: Annotated[Literal["auto", "text", "json"], typer.Option(metavar="auto|text|json")] = "auto",
 ) -> None:
-    """The side process of a server: writes the records of its requests to Parquet files, and sends traces, until the server ends.
+    """The side process of a server: writes its records to Parquet files, sends traces and takes spans, until the server ends.
 
-    `headrace serve --ledger DIR` starts it, and OTEL_EXPORTER_OTLP_ENDPOINT does; by hand, it follows a server that was started
-    without.
+    `headrace serve --ledger DIR` starts it, and so do --otlp and OTEL_EXPORTER_OTLP_ENDPOINT; by hand, it follows a server that
+    was started without.
 
     \b
     Examples:
@@ -339,6 +346,7 @@ def observe(
         keep_bytes=keep_bytes,
         keep_seconds=keep_seconds,
         spans_per_second=spans_per_second,
+        otlp=otlp,
     )
 
 
