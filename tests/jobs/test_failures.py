@@ -6,7 +6,9 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.errors import InvalidJob, JobFailed
-from headrace.jobs import BatchJob, Options
-from headrace.jobs.directory import JobDirectory
+from headrace.jobs import BatchJob, Options, job
+from headrace.jobs.split import windows
 from tests.jobs.conftest import Run, digests, read, write_vectors
 from tests.jobs.test_kills import command
 
@@ -67,18 +69,18 @@ def test_a_corrupt_page_in_the_middle_of_a_file(run: Run, repository: Path, tmp_
 
 
 def test_input_that_changes_meanwhile(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two splits of a file."""
     files = write_vectors(tmp_path / "in", [1024, 2048])
-    put = JobDirectory.put_part
 
-    def put_part(directory: JobDirectory, done: object) -> None:
-        put(directory, done)  # type: ignore[arg-type]
-        pq.write_table(pq.read_table(files / "001.parquet").slice(1), files / "001.parquet")
+    def changing(recipe: Any, inputs: Any, number: int, split: Any) -> Iterator[Any]:
+        if number == 2:
+            pq.write_table(pq.read_table(files / "001.parquet").slice(1), files / "001.parquet")
+        return windows(recipe, inputs, number, split)
 
-    monkeypatch.setattr(JobDirectory, "put_part", put_part)
-    # A window of a whole split at a time, so that the second file is read after the first part is recorded.
-    with pytest.raises(JobFailed, match=r"001\.parquet.*changed"):
-        BatchJob("mlp", repository, files, tmp_path / "out", OPTIONS, memory=1).run()
-    assert parts(tmp_path / "out") == ["part-00000.parquet"]
+    monkeypatch.setattr(job, "windows", changing)
+    with pytest.raises(JobFailed, match=r"001\.parquet.*changed.*2 of 4 splits are finished"):
+        BatchJob("mlp", repository, files, tmp_path / "out", OPTIONS).run()
+    assert parts(tmp_path / "out") == ["part-00000.parquet", "part-00001.parquet"]
 
 
 def test_files_with_different_columns(run: Run, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -51,6 +51,8 @@ class Flow(Generic[T]):
         self._units: deque[tuple[Work[T], Sequence[Rows]]] = deque()
         self._is_complete = False
         self._error: BaseException | None = None
+        self._unread: BaseException | None = None
+        """Why nothing more can be read: what was, is written first."""
         self.rows = 0
         """Rows that have run, or never will."""
 
@@ -67,9 +69,9 @@ class Flow(Generic[T]):
         Raises:
             Exception: whatever any of them raised, or was given to `stop`.
         """
-        threads = [threading.Thread(target=self._guarded, args=(self._read, works), name="headrace-job-read", daemon=True)]
+        threads = [threading.Thread(target=self._read, args=(works,), name="headrace-job-read", daemon=True)]
         threads += [
-            threading.Thread(target=self._guarded, args=(self._run, runner), name=f"headrace-job-run-{number}", daemon=True)
+            threading.Thread(target=self._run, args=(runner,), name=f"headrace-job-run-{number}", daemon=True)
             for number, runner in enumerate(runners)
         ]
         for thread in threads:
@@ -86,39 +88,45 @@ class Flow(Generic[T]):
             for thread in threads:
                 thread.join()
 
-    def _guarded(self, work: Callable[[T], None], what: T) -> None:
-        try:
-            work(what)
-        except BaseException as error:
-            self.stop(error)
-
     def _read(self, works: Iterable[Work[T]]) -> None:
-        for work in works:
-            with self._changed:
-                while self._held and self._held + work.nbytes > self._memory and self._error is None:
-                    self._changed.wait()
-                if self._error is not None:
+        try:
+            for work in works:
+                if not self._put(work):
                     return
-                self._held += work.nbytes
-                self.rows += work.skipped
-                self._order.append(work)
-                if work.window is not None:
-                    self._units.extend((work, unit) for unit in work.window.units)
-                self._changed.notify_all()
+        except BaseException as error:
+            self._unread = error
         with self._changed:
             self._is_complete = True
             self._changed.notify_all()
 
+    def _put(self, work: Work[T]) -> bool:
+        """Put a window in when there is room; False when nobody wants it any more."""
+        with self._changed:
+            while self._held and self._held + work.nbytes > self._memory and self._error is None:
+                self._changed.wait()
+            if self._error is not None:
+                return False
+            self._held += work.nbytes
+            self.rows += work.skipped
+            self._order.append(work)
+            if work.window is not None:
+                self._units.extend((work, unit) for unit in work.window.units)
+            self._changed.notify_all()
+            return True
+
     def _run(self, runner: Runner) -> None:
-        while (taken := self._take()) is not None:
-            work, unit = taken
-            assert work.window is not None
-            runner.run(work.window, unit)
-            with self._changed:
-                self.rows += sum(map(count, unit))
-                work.left -= 1
-                if not work.left:
-                    self._changed.notify_all()
+        try:
+            while (taken := self._take()) is not None:
+                work, unit = taken
+                assert work.window is not None
+                runner.run(work.window, unit)
+                with self._changed:
+                    self.rows += sum(map(count, unit))
+                    work.left -= 1
+                    if not work.left:
+                        self._changed.notify_all()
+        except BaseException as error:
+            self.stop(error)
 
     def _take(self) -> tuple[Work[T], Sequence[Rows]] | None:
         with self._changed:
@@ -134,6 +142,8 @@ class Flow(Generic[T]):
                 if self._error is not None:
                     raise self._error
                 if not self._order:
+                    if self._unread is not None:
+                        raise self._unread
                     return
                 work = self._order.popleft()
             yield work
