@@ -16,7 +16,7 @@ from pythonjsonlogger.json import JsonFormatter
 from tritonclient.grpc import service_pb2 as pb
 
 from headrace.backends.fake import Script
-from headrace.cli.logs import TextFormatter
+from headrace.server.logs import TextFormatter
 from headrace.engine.engine import ModelControl
 from headrace.ledger.collect import REQUEST_KIND, Collector
 from headrace.ledger.home import Home, neighbour, open_home

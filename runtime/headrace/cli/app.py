@@ -327,7 +327,7 @@ def observe(
       headrace observe --ledger ledger
       headrace observe --of 4711 --ledger ledger --keep-seconds 604800
     """
-    from headrace.cli.logs import configure_logs
+    from headrace.server.logs import configure_logs
     from headrace.cli.observe import run_observer
 
     configure_logs(log_level, log_format)
