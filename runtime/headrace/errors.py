@@ -9,6 +9,7 @@ because clients match on them.
     ├── InvalidRepository     a configuration or a file on disk can be mended
     │   └── LoadFailed, NotInRepository, ModelMissing, BackendUnreachable
     ├── InvalidLedger, InvalidObjective
+    ├── InvalidCluster, ClusterFailed, DirectoryUnreachable    of a cluster
     ├── InvalidLoad, TargetFailed    of the load generator
     ├── KernelsUnusable       the native data plane is not here, or is not ours
     ├── ModelNotFound, ModelNotReady
@@ -26,6 +27,7 @@ because clients match on them.
 from __future__ import annotations
 
 from enum import Enum
+from typing import Any
 
 
 class Code(Enum):
@@ -72,6 +74,16 @@ class HeadraceError(Exception):
         """The sentence for the client, as every protocol can carry it."""
         return sentence(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes get the sentence as it is: constructors would write it again."""
+        return _same, (type(self), self.args, vars(self))
+
+
+def _same(kind: type[HeadraceError], args: tuple[Any, ...], state: dict[str, Any]) -> HeadraceError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
 
 class InvalidRequest(HeadraceError):
     """A request that cannot be served as it is."""
@@ -103,6 +115,27 @@ class InvalidObjective(HeadraceError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+
+
+class InvalidCluster(HeadraceError):
+    """A cluster that cannot be started, or ended, as it is asked for."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class ClusterFailed(HeadraceError):
+    """A cluster did not come up."""
+
+    code = Code.UNAVAILABLE
+
+
+class DirectoryUnreachable(HeadraceError):
+    """The directory of replicas does not answer at present."""
+
+    code = Code.UNAVAILABLE
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the directory of replicas does not answer: {why}")
 
 
 class LoadFailed(InvalidRepository):
