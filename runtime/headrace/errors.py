@@ -8,13 +8,14 @@ because clients match on them.
     ├── InvalidRequest        the client can mend it
     ├── InvalidRepository     a configuration or a file on disk can be mended
     │   └── LoadFailed, NotInRepository, ModelMissing, BackendUnreachable
-    ├── InvalidLedger, InvalidObjective
+    ├── InvalidLedger, InvalidObjective, InvalidDirectory
     ├── InvalidCluster, ClusterFailed, DirectoryUnreachable    of a cluster
     ├── InvalidLoad, TargetFailed    of the load generator
     ├── KernelsUnusable       the native data plane is not here, or is not ours
     ├── ModelNotFound, ModelNotReady
     ├── RegionNotFound, WrongRegion, RegionExists, RegionFailed
     ├── Unsupported, NotAllowed, CannotListen
+    ├── CannotBalance, ChangeUnderWay, NotByAll    of several replicas
     ├── Overloaded            refused: try again later, or elsewhere
     │   ├── QueueFull, QueueTimeout, QueueClosed, Draining, ServerExiting
     │   └── CannotMeetDeadline, ClassShed, ReaderTooSlow, BackendDown
@@ -26,6 +27,7 @@ because clients match on them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -115,6 +117,12 @@ class InvalidObjective(HeadraceError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+
+
+class InvalidDirectory(HeadraceError):
+    """A directory of replicas that cannot be used as it is."""
+
+    code = Code.INVALID_ARGUMENT
 
 
 class InvalidCluster(HeadraceError):
@@ -360,6 +368,46 @@ class CannotListen(HeadraceError):
 
     def __init__(self, address: str, why: str) -> None:
         super().__init__(f"cannot listen on {address}: {why}; choose another one, or port 0 for any that is free")
+
+
+class CannotBalance(HeadraceError):
+    """There can be no balancer here, or it does not do what it is told."""
+
+    code = Code.UNAVAILABLE
+
+
+class ChangeUnderWay(HeadraceError):
+    """All replicas are being told something else."""
+
+    code = Code.UNAVAILABLE
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the replicas have been busy with another change for {seconds:g} s; try again when it is over")
+
+
+class NotByAll(HeadraceError):
+    """What all replicas have to do was not done by all of them. Its code is that of the first that did not.
+
+    Attributes:
+        failed: why not, by the id of the replica.
+    """
+
+    def __init__(self, what: str, done: Iterable[str], failed: Mapping[str, HeadraceError]) -> None:
+        reasons = "; ".join(f"{replica}: {error.message}" for replica, error in failed.items())
+        told = ", ".join(done)
+        super().__init__(f"{what} was done by {told or 'no replica'}, and not by {reasons}")
+        self.failed = dict(failed)
+        self.code = next(iter(failed.values())).code
+
+
+class SequenceWithoutKey(InvalidRequest):
+    """A request of a sequence that nothing keeps with one replica, where there are several."""
+
+    def __init__(self, id: int | str, key: str) -> None:
+        super().__init__(
+            f"several replicas answer here, and nothing keeps sequence {id!r} with one of them: send all of its requests on one "
+            f"ModelStreamInfer stream, or each with the same metadata '{key}'"
+        )
 
 
 class DeadlineExpired(HeadraceError):
