@@ -9,6 +9,7 @@ because clients match on them.
     ├── InvalidRepository     a configuration or a file on disk can be mended
     │   └── LoadFailed, NotInRepository, ModelMissing, BackendUnreachable
     ├── InvalidLedger, InvalidObjective, InvalidDirectory
+    ├── InvalidCluster, ClusterFailed, DirectoryUnreachable    of a cluster
     ├── InvalidLoad, TargetFailed    of the load generator
     ├── KernelsUnusable       the native data plane is not here, or is not ours
     ├── ModelNotFound, ModelNotReady
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import Enum
+from typing import Any
 
 
 class Code(Enum):
@@ -74,6 +76,16 @@ class HeadraceError(Exception):
         """The sentence for the client, as every protocol can carry it."""
         return sentence(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes get the sentence as it is: constructors would write it again."""
+        return _same, (type(self), self.args, vars(self))
+
+
+def _same(kind: type[HeadraceError], args: tuple[Any, ...], state: dict[str, Any]) -> HeadraceError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
 
 class InvalidRequest(HeadraceError):
     """A request that cannot be served as it is."""
@@ -111,6 +123,27 @@ class InvalidDirectory(HeadraceError):
     """A directory of replicas that cannot be used as it is."""
 
     code = Code.INVALID_ARGUMENT
+
+
+class InvalidCluster(HeadraceError):
+    """A cluster that cannot be started, or ended, as it is asked for."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class ClusterFailed(HeadraceError):
+    """A cluster did not come up."""
+
+    code = Code.UNAVAILABLE
+
+
+class DirectoryUnreachable(HeadraceError):
+    """The directory of replicas does not answer at present."""
+
+    code = Code.UNAVAILABLE
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the directory of replicas does not answer: {why}")
 
 
 class LoadFailed(InvalidRepository):

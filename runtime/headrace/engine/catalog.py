@@ -257,7 +257,7 @@ class Catalog:
             ModelMissing: it is not there.
         """
         # Before any lock is waited for: two threads that each hold a graph, and want the other's, would wait for ever.
-        if name in self._all_needs(model):
+        if name in self.needs_of(model):
             raise ModelMissing(who, model, version, "no graph can contain itself")
         if changed is not None and self._find(model, version) is None:
             self._bring_in(who, model, version, changed)
@@ -274,7 +274,7 @@ class Catalog:
         except HeadraceError as error:
             raise ModelMissing(who, model, version, error.message) from None
 
-    def _all_needs(self, name: str) -> set[str]:
+    def needs_of(self, name: str) -> set[str]:
         """A model, and all that it runs, as far as that is known."""
         found: set[str] = set()
         waiting = [name]

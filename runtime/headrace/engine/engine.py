@@ -185,6 +185,14 @@ class Engine:
             return False
         return not self._strict or all(s.state is State.READY for s in self.catalog.statuses(include_unloaded=False))
 
+    def stalled(self, seconds: float) -> list[str]:
+        """What does not move: instances that have ended, or whose session has not come back for `seconds`.
+
+        However much waits, and however long it has gone on: an instance that comes back between batches is only busy.
+        """
+        before = self.clock.now() - round(seconds * SECOND)
+        return [trouble for running in self.catalog.running() for trouble in running.stalled(before)]
+
     def drain(self, deadline: int) -> bool:
         """Be not ready, and wait until everything that was pushed is settled, or `deadline` (ns). Says whether it is.
 

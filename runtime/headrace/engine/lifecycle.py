@@ -238,6 +238,11 @@ class Running:
         for crew in [*self.behind, self._crew]:
             crew.start()
 
+    def stalled(self, before: int) -> list[str]:
+        """See `Crew.stalled`: of all its instances. What takes no more requests may end."""
+        troubles = [trouble for crew in (self._crew, *self.behind) for trouble in crew.stalled(before)]
+        return [] if self._is_leaving else troubles
+
     @property
     def depth(self) -> Depth:
         """What waits: of a graph, in the queues of all its segments."""
