@@ -48,8 +48,7 @@ def balancer(shared: Cluster) -> Process:
 
 def run_of(balancer: Process) -> Path:
     """The directory of its run."""
-    address = f"127_0.0.1_0.{balancer.pid}".replace("127_0", "127.0")
-    return Path(os.environ["HEADRACE_RUNTIME_DIR"]) / f"headrace-balancer.{address}"
+    return Path(os.environ["HEADRACE_RUNTIME_DIR"]) / f"headrace-balancer.127.0.0.1_0.{balancer.pid}"
 
 
 def haproxy_of(balancer: Process) -> int:
