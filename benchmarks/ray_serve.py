@@ -27,6 +27,7 @@ sys.modules.setdefault("grpc_service_pb2", service_pb2)
 sys.modules.setdefault("model_config_pb2", model_config_pb2)
 _SERVICER = "tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"
 
+
 class Service:
     """The V2 service for one model; each method as Serve calls it."""
 

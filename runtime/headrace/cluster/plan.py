@@ -16,7 +16,7 @@ from headrace.backends.installed import usable_gpus
 from headrace.cluster.settings import ClusterConfig, Holding
 from headrace.config import read_yaml
 from headrace.errors import InvalidCluster
-from headrace.machine import memory_limit, usable_cpus
+from headrace.machine import usable_cpus
 from headrace.models.repository import Repository
 from headrace.transport.listening import listen
 
