@@ -16,11 +16,12 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from headrace import __version__
+from headrace.cli.balance import balance
 from headrace.cli.batch import batch as batch_commands
 from headrace.cli.bench import bench
 from headrace.cli.ledger import ledger as ledger_commands
 from headrace.cli.slo import slo as slo_commands
-from headrace.errors import HeadraceError, InvalidRepository
+from headrace.errors import HeadraceError, InvalidCluster, InvalidRepository
 
 app = typer.Typer(
     name="headrace",
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 
 app.add_typer(batch_commands, name="batch")
+app.command()(balance)
 app.add_typer(bench, name="bench")
 app.add_typer(ledger_commands, name="ledger")
 app.add_typer(slo_commands, name="slo")
@@ -89,6 +91,7 @@ def options(
     Examples:
       headrace serve model.onnx
       headrace serve --repository models --model-control poll
+      headrace balance --directory replicas
       headrace models --repository models
       headrace models --repository models --profile
       headrace graph --repository models embed
@@ -144,6 +147,9 @@ def serve(
     grpc_header_forward_pattern: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Headers of these names become parameters of their requests.")
     ] = None,
+    directory: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Be one of the replicas there; see headrace balance.")
+    ] = None,
     ledger: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the records of all requests there; see headrace ledger.")
     ] = None,
@@ -184,6 +190,7 @@ def serve(
       headrace serve --repository models --grpc 127.0.0.1:0 --http none --metrics none
       headrace serve --repository models --model-control explicit --load-model magika
       headrace serve --repository models --ledger ledger --slo slo
+      headrace serve --repository models --directory replicas --grpc 127.0.0.1:0 --http none --metrics none
       OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 headrace serve --repository models
       headrace serve --config configs/server/local.yaml --repository models --grpc 127.0.0.1:0
     """
@@ -207,6 +214,7 @@ def serve(
         "http_max_input_size": http_max_input_size,
         "allow_client_shm": allow_client_shm,
         "grpc_header_forward_pattern": grpc_header_forward_pattern,
+        "directory": directory,
         "ledger": ledger,
         "ledger_segment_bytes": ledger_segment_bytes,
         "ledger_segment_seconds": ledger_segment_seconds,
@@ -219,6 +227,46 @@ def serve(
         "log_format": log_format,
     }
     run_server(server_config(config, given), model)
+
+
+@app.command()
+def up(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="CLUSTER.yaml", help="As for `serve deploy`; see configs/cluster.", show_default=False),
+    ] = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Several replicas behind a balancer, on Ray.")] = False,
+    repository: Annotated[Path | None, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")] = None,
+    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where clients come. [127.0.0.1:8001]")] = None,
+    replicas: Annotated[int | None, typer.Option(metavar="N", min=1, help="How many processes serve. [1]")] = None,
+) -> None:
+    """Start a cluster on this machine: Ray, replicas, and a balancer in front of them. It runs until `headrace down`.
+
+    Prints one line on stdout when it is ready, such as `ready grpc=HOST:PORT replicas=2 ray=HOST:PORT`.
+
+    \b
+    Examples:
+      headrace up --cluster --repository models --replicas 2
+      headrace up --cluster configs/cluster/local.yaml --repository models --grpc 0.0.0.0:8001
+    """
+    from headrace.cli.cluster import bring_up
+
+    if not cluster:
+        raise InvalidCluster("headrace up starts a cluster: say --cluster; a single server is started by headrace serve")
+    bring_up(file, repository, grpc, replicas)
+
+
+@app.command()
+def down() -> None:
+    """End the cluster that `headrace up` started: requests under way are answered first. Any other Ray is left alone.
+
+    \b
+    Example:
+      headrace down
+    """
+    from headrace.cli.cluster import take_down
+
+    take_down()
 
 
 @app.command()
@@ -337,8 +385,8 @@ def observe(
       headrace observe --ledger ledger
       headrace observe --of 4711 --ledger ledger --keep-seconds 604800
     """
-    from headrace.cli.logs import configure_logs
     from headrace.cli.observe import run_observer
+    from headrace.server.logs import configure_logs
 
     configure_logs(log_level, log_format)
     run_observer(

@@ -16,6 +16,7 @@ from headrace.clock import SECOND
 from headrace.errors import CannotListen, InvalidLedger, sentence
 from headrace.ledger.home import Neighbour, neighbour, the_neighbour
 from headrace.ledger.side import step_back
+from headrace.server.extras import can_trace, check_extra
 from headrace.telemetry import environment
 
 if TYPE_CHECKING:
@@ -27,13 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("headrace.observe")
 
 _TICK_SECONDS = 0.2
-EXTRA = "writing and querying a ledger needs pyarrow and duckdb: pip install 'headrace[ledger]'"
-
-
-def check_extra(*modules: str) -> None:
-    """Raises `InvalidLedger` where what the extra `ledger` installs is missing."""
-    if not _are_there(*modules):
-        raise InvalidLedger(EXTRA)
 
 
 def server_of(of: str | None) -> Neighbour:
@@ -45,35 +39,6 @@ def server_of(of: str | None) -> Neighbour:
     if of is None:
         return the_neighbour(None)
     return the_neighbour(int(of)) if of.isdecimal() else neighbour(Path(of))
-
-
-def can_trace() -> bool:
-    """Whether what the extra `traces` installs is there."""
-    return _are_there("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc", "opentelemetry.exporter.otlp.proto.http")
-
-
-def check_spans(address: str) -> None:
-    """Whether spans of others can be taken at this address.
-
-    Raises:
-        InvalidLedger: what the extra `traces` installs is missing.
-        CannotListen: the address, or the port that follows it, cannot be had.
-    """
-    if not can_trace():
-        raise InvalidLedger("taking spans needs OpenTelemetry's messages: pip install 'headrace[traces]'")
-    from headrace.transport.listening import listen, next_port
-
-    for each in (address, next_port(address)):
-        listen(each).close()
-
-
-def _are_there(*modules: str) -> bool:
-    from importlib.util import find_spec
-
-    try:
-        return all(find_spec(module) for module in modules)
-    except ModuleNotFoundError:  # of what it is in
-        return False
 
 
 def run_observer(

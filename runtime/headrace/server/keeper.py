@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.budgets.keeping import Keeping
-from headrace.cli.observe import can_trace, check_extra, check_spans
 from headrace.config import ServerConfig
 from headrace.errors import InvalidLedger, sentence
 from headrace.ledger.home import Home, open_home
 from headrace.ledger.identity import Identity
+from headrace.server.extras import can_trace, check_extra, check_spans
 from headrace.telemetry import environment
 from headrace.telemetry.pulse import Pulse
 
