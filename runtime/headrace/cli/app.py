@@ -226,6 +226,7 @@ def up(
 ) -> None:
     """Start a cluster on this machine: Ray, replicas, and a balancer in front of them. It runs until `headrace down`.
 
+    Once more, it brings the cluster that runs to what the file says now, replica by replica, while requests are answered.
     Prints one line on stdout when it is ready, such as `ready grpc=HOST:PORT replicas=2 ray=HOST:PORT`.
 
     \b

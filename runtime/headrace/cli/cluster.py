@@ -12,24 +12,31 @@ from headrace.errors import InvalidCluster
 
 
 def bring_up(file: Path | None, repository: Path | None, grpc: str | None, replicas: int | None) -> None:
-    """Start what the file and the options say, and print where it is.
+    """Start what the file and the options say, or bring the cluster that runs to it, and print where it is.
 
     Raises:
-        HeadraceError: it cannot be started, or did not come up; nothing is left of it then.
+        HeadraceError: it cannot be started, or did not come up. Nothing is left of it then; of one that ran before, all.
     """
     if find_spec("ray") is None:
         raise InvalidCluster("a cluster needs Ray: pip install 'headrace[ray]'")
     from headrace.cluster import launch
 
-    token = secrets.token_hex(32)
+    cluster = launch.started()
+    if cluster is not None and not launch.is_alive(cluster):
+        _say("ending what is left of a cluster that died")
+        launch.stop(cluster, _say, gently=False)
+        cluster = None
+    token = cluster.token if cluster is not None else secrets.token_hex(32)
     launch.let_in(token)
     from headrace.cluster.plan import check, read_plan
 
     plan = read_plan(file, repository, grpc, replicas)
-    launch.clear_dead(_say)
-    check(plan)
+    check(plan, is_new=cluster is None)
     began = time.monotonic()
-    cluster = launch.start(plan, token, _say)
+    if cluster is None:
+        cluster = launch.start(plan, token, _say)
+    else:
+        launch.deploy(cluster, plan, _say)
     reached, ready = launch.addresses(cluster)
     _say(f"up after {time.monotonic() - began:.0f} s; its Ray: RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={cluster.token_file}")
     print(f"ready grpc={','.join(reached)} replicas={ready} ray={cluster.ray_address}", flush=True)

@@ -95,32 +95,22 @@ def start(plan: Plan, token: str, say: Say) -> Cluster:
     try:
         _note(cluster)
         _start_ray(cluster, plan, say)
-        _deploy(cluster, plan, say)
+        deploy(cluster, plan, say)
     except BaseException:
         stop(cluster, say, gently=False)
         raise
     return cluster
 
 
-def clear_dead(say: Say) -> None:
-    """End what is left of a cluster that died.
-
-    Raises:
-        InvalidCluster: it did not die.
-    """
-    cluster = started()
-    if cluster is None:
-        return
-    if _is_alive(cluster):
-        raise InvalidCluster(f"a cluster runs here already ({cluster.ray_address}): headrace down ends it")
-    say("ending what is left of a cluster that died")
-    stop(cluster, say, gently=False)
+def is_alive(cluster: Cluster) -> bool:
+    """Whether its Ray runs."""
+    return any(b"gcs_server" in process.command for process in processes_of(Path(cluster.directory)))
 
 
 def stop(cluster: Cluster, say: Say, *, gently: bool = True) -> None:
     """End a cluster: its application, so that requests under way are answered, then every process of it."""
     directory = Path(cluster.directory)
-    if gently and _is_alive(cluster):
+    if gently and is_alive(cluster):
         say("draining")
         with suppress(ClusterFailed):
             _shut_down(cluster)
@@ -146,10 +136,6 @@ def _note(cluster: Cluster) -> None:
     file = record()
     replace_file(file, json.dumps(asdict(cluster)).encode())
     file.chmod(0o600)
-
-
-def _is_alive(cluster: Cluster) -> bool:
-    return any(b"gcs_server" in process.command for process in processes_of(Path(cluster.directory)))
 
 
 def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
@@ -186,13 +172,18 @@ def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
         raise ClusterFailed(f"Ray did not start: {_last_line(log.read_text(errors='replace'))}")
 
 
-def _deploy(cluster: Cluster, plan: Plan, say: Say) -> None:
+def deploy(cluster: Cluster, plan: Plan, say: Say) -> None:
+    """Bring a cluster that runs to what a plan says; returns when it serves.
+
+    Raises:
+        ClusterFailed: it did not come to it, and the message says why. What served before goes on.
+    """
     from ray import serve
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
     _connect(cluster)
-    say("starting Serve")
+    say("deploying")
     schema = ServeDeploySchema.model_validate(_with_run_directory(cluster, plan))
     # As `serve run` does it. The public way to deploy a file needs Ray's dashboard.
     serve.start(
