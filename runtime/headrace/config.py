@@ -75,6 +75,8 @@ class ServerConfig(BaseModel):
     """How long a stopping server, no longer ready, still takes new requests: for balancers to notice."""
     drain_seconds: Seconds = 30.0
     """How long, after that, accepted requests have to finish."""
+    directory: Path | None = None
+    """Be one of the replicas in this directory, behind the balancer of `headrace balance`. In a file, as `repository`."""
     ledger: Path | None = None
     """Where to keep the records of requests and batches, as Parquet files. In a file, as `repository`."""
     ledger_segment_bytes: Annotated[int, Field(ge=1 << 16)] = 64 << 20
@@ -101,7 +103,7 @@ def server_config(file: Path | None, options: Mapping[str, object]) -> ServerCon
     """
     given = {key: value for key, value in options.items() if value is not None}
     stated = read_yaml(file) if file is not None else {}
-    for key in ("repository", "ledger", "slo"):
+    for key in ("repository", "directory", "ledger", "slo"):
         if file is not None and isinstance(stated.get(key), str):
             stated[key] = file.parent / str(stated[key])
     try:

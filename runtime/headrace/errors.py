@@ -15,7 +15,7 @@ because clients match on them.
     ├── ModelNotFound, ModelNotReady
     ├── RegionNotFound, WrongRegion, RegionExists, RegionFailed
     ├── Unsupported, NotAllowed, CannotListen
-    ├── CannotBalance, ChangeUnderWay, NotByAll    of several replicas
+    ├── CannotBalance, ChangeUnderWay, Relayed, NotByAll    of several replicas
     ├── Overloaded            refused: try again later, or elsewhere
     │   ├── QueueFull, QueueTimeout, QueueClosed, Draining, ServerExiting
     │   └── CannotMeetDeadline, ClassShed, ReaderTooSlow, BackendDown
@@ -383,6 +383,14 @@ class ChangeUnderWay(HeadraceError):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"the replicas have been busy with another change for {seconds:g} s; try again when it is over")
+
+
+class Relayed(HeadraceError):
+    """An error of another replica: its words, and its code."""
+
+    def __init__(self, message: str, code: Code) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class NotByAll(HeadraceError):

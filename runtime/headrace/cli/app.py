@@ -87,6 +87,7 @@ def options(
     Examples:
       headrace serve model.onnx
       headrace serve --repository models --model-control poll
+      headrace balance --directory replicas
       headrace models --repository models
       headrace models --repository models --profile
       headrace graph --repository models embed
@@ -141,6 +142,9 @@ def serve(
     grpc_header_forward_pattern: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Headers of these names become parameters of their requests.")
     ] = None,
+    directory: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Be one of the replicas there; see headrace balance.")
+    ] = None,
     ledger: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the records of all requests there; see headrace ledger.")
     ] = None,
@@ -178,6 +182,7 @@ def serve(
       headrace serve --repository models --grpc 127.0.0.1:0 --http none --metrics none
       headrace serve --repository models --model-control explicit --load-model magika
       headrace serve --repository models --ledger ledger --slo slo
+      headrace serve --repository models --directory replicas --grpc 127.0.0.1:0 --http none --metrics none
       OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 headrace serve --repository models
       headrace serve --config configs/server/local.yaml --repository models --grpc 127.0.0.1:0
     """
@@ -201,6 +206,7 @@ def serve(
         "http_max_input_size": http_max_input_size,
         "allow_client_shm": allow_client_shm,
         "grpc_header_forward_pattern": grpc_header_forward_pattern,
+        "directory": directory,
         "ledger": ledger,
         "ledger_segment_bytes": ledger_segment_bytes,
         "ledger_segment_seconds": ledger_segment_seconds,
@@ -252,6 +258,31 @@ def down() -> None:
     from headrace.cli.cluster import take_down
 
     take_down()
+
+
+@app.command()
+def balance(
+    directory: Annotated[Path, typer.Option(metavar="DIR", help="Where the replicas are; the same for all of them.")],
+    grpc: Annotated[str, typer.Option(metavar="HOST:PORT", help="Clients come here; port 0: any.")] = "127.0.0.1:8001",
+    threads: Annotated[int, typer.Option(metavar="N", help="Of HAProxy.", min=1, max=64)] = 1,
+    drain_seconds: Annotated[int, typer.Option(metavar="S", help="Stopping: give open streams this long.", min=0)] = 30,
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(metavar="LEVEL")] = "info",
+    log_format: Annotated[Literal["auto", "text", "json"], typer.Option(metavar="auto|text|json")] = "auto",
+) -> None:
+    """One address for several servers of this machine: a balancer, which spreads requests over the replicas of a directory.
+
+    Prints `ready grpc=HOST:PORT` when it listens. SIGTERM lets open streams finish; SIGHUP replaces HAProxy without losing one.
+
+    \b
+    Examples:
+      headrace balance --directory replicas
+      headrace balance --directory replicas --grpc 0.0.0.0:8001 --threads 2
+    """
+    from headrace.cli.balance import run_balancer
+    from headrace.server.logs import configure_logs
+
+    configure_logs(log_level, log_format)
+    run_balancer(directory, grpc, threads=threads, drain_seconds=drain_seconds)
 
 
 @app.command()

@@ -10,10 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headrace.clock import SECOND
 from headrace.config import ServerConfig
 from headrace.server.server import Server
+
+if TYPE_CHECKING:
+    from headrace.cluster.member import Member
 
 log = logging.getLogger("headrace.serve")
 
@@ -67,20 +71,43 @@ def run_server(config: ServerConfig, model: Path | None = None) -> None:
     Raises:
         HeadraceError: the server cannot come up: no repository, a busy port, a transport that is not there.
     """
-    server = Server(config, model)
+    server, member = _server(config, model)
     deadline = 0
     try:
         signals = StopSignals()
         server.start()
+        if member is not None:
+            member.enter()
         signals.listen()
         _announce(server)
         signals.wait(None)
+        if member is not None:
+            member.leave()
         deadline = _drain(server, signals)
     except Stopped:
         log.info("stopped before it was ready")
     finally:
         server.close(deadline)
+        if member is not None:
+            member.close()
     log.info("drained", extra=server.engine.statistics.summary())
+
+
+def _server(config: ServerConfig, model: Path | None) -> tuple[Server, Member | None]:
+    """The server, and what it is in its directory, if it has one."""
+    if config.directory is None:
+        return Server(config, model), None
+    from headrace.cluster.directory import FileDirectory
+    from headrace.cluster.member import Member
+    from headrace.cluster.peers import replica_config
+
+    directory = FileDirectory(config.directory)
+    server = Server(replica_config(config), model)
+    try:
+        return server, Member(server, directory)
+    except BaseException:
+        server.close(0)
+        raise
 
 
 def _announce(server: Server) -> None:

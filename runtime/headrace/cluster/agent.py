@@ -68,6 +68,7 @@ class Agent:
 
     Args:
         directory: who is there.
+        id: tells the balancer from the others of the directory.
         address: where clients come: HOST:PORT.
         run: the directory of the balancer's run.
         tuning: how it runs.
@@ -76,8 +77,8 @@ class Agent:
         CannotBalance: there is no HAProxy here.
     """
 
-    def __init__(self, directory: Directory, address: str, run: Path, tuning: Tuning = Tuning()) -> None:
-        self._directory = directory
+    def __init__(self, directory: Directory, id: str, address: str, run: Path, tuning: Tuning = Tuning()) -> None:
+        self._directory, self._id = directory, id
         self._view = directory.view()
         self.balancer = Balancer(address, run, lambda: _ready(self._view), tuning)
         self._serving: frozenset[str] = frozenset()
@@ -105,7 +106,7 @@ class Agent:
         self._is_stopping.set()
         self._thread.join()
         self.balancer.stop()
-        self._directory.withdraw_balancer(self.address)
+        self._directory.withdraw_balancer(self._id)
 
     def _follow(self) -> None:
         while not self._is_stopping.is_set():
@@ -135,8 +136,8 @@ class Agent:
         self._report(frozenset(serving))
 
     def _report(self, serving: frozenset[str]) -> None:
-        if serving != self._serving or self.address not in self._view.balancers:
-            self._directory.report(BalancerReport(self.address, self.address, tuple(sorted(serving))))
+        if serving != self._serving or self._id not in self._view.balancers:
+            self._directory.report(BalancerReport(self._id, self.address, tuple(sorted(serving))))
             self._serving = serving
 
     def _apply(self, backend: str, edit: Edit) -> None:

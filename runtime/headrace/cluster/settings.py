@@ -13,6 +13,7 @@ from headrace.config import Address, Name, Seconds, ServerConfig
 _DECIDED = {
     "repository": "it stands beside `server`",
     "grpc": "replicas listen where the balancer finds them; `grpc` beside `server` is where clients do",
+    "directory": "replicas find each other through Ray",
     "http": "REST is not balanced",
     "metrics": "replicas listen where there is room; `metrics` beside `server` turns them off",
     "allow_client_shm": "the memory of one machine means nothing behind a balancer",

@@ -22,7 +22,7 @@ from headrace.server.logs import configure_logs
 if TYPE_CHECKING:
     from headrace.budgets.slo import Objective
     from headrace.models.repository import ModelFile, Repository
-    from headrace.transport.base import Transport
+    from headrace.transport.base import ControlCalls, Transport
     from headrace.transport.metrics import MetricsEndpoint
 
 log = logging.getLogger("headrace.serve")
@@ -40,6 +40,7 @@ class Server:
     Attributes:
         addresses: where it listens, by protocol; with the ports it got once it is started.
         transport: the name of the way in for gRPC.
+        control: answers control calls; may be replaced before the start.
 
     Raises:
         HeadraceError: it cannot come up: no repository, a transport that is not there, objectives that are none.
@@ -74,7 +75,7 @@ class Server:
             self.engine.close(0)
             raise
         self._metrics = self._open_metrics()
-        self.control = Control(self.engine, config.server_name, config.allow_client_shm)
+        self.control: ControlCalls = Control(self.engine, config.server_name, config.allow_client_shm)
         self.addresses: dict[str, str] = {}
 
     def start(self) -> None:
