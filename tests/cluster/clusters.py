@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from headrace.cluster import launch
 from headrace.cluster.processes import Process, processes_of
+from tests.cluster.plain import Load
 
 HEADRACE = [sys.executable, "-m", "headrace"]
 UP_SECONDS = 180
@@ -61,3 +63,27 @@ def up(*options: str | Path) -> Iterator[Up]:
         yield Up(told["grpc"], cluster, words)
     finally:
         headrace("down")
+
+
+def executions(log: Path) -> dict[int, list[int]]:
+    """By the number of a request, the processes that ran it."""
+    found: dict[int, list[int]] = {}
+    for line in log.read_text().splitlines():
+        process, number = map(int, line.split())
+        found.setdefault(number, []).append(process)
+    return found
+
+
+def processes(load: Load, log: Path) -> Counter[int]:
+    """How many of the answers came from which process, so far."""
+    ran = executions(log)
+    return Counter(ran[number][0] for number, outcome in list(load.outcomes.items()) if outcome == "answered")
+
+
+def check(load: Load, log: Path, *, lost: int = 0) -> None:
+    """Every answer was right and ran once, nothing ran twice, and at most `lost` requests failed, as in a killed process."""
+    ran = executions(log)
+    assert {number: ran[number] for number in load.outcomes if len(ran.get(number, ())) > 1} == {}
+    assert [number for number, outcome in load.outcomes.items() if outcome == "answered" and number not in ran] == []
+    assert set(load.codes) <= {"answered", "UNAVAILABLE", "DEADLINE_EXCEEDED"}, load.codes
+    assert load.codes.total() - load.codes["answered"] <= lost, load.codes

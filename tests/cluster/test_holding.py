@@ -13,7 +13,7 @@ from headrace.engine.engine import ModelControl
 from headrace.model import State
 from tests.build_models import add_model, mlp
 
-VARIED = 'max_batch_size: 8 parameters { key: "variant" value { string_value: "b" } }'
+VARIED = 'parameters { key: "variant" value { string_value: "b" } }'
 
 
 @pytest.fixture

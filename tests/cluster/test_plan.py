@@ -14,6 +14,9 @@ from headrace.errors import CannotListen, HeadraceError, InvalidCluster
 from headrace.machine import usable_cpus
 from tests.cluster.clusters import headrace
 
+# Ray's own, when its schemas are imported.
+pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "configs/cluster").glob("*.yaml"))
 
@@ -90,7 +93,9 @@ def refused(tmp_path: Path, application: dict[str, Any], repository: Path) -> st
 def test_more_than_the_machine_has(tmp_path: Path, repository: Path) -> None:
     deployment: dict[str, Any] = {"name": "Headrace", "num_replicas": 2, "ray_actor_options": {"num_cpus": usable_cpus()}}
     told = refused(tmp_path, {"deployments": [deployment]}, repository)
-    assert told.startswith(f"2 replicas with {usable_cpus()} CPUs each need {2 * usable_cpus()}, and this machine has {usable_cpus()}")
+    assert told.startswith(
+        f"2 replicas with {usable_cpus()} CPUs each need {2 * usable_cpus()}, and this machine has {usable_cpus()}"
+    )
     deployment["ray_actor_options"] = {"num_cpus": 0, "num_gpus": 99}
     assert "2 replicas with 99 GPUs each need 198" in refused(tmp_path, {"deployments": [deployment]}, repository)
 
@@ -107,7 +112,9 @@ def test_a_repository_that_is_not_there(tmp_path: Path) -> None:
 def test_an_address_that_is_taken(tmp_path: Path, repository: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        assert refused(tmp_path, {"args": {"grpc": address}}, repository) == CannotListen(address, "Address already in use").message
+        assert (
+            refused(tmp_path, {"args": {"grpc": address}}, repository) == CannotListen(address, "Address already in use").message
+        )
 
 
 def test_too_little_shared_memory(tmp_path: Path) -> None:

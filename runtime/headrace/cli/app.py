@@ -223,7 +223,8 @@ def serve(
 @app.command()
 def up(
     file: Annotated[
-        Path | None, typer.Argument(metavar="CLUSTER.yaml", help="As for `serve deploy`; see configs/cluster.", show_default=False)
+        Path | None,
+        typer.Argument(metavar="CLUSTER.yaml", help="As for `serve deploy`; see configs/cluster.", show_default=False),
     ] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="Several replicas behind a balancer, on Ray.")] = False,
     repository: Annotated[Path | None, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")] = None,
@@ -398,8 +399,8 @@ def observe(
       headrace observe --ledger ledger
       headrace observe --of 4711 --ledger ledger --keep-seconds 604800
     """
-    from headrace.server.logs import configure_logs
     from headrace.cli.observe import run_observer
+    from headrace.server.logs import configure_logs
 
     configure_logs(log_level, log_format)
     run_observer(

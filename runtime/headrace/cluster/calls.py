@@ -16,8 +16,8 @@ import grpc
 
 from headrace.errors import HeadraceError
 from headrace.protocol.codec import decode_request
-from headrace.protocol.headrace_pb2 import DESCRIPTOR
 from headrace.protocol.headers import HeaderForwarding
+from headrace.protocol.headrace_pb2 import DESCRIPTOR
 from headrace.protocol.origin import origin_of, peer_of_grpc
 from headrace.server.server import Server
 from headrace.transport.base import WINDOW
@@ -37,7 +37,7 @@ class Encoded:
 
     message: bytes
 
-    def SerializeToString(self) -> bytes:  # noqa: N802 – protobuf's name
+    def SerializeToString(self) -> bytes:
         """The bytes."""
         return self.message
 

@@ -1,7 +1,7 @@
 """A cluster of one box: Ray, as slim as it goes, and the application on it; and the end of exactly what was started.
 
-Everything that is started has its files in one directory, which is noted in a file before anything starts: whoever ends the cluster
-later knows from there which processes are ours. Another Ray on the machine is none of our business, nor are we of its.
+What is started has its files in one directory, which is noted in a file before anything starts: who ends the cluster later knows
+from there which processes are ours. Another Ray on the machine is left alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from headrace.cluster.plan import OBJECT_STORE_BYTES, Plan, logical_cpus
 from headrace.cluster.processes import end, processes_of
-from headrace.errors import ClusterFailed, InvalidCluster, sentence
+from headrace.errors import ClusterFailed, sentence
 from headrace.files import replace_file
 from headrace.ledger.home import roots
 from headrace.transport.listening import listen
@@ -200,8 +200,8 @@ def deploy(cluster: Cluster, plan: Plan, say: Say) -> None:
         if status is not None and status.status == "RUNNING":
             return
         if status is not None and status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            why = [status.message, *(deployment.message for deployment in status.deployments.values())]
-            raise ClusterFailed(f"the application did not come up: {_reason('\n'.join(why))}")
+            why = "\n".join([status.message, *(deployment.message for deployment in status.deployments.values())])
+            raise ClusterFailed(f"the application did not come up: {_reason(why)}")
         states = [deployment.replica_states for deployment in status.deployments.values()] if status is not None else []
         line = ", ".join(f"{count} {state.lower()}" for each in states for state, count in sorted(each.items()))
         if line and line != told:

@@ -16,7 +16,7 @@ from headrace.backends.installed import usable_gpus
 from headrace.cluster.settings import ClusterConfig, Holding
 from headrace.config import read_yaml
 from headrace.errors import InvalidCluster
-from headrace.machine import memory_limit, usable_cpus
+from headrace.machine import usable_cpus
 from headrace.models.repository import Repository
 from headrace.transport.listening import listen
 
@@ -95,7 +95,7 @@ def check(plan: Plan, *, is_new: bool = True) -> None:
             f"{plan.replicas} replicas on one node need the balancer: all of them would listen on {plan.config.grpc}"
         )
     _check_room("CPUs", plan.replicas, plan.cpus, usable_cpus(), "ray_actor_options.num_cpus")
-    _check_room("GPUs", plan.replicas, plan.gpus, len(usable_gpus()), "ray_actor_options.num_gpus")
+    _check_room("GPUs", plan.replicas, plan.gpus, usable_gpus(), "ray_actor_options.num_gpus")
     if is_new:
         check_shared_memory()
         listen(plan.config.grpc).close()
@@ -143,8 +143,8 @@ def _most_replicas(deployment: Mapping[str, Any]) -> int:
 def _check_room(what: str, replicas: int, each: float, there: int, key: str) -> None:
     if replicas * each > there:
         raise InvalidCluster(
-            f"{replicas} replicas with {each:g} {what} each need {replicas * each:g}, and this machine has {there}: start fewer, or "
-            f"give each a smaller share ({key})"
+            f"{replicas} replicas with {each:g} {what} each need {replicas * each:g}, and this machine has {there}: start fewer, "
+            f"or give each a smaller share ({key})"
         )
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from ray import serve
 
+from headrace.clock import SECOND
 from headrace.cluster.actors import RayDirectory
 from headrace.cluster.agents import ask_for_balancer
 from headrace.cluster.calls import UNARY, Calls, Encoded
@@ -26,7 +27,6 @@ from headrace.cluster.holding import hold
 from headrace.cluster.member import Member
 from headrace.cluster.peers import replica_config
 from headrace.cluster.settings import ClusterConfig, Holding
-from headrace.clock import SECOND
 from headrace.errors import BackendFailed, InvalidRepository
 from headrace.server.server import Server
 
@@ -130,7 +130,7 @@ class Replica:
 
     # What Serve's proxy asks of it: each RPC by its name. The unary ones are below.
 
-    async def ModelStreamInfer(self, requests: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Encoded]:  # noqa: N802
+    async def ModelStreamInfer(self, requests: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Encoded]:
         """The one stream of the V2 service."""
         async for answer in self._calls.stream(requests, grpc_context):
             yield answer
