@@ -190,6 +190,8 @@ class Load:
     def __init__(self, address: str, clients: int = 16, most: int = 1 << 30) -> None:
         self.outcomes: dict[int, str] = {}
         """By number: `answered`, or the name of the code."""
+        self.details: Counter[str] = Counter()
+        """What was said of requests that were not answered."""
         self._address, self._clients, self._most = address, clients, most
         self._stop = threading.Event()
         self._asked = itertools.count()
@@ -233,4 +235,5 @@ class Load:
                 response = self._infer(message(number), timeout=PATIENCE)
                 self.outcomes[number] = "answered" if answer_of(response) == number else "wrong"
             except grpc.RpcError as error:
-                self.outcomes[number] = f"{error.code().name}"  # pyright: ignore[reportAttributeAccessIssue]
+                self.outcomes[number] = error.code().name  # pyright: ignore[reportAttributeAccessIssue]
+                self.details[error.details()] += 1  # pyright: ignore[reportAttributeAccessIssue]

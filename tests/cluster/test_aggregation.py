@@ -38,7 +38,7 @@ def test_statistics_are_added_and_the_latest_inference_holds() -> None:
           memory_usage { type: "GPU" id: 0 byte_size: 11 }
           memory_usage { type: "GPU" id: 1 byte_size: 2 }
           response_stats { key: "0" value { success { count: 2 ns: 5 } } } }
-        model_stats { name: "m" version: "2" inference_count: 1 inference_stats {} }
+        model_stats { name: "m" version: "2" inference_count: 1 }
     """)
 
 

@@ -48,7 +48,8 @@ def test_one_server(state: ReplicaState | None, server: Server | None, expected:
 NAMES = st.sampled_from(["a", "b", "c"])
 ADDRESSES = st.sampled_from([HERE, "127.0.0.1:9"])
 SERVERS = st.dictionaries(
-    NAMES, st.builds(Server, ADDRESSES, st.sampled_from([Admin.READY, Admin.DRAINED, Admin.MAINTENANCE]), st.booleans(), st.just(0))
+    NAMES,
+    st.builds(Server, ADDRESSES, st.sampled_from([Admin.READY, Admin.DRAINED, Admin.MAINTENANCE]), st.booleans(), st.just(0)),
 )
 
 

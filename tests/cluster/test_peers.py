@@ -93,10 +93,10 @@ def test_a_model_is_loaded_and_unloaded_by_all(shared: Cluster, asked: Any) -> N
     assert index(asked)["n"][0] != "READY"
     load(asked, "n")
     assert ready(shared) == [["m", "n", "s"]] * 2
-    assert index(asked, ready=True) == {name: ("READY", "") for name in ("m", "n", "s")}
+    assert index(asked, ready=True) == dict.fromkeys(("m", "n", "s"), ("READY", ""))
     unload(asked, "n")
     assert ready(shared) == [["m", "s"]] * 2
-    assert index(asked, ready=True) == {name: ("READY", "") for name in ("m", "s")}
+    assert index(asked, ready=True) == dict.fromkeys(("m", "s"), ("READY", ""))
 
 
 def test_a_model_that_does_not_come_up_is_tried_by_one_only(shared: Cluster, balancer: Process, asked: Any) -> None:
@@ -207,7 +207,9 @@ def test_shared_memory_is_not_there(asked: Any, kind: str, verb: str) -> None:
 
 
 def test_client_shared_memory_cannot_be_allowed(shared: Cluster) -> None:
-    refused = shared.start("serve", "--repository", shared.repository, "--directory", shared.path / "directory", "--allow-client-shm=true")
+    refused = shared.start(
+        "serve", "--repository", shared.repository, "--directory", shared.path / "directory", "--allow-client-shm=true"
+    )
     told = refused.process.communicate(timeout=PATIENCE)[1]
     assert refused.process.returncode == 2
     assert told.startswith("headrace: allow_client_shm is on: shared memory cannot be used where several replicas answer")

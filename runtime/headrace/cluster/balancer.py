@@ -15,13 +15,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from headrace.backends.backoff import Backoff
 from headrace.clock import SECOND
-from headrace.cluster.haproxy import AdminSocket, Tuning, check, find_haproxy, render
+from headrace.cluster.haproxy import ERRORS, AdminSocket, Tuning, check, find_haproxy, render
 from headrace.errors import CannotBalance
 from headrace.files import replace_file
 from headrace.transport.listening import listen
@@ -80,6 +80,8 @@ class Balancer:
             self._listener = listen(self.address)
             try:
                 self.address = f"{self.address.rpartition(':')[0]}:{self._listener.getsockname()[1]}"
+                for name, text in ERRORS.items():
+                    (self._run / name).write_bytes(text)
                 self._write()
                 check(self._binary, self._file("cfg"), self._listener.fileno())
                 self._launch()
@@ -140,8 +142,8 @@ class Balancer:
             process.kill()
             process.wait()
             raise
-        self._process = process
-        threading.Thread(target=self._watch, args=(process, began), name="headrace-balancer", daemon=True).start()
+        self._process, files = process, [self._file("cfg"), self._file("sock")]
+        threading.Thread(target=self._watch, args=(process, began, files), name="headrace-balancer", daemon=True).start()
 
     def _wait_up(self, process: subprocess.Popen[bytes]) -> None:
         end = time.monotonic() + _UP_SECONDS
@@ -155,9 +157,11 @@ class Balancer:
                 raise CannotBalance(f"HAProxy has not come up within {_UP_SECONDS:g} s")
             time.sleep(_POLL_SECONDS)
 
-    def _watch(self, process: subprocess.Popen[bytes], began: int) -> None:
+    def _watch(self, process: subprocess.Popen[bytes], began: int, files: Sequence[Path]) -> None:
         """Start the next one when this one ends and nobody wanted it to."""
         status = process.wait()
+        for file in files:
+            file.unlink(missing_ok=True)
         while not self._stopping.is_set() and process is self._process:
             now = time.monotonic_ns()
             if now - began > _WELL_NS:

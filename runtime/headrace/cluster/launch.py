@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from headrace.cluster.plan import OBJECT_STORE_BYTES, Plan, logical_cpus
-from headrace.cluster.processes import end, processes_of
+from headrace.cluster.processes import MARK, end, processes_of
+from headrace.cluster.slim import HOST
 from headrace.errors import ClusterFailed, sentence
 from headrace.files import replace_file
 from headrace.ledger.home import roots
-from headrace.transport.listening import listen
 
-HOST = "127.0.0.1"
 _RAY_UP_SECONDS = 120
 _APP_UP_SECONDS = 300
 _LOOK_SECONDS = 0.2
@@ -140,11 +139,10 @@ def _note(cluster: Cluster) -> None:
 
 def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
     say(f"starting Ray in {cluster.directory}")
-    # Ports of a Ray that others have started are taken; all of these are ours to choose.
+    # Another Ray on this machine has the ports that it takes by itself.
     options: dict[str, object] = {
         "node-ip-address": HOST,
         "port": 0,
-        "ray-client-server-port": _free_port(),
         "dashboard-agent-listen-port": 0,
         "num-cpus": logical_cpus(plan),
         "object-store-memory": OBJECT_STORE_BYTES,
@@ -159,6 +157,7 @@ def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
         try:
             done = subprocess.run(
                 command,
+                env={**os.environ, "RAY_START_HOOK": "headrace.cluster.slim.slim", MARK: cluster.directory},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -261,11 +260,6 @@ def _shut_down(cluster: Cluster) -> None:
     waiting = threading.Thread(target=shut_down, daemon=True)
     waiting.start()
     waiting.join(_DRAIN_SECONDS)
-
-
-def _free_port() -> int:
-    with listen(f"{HOST}:0") as listener:
-        return listener.getsockname()[1]
 
 
 def _reason(told: str) -> str:

@@ -35,7 +35,9 @@ class Member:
         self, server: Server, directory: Directory, id: str = "", node: str = "", is_well: Callable[[], bool] = lambda: True
     ) -> None:
         if is_unix(server.config.grpc):
-            raise InvalidRepository(f"a replica of a directory listens on HOST:PORT, for balancers, and grpc is {server.config.grpc}")
+            raise InvalidRepository(
+                f"a replica of a directory listens on HOST:PORT, for balancers, and grpc is {server.config.grpc}"
+            )
         self._server, self._directory = server, directory
         self._id, self._node = id or f"{os.getpid()}-{secrets.token_hex(3)}", node or socket.gethostname()
         self._peers = Peers(server, directory, self._id)

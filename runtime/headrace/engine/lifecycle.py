@@ -192,7 +192,7 @@ class Running:
     whether several replicas answer.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         opened: Opened,
         open_queue: OpenQueue,
