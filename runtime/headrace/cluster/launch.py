@@ -24,11 +24,11 @@ from typing import Any
 
 from headrace.cluster.plan import OBJECT_STORE_BYTES, Plan, logical_cpus
 from headrace.cluster.processes import MARK, end, processes_of
-from headrace.cluster.slim import HOST
 from headrace.errors import ClusterFailed, sentence
 from headrace.files import replace_file
 from headrace.ledger.home import roots
 
+HOST = "127.0.0.1"
 _RAY_UP_SECONDS = 120
 _APP_UP_SECONDS = 300
 _LOOK_SECONDS = 0.2
@@ -141,7 +141,6 @@ def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
     say(f"starting Ray in {cluster.directory}")
     # Another Ray on this machine has the ports that it takes by itself.
     options: dict[str, object] = {
-        "node-ip-address": HOST,
         "port": 0,
         "dashboard-agent-listen-port": 0,
         "num-cpus": logical_cpus(plan),
@@ -183,7 +182,7 @@ def deploy(cluster: Cluster, plan: Plan, say: Say) -> None:
 
     _connect(cluster)
     say("deploying")
-    schema = ServeDeploySchema.model_validate(_with_run_directory(cluster, plan))
+    schema = ServeDeploySchema.model_validate(_schema(cluster, plan))
     # As `serve run` does it. The public way to deploy a file needs Ray's dashboard.
     serve.start(
         proxy_location=schema.proxy_location,
@@ -223,12 +222,12 @@ def addresses(cluster: Cluster) -> tuple[list[str], int]:
     return [balancer.address for balancer in view.balancers.values()] or ready, len(ready)
 
 
-def _with_run_directory(cluster: Cluster, plan: Plan) -> dict[str, Any]:
-    """What Serve is told, with the balancer's files among those of this cluster."""
+def _schema(cluster: Cluster, plan: Plan) -> dict[str, Any]:
+    """What Serve is told: the balancer's files are among those of this cluster, and only this machine reaches its replicas."""
     content = copy.deepcopy(dict(plan.schema))
     for application in content["applications"]:
         if application.get("name", "default") == plan.app:
-            application["args"].setdefault("run_directory", f"{cluster.directory}/balancers")
+            application["args"] = {"host": HOST, "run_directory": f"{cluster.directory}/balancers", **application["args"]}
     return content
 
 
@@ -241,7 +240,6 @@ def _connect(cluster: Cluster) -> None:
             namespace="serve",
             configure_logging=False,
             log_to_driver=False,
-            _node_ip_address=HOST,
         )
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterFailed(f"Ray at {cluster.ray_address} does not answer: {sentence(error)}") from None

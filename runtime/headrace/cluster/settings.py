@@ -46,7 +46,7 @@ class ClusterConfig(BaseModel):
     grpc: Address = "127.0.0.1:8001"
     """Where clients find the balancer, on every node that has replicas."""
     host: Name | None = None
-    """Where replicas listen, for the balancers and for each other: by default the address that the node has inside the cluster."""
+    """Where replicas listen, for balancers and each other: by default at the address that the node has inside the cluster."""
     balancer: bool = True
     """Without one, each replica listens at `grpc` itself: there can be one a node."""
     metrics: bool = True

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-HOST = "127.0.0.1"
-
 
 def slim(parameters: Any, head: bool) -> None:
     """Change the parameters (`ray._private.parameter.RayParams`) that a node is about to be started with.
 
-    It listens where only this machine reaches it, and has no server for Ray's client, which costs a process and a port that
-    another Ray may have. `ray start` has no options for either: it takes 127.0.0.1 for the machine's address.
+    It has no server for Ray's client, which costs a process, and a port that another Ray may have. `ray start` has no option for
+    that.
     """
-    parameters.node_ip_address = HOST
     parameters.ray_client_server_port = None
