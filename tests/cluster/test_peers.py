@@ -24,7 +24,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster(tmp_path_factory.mktemp("cluster")) as started:
         for name, more in (("m", ""), ("n", ""), ("s", "sequence_batching { oldest {} }")):
             add_logged_model(started.repository, name, started.log, more)
-        add_logged_model(started.repository, "broken", started.log, 'parameters { key: "nonsense" }')
+        add_logged_model(started.repository, "broken", started.log)
+        (started.repository / "broken" / "1" / "model.py").write_text("raise ValueError('it is broken')")
         for transport in ("portable", TRANSPORTS[-1]):
             started.add_replicas(1, "--load-model=m", "--load-model=s", f"--transport={transport}", "--no-strict-readiness")
         yield started
@@ -105,7 +106,7 @@ def test_a_model_that_does_not_come_up_is_tried_by_one_only(shared: Cluster, bal
         load(asked, "broken")
     assert ready(shared) == before
     state, reason = index(asked)["broken"]
-    assert state == "UNAVAILABLE"
+    assert (state, "it is broken" in reason) == ("UNAVAILABLE", True)
     with Load(balancer.grpc, most=50) as asking:
         asking.wait()
     assert asking.codes == {"answered": 50}

@@ -173,7 +173,13 @@ backend sequences
 
 def _grpc_error(message: str) -> bytes:
     """A gRPC response that is UNAVAILABLE: whatever went wrong, HTTP itself did not."""
-    headers = ("HTTP/1.1 200 OK", "content-type: application/grpc", "grpc-status: 14", f"grpc-message: {message}", "content-length: 0")
+    headers = (
+        "HTTP/1.1 200 OK",
+        "content-type: application/grpc",
+        "grpc-status: 14",
+        f"grpc-message: {message}",
+        "content-length: 0",
+    )
     return "".join(f"{line}\r\n" for line in (*headers, "")).encode()
 
 
