@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import re
 import shutil
@@ -234,6 +235,8 @@ def _schema(cluster: Cluster, plan: Plan) -> dict[str, Any]:
 def _connect(cluster: Cluster) -> None:
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         ray.init(
             address=cluster.ray_address,
@@ -248,14 +251,10 @@ def _connect(cluster: Cluster) -> None:
 def _shut_down(cluster: Cluster) -> None:
     """Have Serve drain and end its replicas. What hangs is not waited for: everything is ended after it."""
 
-    def shut_down() -> None:
-        from ray import serve
+    from ray import serve
 
-        with suppress(ClusterFailed):
-            _connect(cluster)
-            serve.shutdown()
-
-    waiting = threading.Thread(target=shut_down, daemon=True)
+    _connect(cluster)
+    waiting = threading.Thread(target=serve.shutdown, daemon=True)
     waiting.start()
     waiting.join(_DRAIN_SECONDS)
 
