@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.fs as pfs
 import pyarrow.parquet as pq
 import pytest
@@ -232,6 +233,19 @@ def test_a_file_that_changes_meanwhile_is_told(tmp_path: Path, suffix: str) -> N
         list(windows)
     os.utime(path, ns=(stamp - 1, stamp - 1))
     assert ids(inputs, (first, second)) == list(range(30))
+
+
+def test_dictionaries_and_views_are_read_as_what_they_stand_for(tmp_path: Path) -> None:
+    texts = pa.array(["a", None, "b" * 3000, "a"])
+    views = pa.array([["c"], ["d", "e"], None, ["f" * 3000]], pa.list_(pa.string_view()))
+    columns = {"name": texts.dictionary_encode(), "view": texts.cast(pa.string_view()), "views": views}
+    feather.write_feather(pa.table(columns), str(tmp_path / "a.arrow"), compression="uncompressed", chunksize=3)
+    inputs = DataSet.open([str(tmp_path / "a.arrow")]).select(cell_bytes=2000)
+    assert [str(kind) for kind in inputs.schema.types] == ["string", "large_string", "large_list<item: large_string>"]
+    (window,) = inputs.read(inputs.splits(10)[0], 10)
+    assert window.batch["name"].to_pylist() == window.batch["view"].to_pylist() == ["a", None, None, "a"]
+    assert window.batch["views"].to_pylist() == [["c"], ["d", "e"], None, None]
+    assert [(row.place, row.column) for row in window.rejected] == [(2, "name"), (3, "views")]
 
 
 def test_a_cell_above_the_limit_is_rejected(tmp_path: Path) -> None:
