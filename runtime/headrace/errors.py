@@ -12,7 +12,7 @@ because clients match on them.
     ├── InvalidLoad, TargetFailed    of the load generator
     ├── InvalidJob            a batch job cannot begin as it was asked for
     │   └── JobChanged        nor go on as it began
-    ├── JobLocked, JobFailed  another run has its output; it had to stop
+    ├── JobLocked, JobFailed, JobStopped    another run has its output; it had to stop; it was told to
     ├── KernelsUnusable       the native data plane is not here, or is not ours
     ├── ModelNotFound, ModelNotReady
     ├── RegionNotFound, WrongRegion, RegionExists, RegionFailed
@@ -183,6 +183,12 @@ class JobFailed(HeadraceError):
     """A batch job had to stop. What was finished is kept, and it can go on from there."""
 
     code = Code.INTERNAL
+
+
+class JobStopped(HeadraceError):
+    """A batch job was told to stop before its end."""
+
+    code = Code.CANCELLED
 
 
 class KernelsUnusable(HeadraceError):
