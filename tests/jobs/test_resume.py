@@ -64,12 +64,16 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], None], Options, str]] = {
     "touched": (lambda models, files: os.utime(files / "001.parquet", (1, 1)), OPTIONS, r"001\.parquet"),
     "gone": (lambda models, files: (files / "000.parquet").unlink(), OPTIONS, r"000\.parquet"),
     "new": (lambda models, files: shutil.copy(files / "000.parquet", files / "009.parquet") and None, OPTIONS, r"009\.parquet"),
-    "model": (lambda models, files: (models / "mlp" / "1" / "notes").write_text("x") and None, OPTIONS, "model 'mlp' has other files"),
+    "model": (
+        lambda models, files: (models / "mlp" / "1" / "notes").write_text("x") and None,
+        OPTIONS,
+        "model 'mlp' has other files",
+    ),
     "config": (
-        lambda models, files: (models / "mlp" / "config.pbtxt").write_text(
-            (models / "mlp" / "config.pbtxt").read_text() + "dynamic_batching { }"
-        )
-        and None,
+        lambda models, files: (
+            (models / "mlp" / "config.pbtxt").write_text((models / "mlp" / "config.pbtxt").read_text() + "dynamic_batching { }")
+            and None
+        ),
         OPTIONS,
         "model 'mlp' has other files, or another configuration",
     ),

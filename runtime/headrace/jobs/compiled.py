@@ -109,7 +109,10 @@ def compiled(repository: ModelSource | Path | str, name: str, threads: int) -> I
     engine = Engine(_WithThreads(source_of(repository), threads), control=ModelControl("explicit"), queues=JobQueues)
     with engine:
         running = _loaded(engine, name)
-        for fact, told in ((running.opened.spec.decoupled, "answers a request several times"), (running.opened.spec.sequences, "has sequences")):
+        for fact, told in (
+            (running.opened.spec.decoupled, "answers a request several times"),
+            (running.opened.spec.sequences, "has sequences"),
+        ):
             if fact:
                 raise InvalidJob(f"'{name}' {told}, and a job needs one answer for each row: take another graph")
         yield Compiled(running)

@@ -102,7 +102,9 @@ def cut(buckets: NDArray[np.int64], lengths: NDArray[np.int64], places: NDArray[
     if (own == own[0]).all() and (wide == wide[0]).all():
         step = _rows_at(shapes, int(own[0]))
         if len(places) == places[-1] - places[0] + 1:
-            return [slice(int(places[0]) + at, int(places[0]) + min(at + step, len(places))) for at in range(0, len(places), step)]
+            return [
+                slice(int(places[0]) + at, int(places[0]) + min(at + step, len(places))) for at in range(0, len(places), step)
+            ]
         return [places[at : at + step] for at in range(0, len(places), step)]
     order = places[np.lexsort((wide, own))]
     borders = [0, *(np.flatnonzero(np.diff(buckets[order])) + 1).tolist(), len(order)]

@@ -12,7 +12,7 @@ import pyarrow.fs as pfs
 
 from headrace.errors import InvalidJob
 from headrace.jobs.cells import unwrapped
-from headrace.jobs.formats.base import Look
+from headrace.jobs.formats.base import Look, failing
 from headrace.jobs.inputs import CELL_BYTES, FORMATS, Inputs
 from headrace.jobs.listing import HIDDEN, Found, find, partition_values
 
@@ -64,7 +64,10 @@ class DataSet:
         if isinstance(filesystem, pfs.LocalFileSystem):
             where = [str(Path(one).absolute()) for one in where]
         name, found = _chosen(where, format, filesystem)
-        looks = [FORMATS[name].look(file, filesystem, types or {}) for file in found]
+        looks: list[Look] = []
+        for file in found:
+            with failing(file.path):
+                looks.append(FORMATS[name].look(file, filesystem, types or {}))
         return cls(where, name, found, looks, filesystem)
 
     def select(self, columns: Sequence[str] | None = None, *, cell_bytes: int = CELL_BYTES) -> Inputs:

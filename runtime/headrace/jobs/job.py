@@ -177,6 +177,4 @@ class BatchJob:
 
     def _told(self) -> str:
         progress = self.progress
-        return (
-            f"{progress.splits} of {progress.total_splits} splits are finished and stay so; when this is mended, go on with --resume"
-        )
+        return f"{progress.splits} of {progress.total_splits} splits are finished and stay so; when this is mended, go on with --resume"

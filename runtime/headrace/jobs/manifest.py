@@ -99,7 +99,9 @@ class Done(_Frozen):
         return sum(self.windows)
 
 
-def changes(old: Manifest, graph: Identity, versions: Mapping[str, str], where: tuple[str, ...], options: Options) -> Iterator[str]:
+def changes(
+    old: Manifest, graph: Identity, versions: Mapping[str, str], where: tuple[str, ...], options: Options
+) -> Iterator[str]:
     """What a job would go on with that is not what it began with, one sentence each; input files not included."""
     if old.graph != graph:
         yield from _changed_graph(old.graph, graph)

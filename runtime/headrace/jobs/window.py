@@ -215,7 +215,9 @@ class JobBatch:
         tensors = self.tensors()
         if self._spec.max_batch_size == 0:
             return [Request(self._spec.name, tensors)]
-        return [Request(self._spec.name, {name: rows_of(t, row, row + 1) for name, t in tensors.items()}) for row in range(self.rows)]
+        return [
+            Request(self._spec.name, {name: rows_of(t, row, row + 1) for name, t in tensors.items()}) for row in range(self.rows)
+        ]
 
     @property
     def heads(self) -> list[Head]:
@@ -263,9 +265,14 @@ class JobBatch:
 
     def _reply(self, outputs: Mapping[str, Tensor]) -> None:
         checked = checked_outputs(self._spec, outputs, self.wanted(), self.rows, self._padded)
-        if self._spec.max_batch_size == 0 or (self._padded and any(cut_dimension(self._spec, o) is not None for o in self._spec.outputs)):
+        if self._spec.max_batch_size == 0 or (
+            self._padded and any(cut_dimension(self._spec, o) is not None for o in self._spec.outputs)
+        ):
             for index, row in enumerate(_places(self._chosen)):
-                self._put(row, checked if self._spec.max_batch_size == 0 else {n: rows_of(t, index, index + 1) for n, t in checked.items()})
+                self._put(
+                    row,
+                    checked if self._spec.max_batch_size == 0 else {n: rows_of(t, index, index + 1) for n, t in checked.items()},
+                )
         else:
             self._window.results.put(self._chosen, checked)
 
