@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from headrace.errors import InvalidJob, JobStopped
 
@@ -27,7 +28,7 @@ _LOOK_SECONDS = {True: 0.1, False: 1.0}
 """How often is told how far it is, to a terminal or not."""
 
 
-class _Group(typer.core.TyperGroup):
+class _Group(TyperGroup):
     """`headrace batch GRAPH` is `headrace batch run GRAPH`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -46,7 +47,7 @@ batch = typer.Typer(
 def run(
     graph: Annotated[str, typer.Argument(metavar="GRAPH", help="The graph, or model.", show_default=False)],
     input: Annotated[
-        list[str], typer.Option(metavar="PATH", help="Files, directories or patterns; repeatable.", show_default=False)
+        list[str], typer.Option(metavar="PATH", help="Files, directories, patterns; repeatable.", show_default=False)
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where the parts go.", show_default=False)],
     repository: Annotated[Path, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")],
@@ -71,7 +72,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what was begun there, if something was.")] = False,
     limit_rows: Annotated[int | None, typer.Option(metavar="N", help="Only the first rows.", min=1)] = None,
     batch_rows: Annotated[
-        str, typer.Option(metavar="auto|N", help="Rows of a batch; auto: what was measured to be best.")
+        str, typer.Option(metavar="auto|N", help="Rows of a batch; auto: what is measured to be best.")
     ] = "auto",
     max_rejects: Annotated[int, typer.Option(metavar="N", help="Stop when more rows than that are rejected.", min=0)] = 1000,
     memory: Annotated[
@@ -81,8 +82,8 @@ def run(
 ) -> None:
     """Run a graph over a data set: Parquet, Arrow, CSV, JSON lines, or files as rows; into Parquet or Arrow.
 
-    Every row is in the output once, in order, or told of in DIR/_rejects. A job that was stopped or killed goes on with --resume, and
-    its output is the same as if nothing had happened. On a terminal a bar says how far it is; otherwise a line of JSON a second.
+    Every row is in the output once, in order, or told of in DIR/_rejects. A job that was stopped or killed goes on with --resume,
+    and its output is the same as if nothing had happened. On a terminal a bar says how far it is; else a line of JSON a second.
     Exit status 1 when rows were rejected.
 
     \b

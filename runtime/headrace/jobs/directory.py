@@ -82,14 +82,13 @@ class JobDirectory:
             found = json.loads(text)
             if found["format"] != FORMAT:
                 raise InvalidJob(
-                    f"{self._manifest} is of format {found['format']}, and this release writes {FORMAT}: go on with the release that "
-                    "began the job, or begin it anew in another directory"
+                    f"{self._manifest} is of format {found['format']}, and this release writes {FORMAT}: go on with the release "
+                    "that began the job, or begin it anew in another directory"
                 )
             return Manifest.model_validate(found)
         except (ValueError, KeyError, TypeError) as error:
-            raise InvalidJob(
-                f"{self._manifest} is no manifest: {_first_line(error)}; begin the job anew in another directory"
-            ) from None
+            told = _first_line(error)
+            raise InvalidJob(f"{self._manifest} is no manifest: {told}; begin the job anew in another directory") from None
 
     def begin(self, manifest: Manifest) -> None:
         """Write down what is going to be done, before anything is."""
@@ -108,9 +107,8 @@ class JobDirectory:
             try:
                 record = Done.model_validate_json(path.read_bytes())
             except (OSError, ValidationError) as error:
-                raise InvalidJob(
-                    f"{path} is no record of a split: {_first_line(error)}; remove it, and the split is made again"
-                ) from None
+                told = _first_line(error)
+                raise InvalidJob(f"{path} is no record of a split: {told}; remove it, and the split is made again") from None
             found[record.split] = record
         return found
 

@@ -6,7 +6,6 @@ is not recorded yet, of the same rows in the same batches.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from headrace.jobs.parts import Parts
 from headrace.jobs.split import Piece, windows
 from headrace.models.repository import ModelSource
 
+_PLAIN = Options()
 MEMORY = 512 << 20
 MOST_REJECTED = 1000
 
@@ -77,7 +77,7 @@ class BatchJob:
         repository: ModelSource | Path | str,
         input: str | Path | Sequence[str],
         output: Path | str,
-        options: Options = Options(),
+        options: Options = _PLAIN,
         *,
         resume: bool = False,
         memory: int = MEMORY,
@@ -86,7 +86,7 @@ class BatchJob:
     ) -> None:
         where = [str(input)] if isinstance(input, (str, Path)) else list(map(str, input))
         if filesystem is None:  # it may go on from another directory
-            where = [os.path.abspath(path) for path in where]
+            where = [str(Path(path).absolute()) for path in where]
         self._asked = Asked(graph, repository, tuple(where), options, filesystem)
         self._directory = JobDirectory(Path(output))
         self._resume, self._most_rejected = resume, most_rejected
@@ -159,10 +159,12 @@ class BatchJob:
         runners = [begun.graph.runner(number) for number in range(begun.manifest.shapes.runners)]
         self._begun, self._since = begun, time.monotonic()
         try:
-            with Parts(self._directory, begun, self._most_rejected, rejected) as self._parts:
-                with self._flow.working(self._windows(begun), runners) as written:
-                    for work in written:
-                        self._parts.add(work)
+            with (
+                Parts(self._directory, begun, self._most_rejected, rejected) as self._parts,
+                self._flow.working(self._windows(begun), runners) as written,
+            ):
+                for work in written:
+                    self._parts.add(work)
         except JobStopped:
             raise
         except (OSError, MemoryError, HeadraceError) as error:
@@ -177,4 +179,5 @@ class BatchJob:
 
     def _told(self) -> str:
         progress = self.progress
-        return f"{progress.splits} of {progress.total_splits} splits are finished and stay so; when this is mended, go on with --resume"
+        finished = f"{progress.splits} of {progress.total_splits} splits are finished and stay so"
+        return f"{finished}; when this is mended, go on with --resume"

@@ -188,14 +188,10 @@ class JobBatch:
     def __init__(self, spec: ModelSpec, window: Window, rows: Rows) -> None:
         self._spec, self._window, self._chosen = spec, window, rows
         self.rows = count(rows)
+        self.offsets = list(range(self.rows + 1))  # a request a row
 
     def __len__(self) -> int:
         return self.rows
-
-    @cached_property
-    def offsets(self) -> list[int]:
-        """One request a row."""
-        return list(range(self.rows + 1))
 
     @cached_property
     def _gathered(self) -> tuple[dict[str, Tensor], int]:
@@ -213,11 +209,9 @@ class JobBatch:
     def requests(self) -> list[Request]:
         """The rows as requests, for models that ask for these."""
         tensors = self.tensors()
-        if self._spec.max_batch_size == 0:
-            return [Request(self._spec.name, tensors)]
-        return [
-            Request(self._spec.name, {name: rows_of(t, row, row + 1) for name, t in tensors.items()}) for row in range(self.rows)
-        ]
+        whole = self._spec.max_batch_size == 0
+        rows = [tensors] if whole else [_between_of(tensors, row, row + 1) for row in range(self.rows)]
+        return [Request(self._spec.name, row) for row in rows]
 
     @property
     def heads(self) -> list[Head]:
@@ -265,14 +259,11 @@ class JobBatch:
 
     def _reply(self, outputs: Mapping[str, Tensor]) -> None:
         checked = checked_outputs(self._spec, outputs, self.wanted(), self.rows, self._padded)
-        if self._spec.max_batch_size == 0 or (
-            self._padded and any(cut_dimension(self._spec, o) is not None for o in self._spec.outputs)
-        ):
+        if self._spec.max_batch_size == 0:
+            self._put(_places(self._chosen)[0], checked)
+        elif self._padded and any(cut_dimension(self._spec, output) is not None for output in self._spec.outputs):
             for index, row in enumerate(_places(self._chosen)):
-                self._put(
-                    row,
-                    checked if self._spec.max_batch_size == 0 else {n: rows_of(t, index, index + 1) for n, t in checked.items()},
-                )
+                self._put(row, _between_of(checked, index, index + 1))
         else:
             self._window.results.put(self._chosen, checked)
 
@@ -301,6 +292,10 @@ class _Part:
     def fail(self, error: HeadraceError) -> None:
         """There is nothing for it."""
         self._batch.fail(error, self._index)
+
+
+def _between_of(tensors: Mapping[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
+    return {name: rows_of(tensor, first, last) for name, tensor in tensors.items()}
 
 
 def _row(tensor: Tensor | Ragged, row: int) -> Tensor:
