@@ -133,7 +133,8 @@ def test_files_as_rows(tmp_path: Path) -> None:
         ("b.png", b"\x89PNG"),
         ("sub/a.wav", b"RIFF"),
         ("_c", b""),
-        (".git/x", b"hidden"), ("z.gz", b"no gzip"),
+        (".git/x", b"hidden"),
+        ("z.gz", b"no gzip"),
         ("large", b"y" * 2000),
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
