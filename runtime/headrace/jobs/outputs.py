@@ -77,10 +77,18 @@ class PartWriter:
         self._held: list[pa.RecordBatch] = []
         self._rows = self._held_rows = self._held_bytes = 0
         if format == "parquet":
-            # Of numbers that a model gives hardly two are the same: to look for that costs more than all the rest.
+            # Of numbers that a model gives hardly two are the same: to look for that costs more than all the rest. And of what
+            # is in lists nobody asks for the least.
             texts = [one.name for one in schema if is_bytes(one.type)]
+            flat = [one.name for one in schema if not pa.types.is_nested(one.type)]
             self._writer = pq.ParquetWriter(
-                self._sink, schema, version="2.6", compression="zstd", use_dictionary=texts, write_page_checksum=True
+                self._sink,
+                schema,
+                version="2.6",
+                compression="zstd",
+                use_dictionary=texts,
+                write_statistics=flat,
+                write_page_checksum=True,
             )
         else:
             self._writer = pipc.new_file(self._sink, schema)
