@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.feather as feather

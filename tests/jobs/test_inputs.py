@@ -123,6 +123,8 @@ def test_directories_are_columns(tmp_path: Path) -> None:
     assert next(iter(inputs.read(second, 10))).batch["kind"].null_count == 10
     projected = DataSet.open([str(tmp_path)]).select(["day", "id"])
     assert projected.schema.names == ["day", "id"]
+    with pytest.raises(InvalidJob, match="no column is read but those that directories are"):
+        DataSet.open([str(tmp_path)]).select(["day"])
     write(tmp_path / "day=3" / "x.parquet", table(1))
     with pytest.raises(InvalidJob, match=r"lies in directories of day, kind, and .*day=3/x\.parquet in those of day"):
         DataSet.open([str(tmp_path)]).select()
@@ -133,7 +135,8 @@ def test_files_as_rows(tmp_path: Path) -> None:
         ("b.png", b"\x89PNG"),
         ("sub/a.wav", b"RIFF"),
         ("_c", b""),
-        (".git/x", b"hidden"), ("z.gz", b"no gzip"),
+        (".git/x", b"hidden"),
+        ("z.gz", b"no gzip"),
         ("large", b"y" * 2000),
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -13,11 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from openlineage.client import event_v2, facet_v2
 
+from headrace.errors import JobFailed
 from headrace.jobs import openlineage
 from headrace.jobs.openlineage import Account, Data, told
+from tests.jobs.conftest import Run
+from tests.jobs.files import write
 
 
 def account() -> Account:
@@ -28,7 +32,7 @@ def account() -> Account:
     )
 
 
-def run(of: Account) -> None:
+def tell(of: Account) -> None:
     with told(of):
         of.output = replace(of.output, rows=19, nbytes=500, files=1)
 
@@ -74,7 +78,7 @@ def test_the_story_of_a_job_in_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
     transport = {"type": "file", "log_file_path": str(path), "append": True}
     monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(transport))
     monkeypatch.setenv("OPENLINEAGE_NAMESPACE", "mill")
-    run(account())
+    tell(account())
     with pytest.raises(OSError, match="disk"), told(account()):
         raise OSError("the disk is full")
     events = [json.loads(line) for line in path.read_text().splitlines()]
@@ -114,7 +118,7 @@ def test_the_story_of_a_job_over_http(
 ) -> None:
     url, got = taken
     monkeypatch.setenv("OPENLINEAGE_URL", url)
-    run(account())
+    tell(account())
     assert [(path, event["eventType"]) for path, event in got] == [("/api/v1/lineage", "START"), ("/api/v1/lineage", "COMPLETE")]
     for _, event in got:
         as_the_schema_has_it(event)
@@ -141,5 +145,30 @@ def test_who_does_not_take_events_does_not_stop_a_job(
         else:
             monkeypatch.setenv("OPENLINEAGE_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
         with caplog.at_level(logging.WARNING, openlineage.__name__):
-            run(account())
+            tell(account())
     assert [record for record in caplog.records if record.name == openlineage.__name__]
+
+
+def test_openlineage_is_told_of_a_job(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "told.jsonl"
+    transport = {"type": "file", "log_file_path": str(path), "append": True}
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(transport))
+    rows = write(tmp_path / "in.parquet", pa.table({"i": [1, None, 3]}))
+    run("lookup", rows)
+    with pytest.raises(JobFailed):
+        run("lookup", rows, "strict", most_rejected=0)
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [event["eventType"] for event in events] == ["START", "COMPLETE", "START", "FAIL"]
+    for event in events:
+        as_the_schema_has_it(event)
+    complete = events[1]
+    assert complete["job"]["name"] == "batch.lookup"
+    assert complete["inputs"][0]["name"] == str(rows)
+    assert complete["inputs"][0]["inputFacets"]["inputStatistics"]["rowCount"] == 3
+    amount = complete["outputs"][0]["outputFacets"]["outputStatistics"]
+    assert (amount["rowCount"], amount["fileCount"]) == (2, 1)
+    assert amount["size"] == sum(part.stat().st_size for part in (tmp_path / "out").glob("*.parquet"))
+    facet = complete["run"]["facets"]["headrace_manifest"]
+    manifest = json.loads((tmp_path / "out" / "_headrace" / "manifest.json").read_text())
+    assert facet["graph"] == manifest["graph"]
+    assert "rows were rejected" in events[3]["run"]["facets"]["errorMessage"]["message"]

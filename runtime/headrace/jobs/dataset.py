@@ -81,6 +81,8 @@ class DataSet:
             InvalidJob: a column is missing, or has different types in two files.
         """
         names = self.schema.names if columns is None else columns
+        if all(name in self.partitions for name in names):
+            raise InvalidJob("of the input no column is read but those that directories are; read or keep another")
         schema = pa.schema([self.schema.field(name) if name in self.partitions else self._agreed(name) for name in names])
         if columns is None:
             self._see_that_there_are_no_others()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from headrace.jobs.beginning import Asked, Begun, begun_anew, gone_on
 from headrace.jobs.directory import JobDirectory
 from headrace.jobs.flow import Flow, Work
 from headrace.jobs.manifest import Done, Options
+from headrace.jobs.openlineage import Account, Data, told
 from headrace.jobs.parts import Parts
 from headrace.jobs.split import Piece, windows
 from headrace.models.repository import ModelSource
@@ -138,7 +139,12 @@ class BatchJob:
             self._directory.tidy()
             with self._opened() as begun:
                 self._done = self._directory.done()
-                self._work(begun)
+                account = _account(begun, self._directory.root)
+                with told(account):
+                    try:
+                        self._work(begun)
+                    finally:
+                        account.output = self._written(account.output)
         return self.progress
 
     @contextmanager
@@ -177,7 +183,26 @@ class BatchJob:
             if number not in self._done:
                 yield from windows(begun.recipe, begun.inputs, number, split)
 
+    def _written(self, output: Data) -> Data:
+        """The output with what there is of it."""
+        progress = self.progress
+        nbytes = progress.nbytes + sum(each.nbytes for each in self._done.values())
+        return replace(output, rows=progress.rows - progress.rejected, nbytes=nbytes, files=progress.splits)
+
     def _told(self) -> str:
         progress = self.progress
         finished = f"{progress.splits} of {progress.total_splits} splits are finished and stay so"
         return f"{finished}; when this is mended, go on with --resume"
+
+
+def _account(begun: Begun, output: Path) -> Account:
+    """What others are told of a job: all of its manifest but lists of files and splits."""
+    manifest, files = begun.manifest, begun.inputs.files
+    columns = [(one.name, str(one.type)) for one in begun.inputs.schema]
+    made = [(one.name, str(one.type)) for one in begun.recipe.schema]
+    inputs = [Data(path, columns) for path in manifest.input]
+    if len(inputs) == 1:
+        rows, nbytes = sum(split.rows for split in begun.splits), sum(file.found.size for file in files)
+        inputs = [replace(inputs[0], rows=rows, nbytes=nbytes, files=len(files))]
+    facet = manifest.model_dump(mode="json", exclude={"found", "splits"})
+    return Account(f"batch.{manifest.graph.name}", inputs, Data(str(output), made), facet)
