@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from headrace.errors import BackendFailed
 from headrace.jobs.columns import Decoded, Rejected, decode
-from headrace.jobs.cutting import count
 from headrace.jobs.encoding import encode
 from headrace.jobs.flow import Work
 from headrace.jobs.inputs import Inputs, Split
@@ -74,8 +73,7 @@ def window_of(recipe: Recipe, piece: Piece, rejected: Sequence[Rejected]) -> Wor
     if any(output.datatype not in DTYPES or -1 in output.dims for output in spec.outputs):
         made += batch.nbytes  # nobody knows
     window = Window(spec, piece.decoded.tensors, rows, recipe.shapes)
-    running = sum(count(rows) for unit in window.units for rows in unit)
-    return Work(piece, window, batch.nbytes + made, batch.num_rows - running)
+    return Work(piece, window, batch.nbytes + made, batch.num_rows - window.running)
 
 
 def output_of(recipe: Recipe, work: Work[Piece]) -> pa.RecordBatch:

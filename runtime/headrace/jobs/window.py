@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -102,8 +101,12 @@ class Window:
     def __init__(self, spec: ModelSpec, inputs: Inputs, rows: int, shapes: Shapes) -> None:
         self._spec, self._inputs, self._shapes = spec, inputs, shapes
         self.results = Results(spec, rows)
+        self.outputs = tuple([output.name for output in spec.outputs])
+        """All of them: what is wanted of every batch."""
         self._admitted = self._judged(rows) if spec.padding is not None else []
         places = np.delete(np.arange(rows, dtype=np.intp), list(self.results.failed))
+        self.running = len(places)
+        """Rows that go into the graph."""
         self.units = units(cut(*self._keys(rows), places, shapes), shapes)
 
     def _judged(self, rows: int) -> list[Admitted | None]:
@@ -189,21 +192,21 @@ class JobBatch:
         self._spec, self._window, self._chosen = spec, window, rows
         self.rows = count(rows)
         self.offsets = list(range(self.rows + 1))  # a request a row
+        self._tensors: Mapping[str, Tensor] | None = None
+        self._padded = 0
 
     def __len__(self) -> int:
         return self.rows
 
-    @cached_property
-    def _gathered(self) -> tuple[dict[str, Tensor], int]:
-        return self._window.gather(self._chosen)
-
     def tensors(self) -> Mapping[str, Tensor]:
-        """The inputs by name."""
-        return self._gathered[0]
+        """The inputs by name; gathered by the first call."""
+        if self._tensors is None:
+            self._tensors, self._padded = self._window.gather(self._chosen)
+        return self._tensors
 
     def wanted(self) -> tuple[str, ...]:
         """All outputs."""
-        return tuple([output.name for output in self._spec.outputs])
+        return self._window.outputs
 
     @property
     def requests(self) -> list[Request]:
@@ -242,7 +245,7 @@ class JobBatch:
     def run(self, session: Session) -> None:
         """Run the rows, and keep what comes of them."""
         outputs = session.run(self)
-        if isinstance(outputs, Mapping):
+        if isinstance(outputs, dict):
             self._reply(outputs)
             return
         for index, piece, _ in pieces_of(outputs, self.offsets):
@@ -252,10 +255,6 @@ class JobBatch:
                 self.send(index, piece)
             except HeadraceError as error:
                 self.fail(error, index)
-
-    @property
-    def _padded(self) -> int:
-        return self._gathered[1]
 
     def _reply(self, outputs: Mapping[str, Tensor]) -> None:
         checked = checked_outputs(self._spec, outputs, self.wanted(), self.rows, self._padded)
