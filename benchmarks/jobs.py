@@ -54,7 +54,9 @@ def write_rows(model: Model, rows: NDArray[Any], directory: Path) -> Path:
     directory.mkdir(parents=True)
     for number, part in enumerate(np.array_split(rows, FILES)):
         cells = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), part.shape[1])
-        pq.write_table(pa.table({model.input[0]: cells}), directory / f"{number}.parquet", use_dictionary=False, compression="none")
+        pq.write_table(
+            pa.table({model.input[0]: cells}), directory / f"{number}.parquet", use_dictionary=False, compression="none"
+        )
     return directory
 
 

@@ -139,13 +139,14 @@ def column(table: pa.Table, name: str) -> np.ndarray[Any, Any]:
 
 
 Run = Callable[..., Path]
+SIXTEEN = Options(batch_rows=16)
 
 
 @pytest.fixture
 def run(repository: Path, tmp_path: Path) -> Run:
     """`run(graph, input, name="out", options=…, …)`: a job, from start to end; its output."""
 
-    def start(graph: str, input: Path, name: str = "out", *, options: Options = Options(batch_rows=16), **more: Any) -> Path:
+    def start(graph: str, input: Path, name: str = "out", *, options: Options = SIXTEEN, **more: Any) -> Path:
         BatchJob(graph, repository, input, tmp_path / name, options, **more).run()
         return tmp_path / name
 

@@ -1,15 +1,13 @@
-"""Files for tests of jobs, and a file system that says what was opened."""
+"""Files for tests of jobs."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.feather as feather
-import pyarrow.fs as pfs
 import pyarrow.parquet as pq
 
 from headrace.jobs.inputs import Inputs, Split
@@ -36,40 +34,6 @@ def write(path: Path, rows: pa.Table, *, group_rows: int = 100) -> Path:
     else:
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows.to_pylist()))
     return path
-
-
-class Opened(pfs.FileSystemHandler):
-    """The local file system; `opened` are the files that somebody has opened."""
-
-    def __init__(self) -> None:
-        self.opened: list[str] = []
-        self._local = pfs.LocalFileSystem()
-
-    def open_input_file(self, path: str) -> Any:
-        self.opened.append(path)
-        return self._local.open_input_file(path)
-
-    def open_input_stream(self, path: str) -> Any:
-        self.opened.append(path)
-        return self._local.open_input_stream(path)
-
-    def get_file_info(self, paths: list[str]) -> Any:
-        return self._local.get_file_info(paths)
-
-    def get_file_info_selector(self, selector: pfs.FileSelector) -> Any:
-        return self._local.get_file_info(selector)
-
-    def get_type_name(self) -> str:
-        return "opened"
-
-    def normalize_path(self, path: str) -> str:
-        return path
-
-    def _refused(self, *_: object, **__: object) -> Any:
-        raise PermissionError("an input is only read")
-
-    open_output_stream = open_append_stream = create_dir = delete_dir = delete_dir_contents = _refused
-    delete_root_dir_contents = delete_file = move = copy_file = _refused
 
 
 def ids(inputs: Inputs, splits: tuple[Split, ...], window_rows: int = 64) -> list[int]:

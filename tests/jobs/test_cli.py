@@ -91,7 +91,17 @@ def test_ctrl_c_ends_it_in_order_and_says_how_to_go_on(repository: Path, tmp_pat
 )
 def test_options_that_mean_nothing(repository: Path, tmp_path: Path, options: list[str], told: str) -> None:
     files = [] if "--input" in options else ["--input", str(write_vectors(tmp_path / "in", [1]))]
-    given = ["batch", "mlp", "--repository", str(repository), "--output", str(tmp_path / "out"), "--batch-rows=8", *files, *options]
+    given = [
+        "batch",
+        "mlp",
+        "--repository",
+        str(repository),
+        "--output",
+        str(tmp_path / "out"),
+        "--batch-rows=8",
+        *files,
+        *options,
+    ]
     with pytest.raises(InvalidJob, match=told):
         app(given, standalone_mode=False)
 
@@ -111,7 +121,10 @@ def test_verify(run: Run, tmp_path: Path) -> None:
     (output / "_rejects" / "part-00001.jsonl").write_text("{}")
     found = verify_output(output, sample=3)
     assert (found.parts, found.sampled_rows) == (1, 2500)
-    assert [problem.split(" ")[0].rpartition("/")[2] for problem in found.problems[:2]] == ["part-00001.jsonl", "part-00002.parquet"]
+    assert [problem.split(" ")[0].rpartition("/")[2] for problem in found.problems[:2]] == [
+        "part-00001.jsonl",
+        "part-00002.parquet",
+    ]
     assert found.problems[2:] == ["rows 0 to 500 of part-00002.parquet come out otherwise"]
     (output / "_headrace" / "splits" / "00002.json").unlink()
     bad = headrace("batch", "verify", output, "--json")

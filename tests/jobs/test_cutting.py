@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -59,7 +61,7 @@ def test_rows_of_one_kind_are_not_moved(rows: int, size: int) -> None:
 def test_units_are_runs_of_batches(sizes: list[int], unit: int) -> None:
     """In order, about as many for each runner; over borders no more rows than go together, but for a batch that is larger."""
     ends = np.cumsum([0, *sizes]).tolist()
-    batches = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+    batches = [slice(a, b) for a, b in pairwise(ends)]
     found = units(batches, shapes(64, unit=unit))
     assert [batch for each in found for batch in each] == batches
     if unit:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import resource
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pfs
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,7 +18,8 @@ from headrace.errors import InvalidJob, JobChanged, JobFailed
 from headrace.jobs.columns import Rejected
 from headrace.jobs.dataset import DataSet
 from headrace.jobs.inputs import Inputs
-from tests.jobs.files import FORMATS, Opened, ids, table, write
+from tests.jobs.counting import Counting
+from tests.jobs.files import FORMATS, ids, table, write
 
 
 def described(inputs: Inputs) -> dict[str, Any]:
@@ -66,8 +69,8 @@ def test_row_groups_stay_whole_where_they_are_small(tmp_path: Path) -> None:
 def test_splits_that_follow_one_another_open_a_file_once(tmp_path: Path) -> None:
     for name, first in (("a", 0), ("b", 300)):
         write(tmp_path / f"{name}.parquet", table(300, first), group_rows=300)
-    handler = Opened()
-    inputs = DataSet.open([str(tmp_path)], filesystem=pfs.PyFileSystem(handler)).select(["id"])
+    handler = Counting()
+    inputs = DataSet.open([str(tmp_path)], filesystem=handler.filesystem).select(["id"])
     splits = inputs.splits(50)
     handler.opened.clear()
     assert ids(inputs, splits) == list(range(600))
@@ -81,8 +84,8 @@ def test_a_job_that_goes_on_opens_only_what_it_reads(tmp_path: Path, suffix: str
         write(tmp_path / f"{name}.{suffix}", table(100, first))
     began = DataSet.open([str(tmp_path / "*")]).select(["id"])
     splits = began.splits(50)
-    handler = Opened()
-    inputs = Inputs.restore(described(began), pfs.PyFileSystem(handler))
+    handler = Counting()
+    inputs = Inputs.restore(described(began), handler.filesystem)
     assert handler.opened == []
     assert ids(inputs, splits[3:]) == list(range(150, 200))
     assert {Path(path).name for path in handler.opened} == {f"b.{suffix}"}
@@ -120,6 +123,8 @@ def test_directories_are_columns(tmp_path: Path) -> None:
     assert next(iter(inputs.read(second, 10))).batch["kind"].null_count == 10
     projected = DataSet.open([str(tmp_path)]).select(["day", "id"])
     assert projected.schema.names == ["day", "id"]
+    with pytest.raises(InvalidJob, match="no column is read but those that directories are"):
+        DataSet.open([str(tmp_path)]).select(["day"])
     write(tmp_path / "day=3" / "x.parquet", table(1))
     with pytest.raises(InvalidJob, match=r"lies in directories of day, kind, and .*day=3/x\.parquet in those of day"):
         DataSet.open([str(tmp_path)]).select()
@@ -131,18 +136,19 @@ def test_files_as_rows(tmp_path: Path) -> None:
         ("sub/a.wav", b"RIFF"),
         ("_c", b""),
         (".git/x", b"hidden"),
+        ("z.gz", b"no gzip"),
         ("large", b"y" * 2000),
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    handler = Opened()
-    inputs = DataSet.open([str(tmp_path)], filesystem=pfs.PyFileSystem(handler)).select(cell_bytes=1000)
+    handler = Counting()
+    inputs = DataSet.open([str(tmp_path)], filesystem=handler.filesystem).select(cell_bytes=1000)
     splits = inputs.splits(3)
     assert handler.opened == []
     windows = [window for split in splits for window in inputs.read(split, 2)]
     rows = [row for window in windows for row in window.batch.to_pylist()]
-    assert [Path(row["path"]).name for row in rows] == ["_c", "b.png", "large", "a.wav"]
-    assert [row["bytes"] for row in rows] == [b"", b"\x89PNG", None, b"RIFF"]
+    assert [Path(row["path"]).name for row in rows] == ["_c", "b.png", "large", "a.wav", "z.gz"]
+    assert [row["bytes"] for row in rows] == [b"", b"\x89PNG", None, b"RIFF", b"no gzip"]
     assert windows[1].rejected == (Rejected(0, "bytes", "is 2000 bytes, more than the 1000 that a cell may have"),)
     assert str(tmp_path / "large") not in handler.opened
     assert inputs.place(splits[0], 1) == (str(tmp_path / "b.png"), 0)
@@ -155,7 +161,7 @@ def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
     wide = pa.table({"id": range(2000), "wide": [os.urandom(500) for _ in range(2000)]})
     path = write(tmp_path / "a.parquet", wide)
 
-    class Counted(Opened):
+    class Counted(Counting):
         nbytes = 0
 
         def open_input_file(self, path: str) -> Any:
@@ -175,7 +181,7 @@ def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
             return pa.PythonFile(File(), "r")
 
     handler = Counted()
-    inputs = DataSet.open([str(path)], filesystem=pfs.PyFileSystem(handler)).select(["id"])
+    inputs = DataSet.open([str(path)], filesystem=handler.filesystem).select(["id"])
     assert ids(inputs, inputs.splits(100)) == list(range(2000))
     assert handler.nbytes < path.stat().st_size / 4
 
@@ -234,6 +240,19 @@ def test_a_file_that_changes_meanwhile_is_told(tmp_path: Path, suffix: str) -> N
     assert ids(inputs, (first, second)) == list(range(30))
 
 
+def test_dictionaries_and_views_are_read_as_what_they_stand_for(tmp_path: Path) -> None:
+    texts = pa.array(["a", None, "b" * 3000, "a"])
+    views = pa.array([["c"], ["d", "e"], None, ["f" * 3000]], pa.list_(pa.string_view()))
+    columns = {"name": texts.dictionary_encode(), "view": texts.cast(pa.string_view()), "views": views}
+    feather.write_feather(pa.table(columns), str(tmp_path / "a.arrow"), compression="uncompressed", chunksize=3)
+    inputs = DataSet.open([str(tmp_path / "a.arrow")]).select(cell_bytes=2000)
+    assert [str(kind) for kind in inputs.schema.types] == ["string", "large_string", "large_list<item: large_string>"]
+    (window,) = inputs.read(inputs.splits(10)[0], 10)
+    assert window.batch["name"].to_pylist() == window.batch["view"].to_pylist() == ["a", None, None, "a"]
+    assert window.batch["views"].to_pylist() == [["c"], ["d", "e"], None, None]
+    assert [(row.place, row.column) for row in window.rejected] == [(2, "name"), (3, "views")]
+
+
 def test_a_cell_above_the_limit_is_rejected(tmp_path: Path) -> None:
     rows = pa.table({"id": [0, 1, 2], "text": ["a", "b" * 5000, "c"], "list": [[1.0], [2.0], [3.0] * 1000]})
     for suffix in FORMATS[:2]:
@@ -274,3 +293,54 @@ def test_patterns(tmp_path: Path) -> None:
     ]:
         found = DataSet.open([str(tmp_path / pattern)]).select().files
         assert "".join(sorted(Path(file.found.path).name[0] for file in found)) == names
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_broken_bytes_are_an_error_or_rejected_rows_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"a.{suffix}", table(200), group_rows=50)
+    whole, rng = path.read_bytes(), random.Random(suffix)
+    told = 0
+    for _ in range(60):
+        content = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(content[: rng.choice([len(content), rng.randrange(len(content))])])
+        try:
+            inputs = DataSet.open([str(path)], types={"id": pa.int64()}).select(["id", "text"])
+            for split in inputs.splits(60):
+                windows = list(inputs.read(split, 25))
+                assert sum(window.batch.num_rows for window in windows) == split.rows
+                told += sum(len(window.rejected) for window in windows)
+        except (InvalidJob, JobFailed) as error:
+            assert path.name in str(error)
+            told += 1
+    assert told > 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl", "files"])
+def test_a_cell_of_a_gigabyte_is_rejected_and_its_neighbours_are_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    size = 1 << 30
+    if suffix == "files":
+        (tmp_path / "0").write_bytes(b"a")
+        with (tmp_path / "1").open("wb") as file:
+            file.truncate(size)
+        path = tmp_path
+    elif suffix == "parquet":
+        pq.write_table(pa.table({"text": ["a", "b" * size, "c"]}), path, use_dictionary=False)
+    else:
+        with path.open("w") as file:
+            file.write('text\na\n"' if suffix == "csv" else '{"text": "a"}\n{"text": "')
+            for _ in range(1024):
+                file.write("b" * (1 << 20))
+            file.write('"\nc\n' if suffix == "csv" else '"}\n{"text": "c"}\n')
+    inputs = DataSet.open([str(path)]).select()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    windows = [window for split in inputs.splits(10) for window in inputs.read(split, 10)]
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert [row.place for window in windows for row in window.rejected] == [1]
+    assert sum(window.batch.num_rows for window in windows) == (2 if suffix == "files" else 3)
+    if suffix != "parquet":  # whose reader makes whole pages
+        assert grown < 256 << 10

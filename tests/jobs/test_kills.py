@@ -85,20 +85,28 @@ def test_killed_between_the_steps_of_a_part(run: Run, repository: Path, files: P
     assert read(output).column("id").to_pylist() == list(range(sum(ROWS)))
 
 
+def count(splits: Path) -> int:
+    return len(list(splits.iterdir())) if splits.is_dir() else 0
+
+
+def kill_once(job: list[str], splits: Path, chance: random.Random) -> bool:
+    process = begin("-m", "headrace", *job)
+    least = count(splits) + chance.randrange(4)
+    until(lambda: process.poll() is not None or count(splits) >= least, 50)
+    moment = time.monotonic() + chance.uniform(0, 0.03)
+    until(lambda: time.monotonic() > moment)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
 def kill_again_and_again(job: list[str], output: Path, seed: int, times: int) -> int:
     """Kill it when some more splits are recorded, and a moment later; how often it was killed before its end."""
     chance = random.Random(seed)
     splits = output / "_headrace" / "splits"
     killed = 0
     for _ in range(times):
-        process = begin("-m", "headrace", *job)
-        least = (len(list(splits.iterdir())) if splits.is_dir() else 0) + chance.randrange(4)
-        until(lambda least=least: process.poll() is not None or (splits.is_dir() and len(list(splits.iterdir())) >= least), 50)
-        moment = time.monotonic() + chance.uniform(0, 0.03)
-        until(lambda moment=moment: time.monotonic() > moment)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+        killed += kill_once(job, splits, chance)
     return killed
 
 

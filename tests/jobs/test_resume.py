@@ -32,9 +32,10 @@ def stopped_after(splits: int, graph: str, repository: Path, input: Path, output
         if len(directory.done()) == splits:
             job.stop()
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(JobStopped):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JobDirectory, "put_part", put_part)
-        job.run()
+        with pytest.raises(JobStopped):
+            job.run()
 
 
 def test_finished_splits_are_not_opened_again(run: Run, repository: Path, tmp_path: Path) -> None:
@@ -64,12 +65,16 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], None], Options, str]] = {
     "touched": (lambda models, files: os.utime(files / "001.parquet", (1, 1)), OPTIONS, r"001\.parquet"),
     "gone": (lambda models, files: (files / "000.parquet").unlink(), OPTIONS, r"000\.parquet"),
     "new": (lambda models, files: shutil.copy(files / "000.parquet", files / "009.parquet") and None, OPTIONS, r"009\.parquet"),
-    "model": (lambda models, files: (models / "mlp" / "1" / "notes").write_text("x") and None, OPTIONS, "model 'mlp' has other files"),
+    "model": (
+        lambda models, files: (models / "mlp" / "1" / "notes").write_text("x") and None,
+        OPTIONS,
+        "model 'mlp' has other files",
+    ),
     "config": (
-        lambda models, files: (models / "mlp" / "config.pbtxt").write_text(
-            (models / "mlp" / "config.pbtxt").read_text() + "dynamic_batching { }"
-        )
-        and None,
+        lambda models, files: (
+            (models / "mlp" / "config.pbtxt").write_text((models / "mlp" / "config.pbtxt").read_text() + "dynamic_batching { }")
+            and None
+        ),
         OPTIONS,
         "model 'mlp' has other files, or another configuration",
     ),

@@ -45,7 +45,8 @@ def test_the_profile_chooses(repository: Path, tmp_path: Path) -> None:
     shapes = manifest["shapes"]
     assert shapes["batch_rows"][0][1] == done.batch_rows[1] > 1
     assert shapes["runners"] * shapes["threads"] >= 1
-    assert manifest["graph"]["digest"] and manifest["versions"]["onnxruntime"]
+    assert manifest["graph"]["digest"]
+    assert manifest["versions"]["onnxruntime"]
 
 
 def test_lengths_are_padded_as_online(repository: Path, tmp_path: Path, run: Run) -> None:
@@ -65,11 +66,12 @@ def test_lengths_are_padded_as_online(repository: Path, tmp_path: Path, run: Run
             np.testing.assert_allclose(total, alone["sum"][0], rtol=1e-5, atol=1e-6)
     rejects = [json.loads(line) for line in (output / "_rejects" / "part-00000.jsonl").read_text().splitlines()]
     assert [reject["row"] for reject in rejects] == [200, 201]
-    assert "has length 0" in rejects[0]["reason"] and "largest bucket is 16" in rejects[1]["reason"]
+    assert "has length 0" in rejects[0]["reason"]
+    assert "largest bucket is 16" in rejects[1]["reason"]
 
 
 def test_rows_become_others_and_come_back(run: Run, tmp_path: Path) -> None:
-    """Over a border: every text gets what became of its words, none for none; one whose word the model cannot stand is told of."""
+    """Over a border: a text gets what became of its words, none for none; one with a word that cannot be is told of."""
     texts = [" ".join("x" * (1 + (row * k) % 9) for k in range(row % 7)) for row in range(500)]
     texts[77] = "all is well but for indefatigability"
     pq.write_table(pa.table({"text": texts, "row": range(500)}), tmp_path / "in.parquet")

@@ -124,7 +124,7 @@ def test_text_without_columns_is_told(tmp_path: Path) -> None:
     for name, content, told in [
         ("a.csv", "", "has no first row"),
         ("b.csv", "x,x\n1,2\n", "has two columns 'x'"),
-        ("c.jsonl", "[1]\n", "the first line of .* is no JSON object"),
+        ("c.jsonl", "[1]\n", "has no row at its beginning that can be parsed"),
     ]:
         (tmp_path / name).write_text(content)
         with pytest.raises(InvalidJob, match=told):

@@ -1,7 +1,7 @@
 """The command line. What a command needs is imported when it runs: `--help` costs no more than its parser.
 
-Exit status: 0 done, 1 something that was looked at is not well (`models`, `graph`, `batch`, `slo check`, `doctor`), 2 Headrace could
-not do what was asked; then stderr has one line that says why.
+Exit status: 0 done, 1 something that was looked at is not well (`models`, `graph`, `batch`, `slo check`, `doctor`), 2 Headrace
+could not do what was asked; then stderr has one line that says why.
 """
 
 from __future__ import annotations

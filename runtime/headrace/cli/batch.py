@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from headrace.errors import InvalidJob, JobStopped
 
@@ -27,7 +28,7 @@ _LOOK_SECONDS = {True: 0.1, False: 1.0}
 """How often is told how far it is, to a terminal or not."""
 
 
-class _Group(typer.core.TyperGroup):
+class _Group(TyperGroup):
     """`headrace batch GRAPH` is `headrace batch run GRAPH`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -45,7 +46,9 @@ batch = typer.Typer(
 @batch.command()
 def run(
     graph: Annotated[str, typer.Argument(metavar="GRAPH", help="The graph, or model.", show_default=False)],
-    input: Annotated[list[str], typer.Option(metavar="PATH", help="Files, directories or patterns; repeatable.", show_default=False)],
+    input: Annotated[
+        list[str], typer.Option(metavar="PATH", help="Files, directories, patterns; repeatable.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where the parts go.", show_default=False)],
     repository: Annotated[Path, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")],
     columns: Annotated[
@@ -68,7 +71,9 @@ def run(
     format: Annotated[Literal["parquet", "arrow"], typer.Option(metavar="parquet|arrow", help="Of the parts.")] = "parquet",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what was begun there, if something was.")] = False,
     limit_rows: Annotated[int | None, typer.Option(metavar="N", help="Only the first rows.", min=1)] = None,
-    batch_rows: Annotated[str, typer.Option(metavar="auto|N", help="Rows of a batch; auto: what was measured to be best.")] = "auto",
+    batch_rows: Annotated[
+        str, typer.Option(metavar="auto|N", help="Rows of a batch; auto: what is measured to be best.")
+    ] = "auto",
     max_rejects: Annotated[int, typer.Option(metavar="N", help="Stop when more rows than that are rejected.", min=0)] = 1000,
     memory: Annotated[
         int, typer.Option(metavar="BYTES", help="What may be on its way between input and output.", min=1 << 20)
@@ -77,8 +82,8 @@ def run(
 ) -> None:
     """Run a graph over a data set: Parquet, Arrow, CSV, JSON lines, or files as rows; into Parquet or Arrow.
 
-    Every row is in the output once, in order, or told of in DIR/_rejects. A job that was stopped or killed goes on with --resume, and
-    its output is the same as if nothing had happened. On a terminal a bar says how far it is; otherwise a line of JSON a second.
+    Every row is in the output once, in order, or told of in DIR/_rejects. A job that was stopped or killed goes on with --resume,
+    and its output is the same as if nothing had happened. On a terminal a bar says how far it is; else a line of JSON a second.
     Exit status 1 when rows were rejected.
 
     \b
@@ -157,7 +162,10 @@ def _run(job: BatchJob, output: Path) -> int:
         except JobStopped:
             progress = job.progress
             again = shlex.join(word for word in sys.argv[1:] if word != "--resume")
-            print(f"headrace: stopped; {progress.splits} of {progress.total_splits} splits are finished. Go on with:", file=sys.stderr)
+            print(
+                f"headrace: stopped; {progress.splits} of {progress.total_splits} splits are finished. Go on with:",
+                file=sys.stderr,
+            )
             print(f"  headrace {again} --resume", file=sys.stderr)
             return 130
     if sys.stdout.isatty():
@@ -246,7 +254,11 @@ def _batches(progress: Progress) -> str:
 
 def _record(progress: Progress) -> dict[str, Any]:
     left = progress.left_seconds
-    return {**asdict(progress), "rows_per_second": round(progress.rate, 1), "left_seconds": None if left is None else round(left, 1)}
+    return {
+        **asdict(progress),
+        "rows_per_second": round(progress.rate, 1),
+        "left_seconds": None if left is None else round(left, 1),
+    }
 
 
 def _json(record: dict[str, Any]) -> str:

@@ -135,7 +135,9 @@ def _recipe(spec: ModelSpec, shapes: Shapes, options: Options, inputs: Inputs) -
     texts = [output.name for output in spec.outputs if output.datatype == "BYTES"]
     for name in options.text:
         if name not in texts:
-            raise InvalidJob(f"'{name}', which is to be text, is no BYTES output of the graph; those are {', '.join(texts) or 'none'}")
-    told = {"headrace.graph": f"{spec.name}/{spec.version}", "headrace.digest": spec.digest}
-    told |= {f"headrace.version.{name}": version for name, version in _versions().items()}
-    return Recipe(spec, shapes, options, columns, keep, output_schema(inputs, keep, spec.outputs, options.text, told))
+            raise InvalidJob(
+                f"'{name}', which is to be text, is no BYTES output of the graph; those are {', '.join(texts) or 'none'}"
+            )
+    made_by = {"headrace.graph": f"{spec.name}/{spec.version}", "headrace.digest": spec.digest}
+    made_by |= {f"headrace.version.{name}": version for name, version in _versions().items()}
+    return Recipe(spec, shapes, options, columns, keep, output_schema(inputs, keep, spec.outputs, options.text, made_by))

@@ -50,7 +50,7 @@ class Runner:
 
     def _settle(self) -> None:
         """Run what has crossed borders, and what that has sent on."""
-        while any([queue.run(session) for queue, session in self._inner]):
+        while any(queue.run(session) for queue, session in self._inner):
             pass
 
 
@@ -109,9 +109,10 @@ def compiled(repository: ModelSource | Path | str, name: str, threads: int) -> I
     engine = Engine(_WithThreads(source_of(repository), threads), control=ModelControl("explicit"), queues=JobQueues)
     with engine:
         running = _loaded(engine, name)
-        for fact, told in ((running.opened.spec.decoupled, "answers a request several times"), (running.opened.spec.sequences, "has sequences")):
-            if fact:
-                raise InvalidJob(f"'{name}' {told}, and a job needs one answer for each row: take another graph")
+        spec = running.opened.spec
+        if spec.decoupled or spec.sequences:
+            what = "answers a request several times" if spec.decoupled else "has sequences"
+            raise InvalidJob(f"'{name}' {what}, and a job needs one answer for each row: take another graph")
         yield Compiled(running)
 
 

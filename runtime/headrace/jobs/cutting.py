@@ -7,6 +7,7 @@ batch is padded little. What comes out is put back in order by whoever runs them
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -100,18 +101,18 @@ def cut(buckets: NDArray[np.int64], lengths: NDArray[np.int64], places: NDArray[
         return []
     own, wide = buckets[places], lengths[places]
     if (own == own[0]).all() and (wide == wide[0]).all():
-        step = _rows_at(shapes, int(own[0]))
-        if len(places) == places[-1] - places[0] + 1:
-            return [slice(int(places[0]) + at, int(places[0]) + min(at + step, len(places))) for at in range(0, len(places), step)]
+        step, first = _rows_at(shapes, int(own[0])), int(places[0])
+        if len(places) == places[-1] - first + 1:
+            last = first + len(places)
+            return [slice(at, min(at + step, last)) for at in range(first, last, step)]
         return [places[at : at + step] for at in range(0, len(places), step)]
     order = places[np.lexsort((wide, own))]
     borders = [0, *(np.flatnonzero(np.diff(buckets[order])) + 1).tolist(), len(order)]
-    return [
-        order[at : min(at + step, last)]
-        for first, last in zip(borders, borders[1:], strict=False)
-        for step in (_rows_at(shapes, int(buckets[order[first]])),)
-        for at in range(first, last, step)
-    ]
+    found: list[Rows] = []
+    for first, last in pairwise(borders):
+        step = _rows_at(shapes, int(buckets[order[first]]))
+        found += [order[at : min(at + step, last)] for at in range(first, last, step)]
+    return found
 
 
 def _rows_at(shapes: Shapes, bucket: int) -> int:
@@ -124,17 +125,17 @@ def units(batches: Sequence[Rows], shapes: Shapes) -> list[Sequence[Rows]]:
     Over borders go all rows of a run together, so there it decides about batches, and depends on nothing but `shapes`; elsewhere
     it only saves runners the way.
     """
-    rows = sum(map(count, batches))
-    share = -(-rows // (4 * shapes.runners))
+    sizes = list(map(count, batches))
+    share = -(-sum(sizes) // (4 * shapes.runners))
     most = min(shapes.unit_rows, share) if shapes.unit_rows else share
     found: list[list[Rows]] = []
     held = most
-    for batch in batches:
+    for batch, rows in zip(batches, sizes, strict=True):
         if held >= most:
             found.append([])
             held = 0
         found[-1].append(batch)
-        held += count(batch)
+        held += rows
     return list(found)
 
 

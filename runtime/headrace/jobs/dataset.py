@@ -12,7 +12,7 @@ import pyarrow.fs as pfs
 
 from headrace.errors import InvalidJob
 from headrace.jobs.cells import unwrapped
-from headrace.jobs.formats.base import Look
+from headrace.jobs.formats.base import Look, failing
 from headrace.jobs.inputs import CELL_BYTES, FORMATS, Inputs
 from headrace.jobs.listing import HIDDEN, Found, find, partition_values
 
@@ -64,7 +64,10 @@ class DataSet:
         if isinstance(filesystem, pfs.LocalFileSystem):
             where = [str(Path(one).absolute()) for one in where]
         name, found = _chosen(where, format, filesystem)
-        looks = [FORMATS[name].look(file, filesystem, types or {}) for file in found]
+        looks: list[Look] = []
+        for file in found:
+            with failing(file.path):
+                looks.append(FORMATS[name].look(file, filesystem, types or {}))
         return cls(where, name, found, looks, filesystem)
 
     def select(self, columns: Sequence[str] | None = None, *, cell_bytes: int = CELL_BYTES) -> Inputs:
@@ -78,6 +81,8 @@ class DataSet:
             InvalidJob: a column is missing, or has different types in two files.
         """
         names = self.schema.names if columns is None else columns
+        if all(name in self.partitions for name in names):
+            raise InvalidJob("of the input no column is read but those that directories are; read or keep another")
         schema = pa.schema([self.schema.field(name) if name in self.partitions else self._agreed(name) for name in names])
         if columns is None:
             self._see_that_there_are_no_others()

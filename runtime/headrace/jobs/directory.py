@@ -47,7 +47,9 @@ class JobDirectory:
         """
         try:
             if self.root.is_dir() and not self._own.is_dir() and any(self.root.iterdir()):
-                raise InvalidJob(f"{self.root} is not empty, and no output of a job: give a directory that is empty, or not there yet")
+                raise InvalidJob(
+                    f"{self.root} is not empty, and no output of a job: give a directory that is empty, or not there yet"
+                )
             for path in (self._splits, self._tmp):
                 path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -80,12 +82,13 @@ class JobDirectory:
             found = json.loads(text)
             if found["format"] != FORMAT:
                 raise InvalidJob(
-                    f"{self._manifest} is of format {found['format']}, and this release writes {FORMAT}: go on with the release that "
-                    "began the job, or begin it anew in another directory"
+                    f"{self._manifest} is of format {found['format']}, and this release writes {FORMAT}: go on with the release "
+                    "that began the job, or begin it anew in another directory"
                 )
             return Manifest.model_validate(found)
         except (ValueError, KeyError, TypeError) as error:
-            raise InvalidJob(f"{self._manifest} is no manifest: {_first_line(error)}; begin the job anew in another directory") from None
+            told = _first_line(error)
+            raise InvalidJob(f"{self._manifest} is no manifest: {told}; begin the job anew in another directory") from None
 
     def begin(self, manifest: Manifest) -> None:
         """Write down what is going to be done, before anything is."""
@@ -104,7 +107,8 @@ class JobDirectory:
             try:
                 record = Done.model_validate_json(path.read_bytes())
             except (OSError, ValidationError) as error:
-                raise InvalidJob(f"{path} is no record of a split: {_first_line(error)}; remove it, and the split is made again") from None
+                told = _first_line(error)
+                raise InvalidJob(f"{path} is no record of a split: {told}; remove it, and the split is made again") from None
             found[record.split] = record
         return found
 

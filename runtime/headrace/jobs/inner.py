@@ -1,7 +1,7 @@
 """What waits between the segments of a graph that a job runs.
 
-Online, whoever is idle takes what is urgent. Here, the thread that sent rows on runs them itself, when it has sent all that belong
-together, in batches that depend on nothing but those rows: so a split that is made again is the same.
+Online, whoever is idle takes what is urgent. Here, the thread that sent rows on runs them itself, when it has sent all that
+belong together, in batches that depend on nothing but those rows: so a split that is made again is the same.
 """
 
 from __future__ import annotations

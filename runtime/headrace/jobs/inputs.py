@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pfs
+from numpy.typing import NDArray
 
 from headrace.errors import InvalidJob, JobChanged, JobFailed
 from headrace.jobs.cells import cell_bytes as bytes_of_cells
@@ -131,8 +132,8 @@ class Inputs:
         while done < split.rows:
             parts: list[Piece] = []
             wanted = min(window_rows, split.rows - done)
-            while wanted and (part := cursor.take(wanted)) is not None:
-                parts.append(self._limited(part))
+            while wanted and (part := self._taken(cursor, wanted, split)) is not None:
+                parts.append(part)
                 wanted -= part.batch.num_rows
             done += sum(part.batch.num_rows for part in parts)
             if wanted or done == split.rows:
@@ -170,6 +171,15 @@ class Inputs:
             self._cursor = _Cursor((split.file, split.first), pieces)
         return self._cursor
 
+    def _taken(self, cursor: _Cursor, most: int, split: Split) -> Piece | None:
+        try:
+            part = cursor.take(most)
+        except JobFailed:
+            self.close()
+            self._check(split)  # for then that is why
+            raise
+        return None if part is None else self._limited(part)
+
     def _check(self, split: Split) -> None:
         """See that nobody has changed what a split is in.
 
@@ -186,20 +196,19 @@ class Inputs:
                 raise JobFailed(f"{what}: it was changed while the job ran; {_HINT}")
 
     def _limited(self, piece: Piece) -> Piece:
-        """The rows without cells that are too large."""
+        """The rows as they are read, without cells that are too large."""
         limit = self._reading.cell_bytes
-        if piece.batch.nbytes <= limit:
-            return piece
         rejected = {row.place: row for row in piece.rejected}
         arrays: list[pa.Array] = []
         for name, array in zip(piece.batch.schema.names, piece.batch.columns, strict=True):
-            sizes = bytes_of_cells(array)
-            for place in np.flatnonzero(sizes > limit).tolist():
-                why = f"is {sizes[place]} bytes, more than the {limit} that a cell may have"
-                rejected.setdefault(place, Rejected(place, name, why))
-            is_large = sizes > limit
-            arrays.append(array.take(pa.array(np.arange(len(array)), mask=is_large)) if is_large.any() else array)
-        batch = pa.RecordBatch.from_arrays(arrays, schema=piece.batch.schema)
+            if array.get_total_buffer_size() > limit:
+                sizes = bytes_of_cells(array)
+                for place in np.flatnonzero(sizes > limit).tolist():
+                    why = f"is {sizes[place]} bytes, more than the {limit} that a cell may have"
+                    rejected.setdefault(place, Rejected(place, name, why))
+                array = _without(array, sizes > limit)
+            arrays.append(unwrapped(array))
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._reading.schema)
         return Piece(batch, tuple(rejected[place] for place in sorted(rejected)))
 
     def _window(self, parts: Sequence[Piece], split: Split) -> Window:
@@ -214,9 +223,7 @@ class Inputs:
         rows = batches[0].num_rows
         values = partition_values(self.partition(split))
         columns = [
-            _constant(values[field.name], field.type, rows)
-            if field.name in self.partitions
-            else unwrapped(batches[0].column(field.name))
+            _constant(values[field.name], field.type, rows) if field.name in self.partitions else batches[0].column(field.name)
             for field in self.schema
         ]
         starts = np.cumsum([0, *(part.batch.num_rows for part in parts)]).tolist()
@@ -252,6 +259,14 @@ def _constant(value: str | None, kind: pa.DataType, rows: int) -> pa.Array:
     if value is None:
         return pa.nulls(rows, kind)
     return pa.repeat(pa.scalar(int(value) if pa.types.is_integer(kind) else value, kind), rows)
+
+
+def _without(array: pa.Array, is_large: NDArray[np.bool_]) -> pa.Array:
+    """Cells, some of them made null; a dictionary stays one, so that a large value of it is not repeated."""
+    if not is_large.any():
+        return array
+    kept = array if pa.types.is_dictionary(array.type) else unwrapped(array)
+    return kept.take(pa.array(np.arange(len(array)), mask=is_large))
 
 
 def _difference(before: Found, now: Found | None) -> str | None:

@@ -6,11 +6,10 @@ is not recorded yet, of the same rows in the same batches.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,12 @@ from headrace.jobs.beginning import Asked, Begun, begun_anew, gone_on
 from headrace.jobs.directory import JobDirectory
 from headrace.jobs.flow import Flow, Work
 from headrace.jobs.manifest import Done, Options
+from headrace.jobs.openlineage import Account, Data, told
 from headrace.jobs.parts import Parts
 from headrace.jobs.split import Piece, windows
 from headrace.models.repository import ModelSource
 
+_PLAIN = Options()
 MEMORY = 512 << 20
 MOST_REJECTED = 1000
 
@@ -77,7 +78,7 @@ class BatchJob:
         repository: ModelSource | Path | str,
         input: str | Path | Sequence[str],
         output: Path | str,
-        options: Options = Options(),
+        options: Options = _PLAIN,
         *,
         resume: bool = False,
         memory: int = MEMORY,
@@ -86,7 +87,7 @@ class BatchJob:
     ) -> None:
         where = [str(input)] if isinstance(input, (str, Path)) else list(map(str, input))
         if filesystem is None:  # it may go on from another directory
-            where = [os.path.abspath(path) for path in where]
+            where = [str(Path(path).absolute()) for path in where]
         self._asked = Asked(graph, repository, tuple(where), options, filesystem)
         self._directory = JobDirectory(Path(output))
         self._resume, self._most_rejected = resume, most_rejected
@@ -138,7 +139,12 @@ class BatchJob:
             self._directory.tidy()
             with self._opened() as begun:
                 self._done = self._directory.done()
-                self._work(begun)
+                account = _account(begun, self._directory.root)
+                with told(account):
+                    try:
+                        self._work(begun)
+                    finally:
+                        account.output = self._written(account.output)
         return self.progress
 
     @contextmanager
@@ -159,10 +165,12 @@ class BatchJob:
         runners = [begun.graph.runner(number) for number in range(begun.manifest.shapes.runners)]
         self._begun, self._since = begun, time.monotonic()
         try:
-            with Parts(self._directory, begun, self._most_rejected, rejected) as self._parts:
-                with self._flow.working(self._windows(begun), runners) as written:
-                    for work in written:
-                        self._parts.add(work)
+            with (
+                Parts(self._directory, begun, self._most_rejected, rejected) as self._parts,
+                self._flow.working(self._windows(begun), runners) as written,
+            ):
+                for work in written:
+                    self._parts.add(work)
         except JobStopped:
             raise
         except (OSError, MemoryError, HeadraceError) as error:
@@ -175,8 +183,26 @@ class BatchJob:
             if number not in self._done:
                 yield from windows(begun.recipe, begun.inputs, number, split)
 
+    def _written(self, output: Data) -> Data:
+        """The output with what there is of it."""
+        progress = self.progress
+        nbytes = progress.nbytes + sum(each.nbytes for each in self._done.values())
+        return replace(output, rows=progress.rows - progress.rejected, nbytes=nbytes, files=progress.splits)
+
     def _told(self) -> str:
         progress = self.progress
-        return (
-            f"{progress.splits} of {progress.total_splits} splits are finished and stay so; when this is mended, go on with --resume"
-        )
+        finished = f"{progress.splits} of {progress.total_splits} splits are finished and stay so"
+        return f"{finished}; when this is mended, go on with --resume"
+
+
+def _account(begun: Begun, output: Path) -> Account:
+    """What others are told of a job: all of its manifest but lists of files and splits."""
+    manifest, files = begun.manifest, begun.inputs.files
+    columns = [(one.name, str(one.type)) for one in begun.inputs.schema]
+    made = [(one.name, str(one.type)) for one in begun.recipe.schema]
+    inputs = [Data(path, columns) for path in manifest.input]
+    if len(inputs) == 1:
+        rows, nbytes = sum(split.rows for split in begun.splits), sum(file.found.size for file in files)
+        inputs = [replace(inputs[0], rows=rows, nbytes=nbytes, files=len(files))]
+    facet = manifest.model_dump(mode="json", exclude={"found", "splits"})
+    return Account(f"batch.{manifest.graph.name}", inputs, Data(str(output), made), facet)

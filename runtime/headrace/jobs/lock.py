@@ -33,7 +33,7 @@ def locked(file: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise JobLocked(
-                f"another run works on {file.parent.parent}: {_holder(descriptor)}; wait for it, stop it, or choose another output"
+                f"another run works on {file.parent.parent}: {_holder(descriptor)}; wait for it, or choose another output"
             ) from None
         if os.fstat(descriptor).st_size:
             log.warning("the last run did not come to its end: %s. Its lock is taken over", _holder(descriptor))

@@ -35,17 +35,17 @@ class Options(_Frozen):
     nulls: Nulls = Nulls()
     input_format: str | None = None
     format: Literal["parquet", "arrow"] = "parquet"
-    limit_rows: int | None = Field(None, gt=0)
-    batch_rows: int | None = Field(None, gt=0)
+    limit_rows: int | None = Field(default=None, gt=0)
+    batch_rows: int | None = Field(default=None, gt=0)
 
 
 class Shapes(_Frozen):
     """How rows become batches, and how many run at once.
 
-    `batch_rows` has the rows of a batch by the length up to which that holds, ascending; without padding that is one, of length 0.
-    `unit_rows` are the rows that go over the borders of a graph together, 0 where it has none. `window_rows` are those among which
-    rows of about one length are sought, `split_rows` those of a part. `runners` batches run at once, each on `threads` threads of
-    ONNX Runtime.
+    `batch_rows` has the rows of a batch by the length up to which that holds, ascending; without padding that is one, of length
+    0. `unit_rows` are the rows that go over the borders of a graph together, 0 where it has none. `window_rows` are those among
+    which rows of about one length are sought, `split_rows` those of a part. `runners` batches run at once, each on `threads`
+    threads of ONNX Runtime.
     """
 
     batch_rows: tuple[tuple[int, int], ...]
@@ -99,7 +99,9 @@ class Done(_Frozen):
         return sum(self.windows)
 
 
-def changes(old: Manifest, graph: Identity, versions: Mapping[str, str], where: tuple[str, ...], options: Options) -> Iterator[str]:
+def changes(
+    old: Manifest, graph: Identity, versions: Mapping[str, str], where: tuple[str, ...], options: Options
+) -> Iterator[str]:
     """What a job would go on with that is not what it began with, one sentence each; input files not included."""
     if old.graph != graph:
         yield from _changed_graph(old.graph, graph)

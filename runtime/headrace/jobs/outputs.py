@@ -16,6 +16,7 @@ import pyarrow.ipc as pipc
 import pyarrow.parquet as pq
 
 from headrace.errors import InvalidJob
+from headrace.jobs.cells import is_bytes
 from headrace.jobs.encoding import field
 from headrace.jobs.inputs import Inputs, Split
 from headrace.tensor import TensorSpec
@@ -59,7 +60,7 @@ def part_path(inputs: Inputs, split: Split, number: int, format: PartFormat) -> 
 
 
 class PartWriter:
-    """Writes one part; a context manager. Left by an exception it removes what it has written.
+    """Writes one part; a context manager. Left before it is closed, it removes what it has written.
 
     Args:
         path: of the file, which nobody looks at yet: whoever calls gives it its name when it is whole.
@@ -74,18 +75,30 @@ class PartWriter:
         self._path, self._schema = path, schema
         self._sink = _Hashing(path)
         self._held: list[pa.RecordBatch] = []
-        self._rows = 0
+        self._rows = self._held_rows = self._held_bytes = 0
         if format == "parquet":
-            self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd", version="2.6", write_page_checksum=True)
+            # Of numbers that a model gives hardly two are the same: to look for that costs more than all the rest. And of what
+            # is in lists nobody asks for the least.
+            texts = [one.name for one in schema if is_bytes(one.type)]
+            flat = [one.name for one in schema if not pa.types.is_nested(one.type)]
+            self._writer = pq.ParquetWriter(
+                self._sink,
+                schema,
+                version="2.6",
+                compression="zstd",
+                use_dictionary=texts,
+                write_statistics=flat,
+                write_page_checksum=True,
+            )
         else:
             self._writer = pipc.new_file(self._sink, schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Add rows, of the schema."""
         self._held.append(batch)
-        self._rows += batch.num_rows
-        held = sum(one.num_rows for one in self._held)
-        if held >= _GROUP_ROWS or sum(one.nbytes for one in self._held) >= _GROUP_BYTES:
+        self._held_rows += batch.num_rows
+        self._held_bytes += batch.nbytes
+        if self._held_rows >= _GROUP_ROWS or self._held_bytes >= _GROUP_BYTES:
             self._flush()
 
     def close(self) -> Written:
@@ -100,7 +113,7 @@ class PartWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is not None:
+        if not self._sink.closed:
             self.abandon()
 
     def abandon(self) -> None:
@@ -114,7 +127,8 @@ class PartWriter:
         if self._held:
             table = pa.Table.from_batches(self._held, self._schema)
             self._writer.write_table(table, max(1, table.num_rows))
-            self._held = []
+            self._rows += self._held_rows
+            self._held, self._held_rows, self._held_bytes = [], 0, 0
 
 
 class _Hashing(io.RawIOBase):

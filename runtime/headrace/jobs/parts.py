@@ -58,7 +58,7 @@ class Parts:
         self.rejected += len(lines)
         if self.rejected > self._most:
             raise JobFailed(
-                f"{self.rejected} rows were rejected, and at most {self._most} may be (--max-rejects); the last of them: {lines[-1]}"
+                f"{self.rejected} rows were rejected, and at most {self._most} may be (--max-rejects); the last: {lines[-1]}"
             )
 
     def _finish(self, piece: Piece, writer: PartWriter) -> None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from headrace.errors import BackendFailed
 from headrace.jobs.columns import Decoded, Rejected, decode
-from headrace.jobs.cutting import count
 from headrace.jobs.encoding import encode
 from headrace.jobs.flow import Work
 from headrace.jobs.inputs import Inputs, Split
@@ -74,26 +73,27 @@ def window_of(recipe: Recipe, piece: Piece, rejected: Sequence[Rejected]) -> Wor
     if any(output.datatype not in DTYPES or -1 in output.dims for output in spec.outputs):
         made += batch.nbytes  # nobody knows
     window = Window(spec, piece.decoded.tensors, rows, recipe.shapes)
-    running = sum(count(rows) for unit in window.units for rows in unit)
-    return Work(piece, window, batch.nbytes + made, batch.num_rows - running)
+    return Work(piece, window, batch.nbytes + made, batch.num_rows - window.running)
 
 
 def output_of(recipe: Recipe, work: Work[Piece]) -> pa.RecordBatch:
     """The rows of a part that a window became. Those whose outputs are no columns have failed, too."""
     batch, decoded, window = work.owner.batch, work.owner.decoded, work.window
-    assert batch is not None and decoded is not None and window is not None
-    results, rows = window.results, len(decoded.places)
-    outputs: list[pa.Array] | None = None
-    while outputs is None:
-        well = np.delete(np.arange(rows, dtype=np.intp), list(results.failed))
-        try:
-            outputs = _encoded(recipe, results, well)
-        except BackendFailed:
-            for row in well:
-                try:
-                    _encoded(recipe, results, np.array([row]))
-                except BackendFailed as error:
-                    results.fail(int(row), error)
+    assert batch is not None
+    assert decoded is not None
+    assert window is not None
+    results = window.results
+    well = np.delete(np.arange(len(decoded.places), dtype=np.intp), list(results.failed))
+    try:
+        outputs = _encoded(recipe, results, well)
+    except BackendFailed:
+        for row in well.tolist():
+            try:
+                _encoded(recipe, results, np.array([row], np.intp))
+            except BackendFailed as error:
+                results.fail(row, error)
+        well = np.delete(np.arange(len(decoded.places), dtype=np.intp), list(results.failed))
+        outputs = _encoded(recipe, results, well)
     kept = batch.select(list(recipe.keep))
     if len(well) != batch.num_rows:
         kept = kept.take(pa.array(decoded.places[well]))
@@ -108,7 +108,8 @@ def _encoded(recipe: Recipe, results: Results, rows: NDArray[np.intp]) -> list[p
 def rejects_of(inputs: Inputs, work: Work[Piece]) -> list[str]:
     """A line of JSON for each row of a window that is not in its part, in order."""
     piece, window = work.owner, work.window
-    assert piece.decoded is not None and window is not None
+    assert piece.decoded is not None
+    assert window is not None
     told = [(rejected.place, rejected.column, rejected.reason) for rejected in piece.decoded.rejected]
     told += [(int(piece.decoded.places[row]), "", reason) for row, reason in window.results.failed.items()]
     lines: list[str] = []

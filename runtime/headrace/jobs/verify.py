@@ -47,7 +47,7 @@ def verify_output(output: Path, *, sample: int = 4, seed: int = 0, repository: P
     done, found = directory.done(), Verified()
     if len(done) < len(manifest.splits):
         found.problems.append(f"the job is not finished: {len(done)} of {len(manifest.splits)} splits are; go on with --resume")
-    for number, record in sorted(done.items()):
+    for _, record in sorted(done.items()):
         told = list(_wrong_files(directory, record))
         found.problems += told
         if not told:

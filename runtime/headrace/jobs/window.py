@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -102,8 +101,12 @@ class Window:
     def __init__(self, spec: ModelSpec, inputs: Inputs, rows: int, shapes: Shapes) -> None:
         self._spec, self._inputs, self._shapes = spec, inputs, shapes
         self.results = Results(spec, rows)
+        self.outputs = tuple([output.name for output in spec.outputs])
+        """All of them: what is wanted of every batch."""
         self._admitted = self._judged(rows) if spec.padding is not None else []
         places = np.delete(np.arange(rows, dtype=np.intp), list(self.results.failed))
+        self.running = len(places)
+        """Rows that go into the graph."""
         self.units = units(cut(*self._keys(rows), places, shapes), shapes)
 
     def _judged(self, rows: int) -> list[Admitted | None]:
@@ -188,34 +191,30 @@ class JobBatch:
     def __init__(self, spec: ModelSpec, window: Window, rows: Rows) -> None:
         self._spec, self._window, self._chosen = spec, window, rows
         self.rows = count(rows)
+        self.offsets = list(range(self.rows + 1))  # a request a row
+        self._tensors: Mapping[str, Tensor] | None = None
+        self._padded = 0
 
     def __len__(self) -> int:
         return self.rows
 
-    @cached_property
-    def offsets(self) -> list[int]:
-        """One request a row."""
-        return list(range(self.rows + 1))
-
-    @cached_property
-    def _gathered(self) -> tuple[dict[str, Tensor], int]:
-        return self._window.gather(self._chosen)
-
     def tensors(self) -> Mapping[str, Tensor]:
-        """The inputs by name."""
-        return self._gathered[0]
+        """The inputs by name; gathered by the first call."""
+        if self._tensors is None:
+            self._tensors, self._padded = self._window.gather(self._chosen)
+        return self._tensors
 
     def wanted(self) -> tuple[str, ...]:
         """All outputs."""
-        return tuple([output.name for output in self._spec.outputs])
+        return self._window.outputs
 
     @property
     def requests(self) -> list[Request]:
         """The rows as requests, for models that ask for these."""
         tensors = self.tensors()
-        if self._spec.max_batch_size == 0:
-            return [Request(self._spec.name, tensors)]
-        return [Request(self._spec.name, {name: rows_of(t, row, row + 1) for name, t in tensors.items()}) for row in range(self.rows)]
+        whole = self._spec.max_batch_size == 0
+        rows = [tensors] if whole else [_between_of(tensors, row, row + 1) for row in range(self.rows)]
+        return [Request(self._spec.name, row) for row in rows]
 
     @property
     def heads(self) -> list[Head]:
@@ -246,7 +245,7 @@ class JobBatch:
     def run(self, session: Session) -> None:
         """Run the rows, and keep what comes of them."""
         outputs = session.run(self)
-        if isinstance(outputs, Mapping):
+        if isinstance(outputs, dict):
             self._reply(outputs)
             return
         for index, piece, _ in pieces_of(outputs, self.offsets):
@@ -257,15 +256,13 @@ class JobBatch:
             except HeadraceError as error:
                 self.fail(error, index)
 
-    @property
-    def _padded(self) -> int:
-        return self._gathered[1]
-
     def _reply(self, outputs: Mapping[str, Tensor]) -> None:
         checked = checked_outputs(self._spec, outputs, self.wanted(), self.rows, self._padded)
-        if self._spec.max_batch_size == 0 or (self._padded and any(cut_dimension(self._spec, o) is not None for o in self._spec.outputs)):
+        if self._spec.max_batch_size == 0:
+            self._put(_places(self._chosen)[0], checked)
+        elif self._padded and any(cut_dimension(self._spec, output) is not None for output in self._spec.outputs):
             for index, row in enumerate(_places(self._chosen)):
-                self._put(row, checked if self._spec.max_batch_size == 0 else {n: rows_of(t, index, index + 1) for n, t in checked.items()})
+                self._put(row, _between_of(checked, index, index + 1))
         else:
             self._window.results.put(self._chosen, checked)
 
@@ -294,6 +291,10 @@ class _Part:
     def fail(self, error: HeadraceError) -> None:
         """There is nothing for it."""
         self._batch.fail(error, self._index)
+
+
+def _between_of(tensors: Mapping[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
+    return {name: rows_of(tensor, first, last) for name, tensor in tensors.items()}
 
 
 def _row(tensor: Tensor | Ragged, row: int) -> Tensor:

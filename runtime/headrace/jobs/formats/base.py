@@ -102,5 +102,5 @@ def failing(path: str, where: str = "") -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        told = " ".join(str(error).split())
+        told = " ".join(str(error).split()).rstrip(".")
         raise JobFailed(f"{path} cannot be read{where and f', {where}'}: {told}. Put a whole file there") from error

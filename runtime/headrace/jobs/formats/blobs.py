@@ -71,7 +71,7 @@ def _piece(files: Sequence[Found], reading: Reading) -> Piece:
 def _content(file: Found, reading: Reading) -> bytes:
     if file.size > reading.cell_bytes:
         raise OverflowError(f"is {file.size} bytes, more than the {reading.cell_bytes} that a cell may have")
-    with reading.filesystem.open_input_stream(file.path) as opened:
+    with reading.filesystem.open_input_file(file.path) as opened:
         content = opened.read(file.size + 1)
     if len(content) != file.size:
         raise JobFailed(f"{file.path} had {file.size} bytes when the job began, and has others now")

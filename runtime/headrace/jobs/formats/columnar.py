@@ -28,7 +28,7 @@ class Parquet:
 
     def look(self, file: Found, filesystem: pfs.FileSystem, types: Mapping[str, pa.DataType]) -> Look:
         """See `Format`."""
-        with failing(file.path), self._open(file.path, filesystem) as parquet:
+        with self._open(file.path, filesystem) as parquet:
             widths: dict[str, float] = defaultdict(float)
             for number in range(parquet.num_row_groups):
                 group = parquet.metadata.row_group(number)
@@ -99,7 +99,7 @@ class ArrowIpc:
 
     def look(self, file: Found, filesystem: pfs.FileSystem, types: Mapping[str, pa.DataType]) -> Look:
         """See `Format`."""
-        with failing(file.path), filesystem.open_input_file(file.path) as opened:
+        with filesystem.open_input_file(file.path) as opened:
             return Look(pipc.open_file(opened).schema, {"": file.size / max(1, self._rows(file, filesystem))})
 
     def digest(self, file: Found, filesystem: pfs.FileSystem) -> str:
@@ -124,6 +124,8 @@ class ArrowIpc:
             for number in range(reader.num_record_batches):
                 with failing(path, f"record batch {number}"):
                     batch = reader.get_batch(number)
+                    # Arrow believes what a file says of its buffers until it is asked not to.
+                    batch.validate(full=True)
                 if skip < batch.num_rows:
                     yield Piece(batch.slice(skip).select(names))
                 skip = max(0, skip - batch.num_rows)

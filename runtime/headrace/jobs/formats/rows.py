@@ -40,7 +40,7 @@ def blocks(file: pa.NativeFile, begin: int, most: int, delimiter: str | None) ->
     quoted = None if delimiter is None else re.compile(_QUOTED % {b"between": re.escape(delimiter.encode())})
     file.seek(begin)
     rest, at = b"", begin
-    while chunk := file.read(_BLOCK):
+    while chunk := file.read(max(_BLOCK, len(rest))):
         data = rest + chunk
         ends = _ends(data, quoted)
         if not len(ends):

@@ -37,18 +37,35 @@ class _Text:
 
     def look(self, file: Found, filesystem: pfs.FileSystem, types: Mapping[str, pa.DataType]) -> Look:
         """See `Format`. A column is read as the type asked for if one of its first values is."""
-        with failing(file.path), filesystem.open_input_file(file.path) as opened:
+        with filesystem.open_input_file(file.path) as opened:
             begin, names = self._head(file, opened)
             first = next(blocks(opened, begin, _MOST_NAMES, self._delimiter(file)), None)
         if first is None or not first.data or not len(first.starts):
             return Look(pa.schema([pa.field(name, pa.null()) for name in names]), {})
-        fields = [field.with_type(_settled(field.type)) for field in self._infer(file, first, names)]
+        fields = [field.with_type(_settled(field.type)) for field in self._inferred(file, first, names)]
         for place, field in enumerate(fields):
             if field.name in types:
                 wanted = field.with_type(_of(types[field.name], field.type))
                 if wanted == field or self._has(wanted, file, first.rows(0, min(len(first.starts), _TRIED)), filesystem):
                     fields[place] = wanted
         return Look(pa.schema(fields), {"": len(first.data) / len(first.starts)})
+
+    def _inferred(self, file: Found, block: Block, names: Sequence[str]) -> pa.Schema:
+        """The columns that the first rows look like: as many of these as can be parsed, halved and halved again.
+
+        Raises:
+            InvalidJob: none can.
+        """
+        try:
+            return self._infer(file, block, names)
+        except pa.ArrowInvalid as error:
+            rows = len(block.starts)
+            if rows == 1:
+                raise InvalidJob(f"{file.path} has no row at its beginning that can be parsed: {error}") from None
+        try:
+            return self._inferred(file, block.rows(0, rows // 2), names)
+        except InvalidJob:
+            return self._inferred(file, block.rows(rows // 2, rows), names)
 
     def digest(self, file: Found, filesystem: pfs.FileSystem) -> str:
         """Of the last 64 KiB."""
@@ -95,7 +112,7 @@ class _Text:
         raise NotImplementedError
 
     def _infer(self, file: Found, first: Block, names: Sequence[str]) -> pa.Schema:
-        """The columns that a block looks like."""
+        """The columns that rows look like, if they agree with each other."""
         raise NotImplementedError
 
     def _parser(self, file: Found, reading: Reading) -> Callable[[bytes], pa.Table]:
@@ -128,7 +145,7 @@ class Csv(_Text):
 
     def _infer(self, file: Found, first: Block, names: Sequence[str]) -> pa.Schema:
         options = pcsv.ConvertOptions(null_values=_NULLS, timestamp_parsers=[])
-        return self._read(file, first.data, names, options, is_lenient=True).schema
+        return self._read(file, first.data, names, options).schema
 
     def _parser(self, file: Found, reading: Reading) -> Callable[[bytes], pa.Table]:
         with failing(file.path), reading.filesystem.open_input_file(file.path) as opened:
@@ -141,17 +158,11 @@ class Csv(_Text):
         )
         return lambda data: self._read(file, data, names, options)
 
-    def _read(
-        self, file: Found, data: bytes, names: Sequence[str] | None, options: pcsv.ConvertOptions, *, is_lenient: bool = False
-    ) -> pa.Table:
+    def _read(self, file: Found, data: bytes, names: Sequence[str] | None, options: pcsv.ConvertOptions) -> pa.Table:
         return pcsv.read_csv(
             pa.BufferReader(data),
             read_options=pcsv.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
-            parse_options=pcsv.ParseOptions(
-                delimiter=self._delimiter(file),
-                newlines_in_values=True,
-                invalid_row_handler=(lambda _: "skip") if is_lenient else None,
-            ),
+            parse_options=pcsv.ParseOptions(delimiter=self._delimiter(file), newlines_in_values=True),
             convert_options=options,
         )
 
@@ -169,15 +180,7 @@ class JsonLines(_Text):
         return len(_BOM) if opened.read(len(_BOM)) == _BOM else 0, []
 
     def _infer(self, file: Found, first: Block, names: Sequence[str]) -> pa.Schema:
-        """From as many of the first rows as agree with each other."""
-        rows = len(first.starts)
-        while True:
-            try:
-                return self._read(first.rows(0, rows).data, None, "infer").schema
-            except pa.ArrowInvalid as error:
-                if rows == 1:
-                    raise InvalidJob(f"the first line of {file.path} is no JSON object: {error}") from None
-                rows //= 2
+        return self._read(first.data, None, "infer").schema
 
     def _parser(self, file: Found, reading: Reading) -> Callable[[bytes], pa.Table]:
         return lambda data: self._read(data, reading.schema, "ignore").select(reading.schema.names)
