@@ -162,11 +162,9 @@ class Joiner:
         for span, places in zip(spans, _places(self._key(of["trace_high"], of["trace_low"], of["span"]), wanted), strict=True):
             if len(places):
                 place = int(mine[places[0]])
-                chain = _chain(span, known)
-                parts = _parts_outside(self._requests[place], chain)
-                fate = Fate.AMBIGUOUS if len(places) > 1 else _fate_of(parts)
                 self._is_called[mine[places]] = True
-                yield _Verdict(place, chain, fate, parts)
+                for shell, parts in _shells(self._requests[place], _chain(span, known)):
+                    yield _Verdict(place, shell, Fate.AMBIGUOUS if len(places) > 1 else _fate_of(parts), parts)
 
     def _runs(self, known: Mapping[tuple[int, int], Span]) -> Iterator[_Verdict]:
         """Of what a Triton did for an execution."""
@@ -224,21 +222,21 @@ def _chain(span: Span, known: Mapping[tuple[int, int], Span]) -> list[Span]:
     return chain
 
 
-def _parts_outside(record: Any, chain: Sequence[Span]) -> dict[str, int]:
-    """What a chain of spans says of a request; nothing, where it does not reach beyond a part of Ray Serve."""
-    client = chain[-1] if chain[-1].role is Role.CLIENT else None
-    ray = next((span for span in reversed(chain) if span.role in _RAY), None)
+def _shells(record: Any, chain: Sequence[Span]) -> Iterator[tuple[Sequence[Span], dict[str, int]]]:
+    """What a chain of spans says of a request, from the inside out: Ray Serve's, then the client's.
+
+    Each shell is judged for itself: Ray Serve may end its span when the client has long read the answer.
+    """
     ours = int(record["sent"] - record["received"])
-    parts: dict[str, int] = {}
-    if ray is not None:
-        # Which replica, is decided before that answers: it is not around us.
-        if ray.role is Role.RAY_ROUTE or (ray.role is Role.RAY_REPLICA and client is None):
-            return parts
-        parts[RAY] = ray.lasts - ours
-        ours = ray.lasts
+    client = chain[-1] if chain[-1].role is Role.CLIENT else None
+    if rays := [span for span in chain if span.role in _RAY]:
+        # Which replica, is decided before that answers: it is not around us. Nor is a replica all of it, if a proxy called.
+        if rays[-1].role is Role.RAY_ROUTE or (rays[-1].role is Role.RAY_REPLICA and client is None):
+            return
+        yield rays, {RAY: rays[-1].lasts - ours}
+        ours = max(ours, rays[-1].lasts)
     if client is not None:
-        parts |= {CLIENT: client.lasts, NETWORK: client.lasts - ours}
-    return parts
+        yield (client,), {CLIENT: client.lasts, NETWORK: client.lasts - ours}
 
 
 def _parts_within(
