@@ -76,6 +76,7 @@ class Served:
     client: triton.InferenceServerClient
     metrics: str
     http: str
+    grpc: str
 
     @property
     def neighbour(self) -> Neighbour:
@@ -142,7 +143,7 @@ def served(repository: Path, *options: str | Path, transport: str = "auto") -> I
             assert line.startswith("ready "), line + (process.communicate()[1])
             told = dict(part.split("=") for part in line.split()[1:])
             with triton.InferenceServerClient(told["grpc"]) as client:
-                yield Served(process, client, told["metrics"], told["http"])
+                yield Served(process, client, told["metrics"], told["http"], told["grpc"])
         finally:
             process.kill()
 

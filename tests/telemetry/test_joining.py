@@ -92,6 +92,11 @@ def test_ray_serve_is_around_us_and_the_network_around_that() -> None:
     assert (told, fates) == ([{"client": 20, "ray": 2, "network": 8}], {Fate.JOINED: 2}), "there was no proxy"
 
 
+def test_ray_serve_may_end_its_span_when_its_client_has_its_answer() -> None:
+    told, fates = said([called()], PROXY, REPLICA, ROUTE, client(14, id=23))
+    assert (told, fates) == ([{"ray": 5}], {Fate.JOINED: 3, Fate.IMPLAUSIBLE: 1})
+
+
 def test_a_part_of_ray_serve_is_not_taken_for_all_of_it() -> None:
     assert said([called()], REPLICA, ROUTE) == ([], {Fate.UNMATCHED: 2})
     assert said([called()], REPLICA, ROUTE, client(20, id=22)) == ([], {Fate.UNMATCHED: 3})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,8 +76,10 @@ def exporters(server: Served) -> tuple[Callable[[], SpanExporter], Callable[[], 
     return lambda: GrpcExporter(f"http://{at['grpc']}", insecure=True), lambda: HttpExporter(f"http://{at['http']}/v1/traces")
 
 
-def joined(server: Served) -> float:
-    return server.metric('headrace_spans_taken_total{fate="joined"}')
+def fates(server: Served) -> dict[str, float]:
+    """What became of spans."""
+    found = re.findall(r'headrace_spans_taken_total\{fate="(\w+)"\} (\S+)', server.page())
+    return {fate: float(count) for fate, count in found if float(count)}
 
 
 def test_the_networks_share_is_shown_when_the_clients_span_is_there_and_else_nothing(models: Path) -> None:
@@ -89,7 +92,8 @@ def test_the_networks_share_is_shown_when_the_clients_span_is_there_and_else_not
         assert "headrace_outside_duration_seconds" not in server.page()
 
         lasted = [call(server, exporter(), 50 * MILLISECOND) for exporter in (over_grpc, over_http)]
-        until(lambda: joined(server) == 2, 60)
+        tally = server.neighbour.tally
+        until(lambda: tally.spans_joined == 2, 60)
         records = [record for record, _, _ in Books(server.neighbour).requests if record.trace_high and record.span != 6]
         network = [ns - (record.sent - record.received) for ns, record in zip(lasted, records, strict=True)]
         until(lambda: bool(read_outside(server.neighbour.path).objectives), 30)
@@ -115,8 +119,9 @@ def test_the_networks_share_is_shown_when_the_clients_span_is_there_and_else_not
         until(lambda: server.neighbour.tally.pid not in (0, killed), 60)
         until(lambda: not read_outside(server.neighbour.path).objectives, 30)
         call(server, exporters(server)[0](), MILLISECOND)
-        until(lambda: server.metric(f"headrace_outside_duration_seconds_count{{{of}}}") == 3, 60)
-        assert joined(server) == 3
+        until(lambda: tally.spans_joined == 3, 60)
+        until(lambda: server.metric(f"headrace_outside_duration_seconds_count{{{of}}}") == 3, 30)
+        assert fates(server) == {"joined": 3}
         server.stop()
         assert server.process.returncode == 0
 
@@ -136,3 +141,23 @@ def test_where_spans_cannot_be_taken_a_server_does_not_start(models: Path, tmp_p
     assert "cannot listen on 203.0.113.1:4317" in refusal("203.0.113.1:4317")
     (tmp_path / "opentelemetry.py").touch()  # in front of those that are installed
     assert "taking spans needs OpenTelemetry's messages: pip install 'headrace[traces]'" in refusal("127.0.0.1:0")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_ray_serve_takes_around_us_is_shown_when_its_spans_are_there(models: Path) -> None:
+    """Ray Serve's own spans, of its proxy and a replica."""
+    with served(models, "--otlp=127.0.0.1:0") as server:
+        exporters(server)
+        spans_to = f"http://{read_outside(server.neighbour.path).addresses['http']}/v1/traces"
+        command = [sys.executable, "-m", "tests.telemetry.ray_app", server.grpc, spans_to]
+        subprocess.run(command, check=True, timeout=400)
+        tally = server.neighbour.tally
+        until(lambda: tally.spans_joined + tally.spans_implausible + tally.spans_unmatched == 12, 60)
+        # Of each call proxy, route and replica, and the client, whose span may end before that of the proxy does.
+        assert fates(server).get("joined", 0) >= 9
+        assert "unmatched" not in fates(server)
+        until(lambda: bool(read_outside(server.neighbour.path).objectives), 30)
+        outside = told()["outside"]
+        assert (outside["ray"]["requests"], outside["ray"]["usual_ms"] > 0) == (3, True)
+        assert "    ray      █" in budget()

@@ -60,7 +60,9 @@ def test_what_a_triton_did_is_within_our_execution(
             for count in range(1, 6):
                 server.client.infer("doubles", [x], headers={"traceparent": f"00-{TRACE:032x}-{count:016x}-01"})
             counted = {name: ns - warm[name] for name, ns in stages_of(traced).items()}
-            until(lambda: f"headrace_outside_duration_seconds_count{{{part(FAR_WAY)}}} 5.0" in server.page(), 60)
+            tally = server.neighbour.tally
+            until(lambda: tally.spans_joined == 15, 60)
+            until(lambda: f"headrace_outside_duration_seconds_count{{{part(FAR_WAY)}}} 5.0" in server.page(), 30)
             for name, ns in counted.items():
                 told = server.metric(f"headrace_outside_duration_seconds_sum{{{part(name)}}}")
                 assert told * 1e9 == pytest.approx(ns, abs=1000), name

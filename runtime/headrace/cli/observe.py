@@ -83,8 +83,9 @@ def run_observer(
     is_alive = _follow(server, followers, stop, receiver.close if receiver is not None else lambda: None)
     tally.pid = 0
     if not is_alive:
-        what = f"what it had written is in {ledger}" if ledger is not None else "its traces were sent"
-        log.warning("server %d has ended without a word; %s", server.pid, what)
+        traces = "; its traces were sent" if tracer is not None else ""
+        what = f"; what it had written is in {ledger}" if ledger is not None else traces
+        log.warning("server %d has ended without a word%s", server.pid, what)
         shutil.rmtree(server.path, ignore_errors=True)
 
 

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,11 +163,9 @@ class Joiner:
         for span, places in zip(spans, _places(self._key(of["trace_high"], of["trace_low"], of["span"]), wanted), strict=True):
             if len(places):
                 place = int(mine[places[0]])
-                chain = _chain(span, known)
-                parts = _parts_outside(self._requests[place], chain)
-                fate = Fate.AMBIGUOUS if len(places) > 1 else _fate_of(parts)
                 self._is_called[mine[places]] = True
-                yield _Verdict(place, chain, fate, parts)
+                for shell, parts in _shells(self._requests[place], _chain(span, known)):
+                    yield _Verdict(place, shell, Fate.AMBIGUOUS if len(places) > 1 else _fate_of(parts), parts)
 
     def _runs(self, known: Mapping[tuple[int, int], Span]) -> Iterator[_Verdict]:
         """Of what a Triton did for an execution."""
@@ -181,15 +180,16 @@ class Joiner:
         for root, places in zip(roots, _places(keys, np.array([root.parent for root in roots], np.uint64)), strict=True):
             if len(places):
                 runs.setdefault(int(mine[places[0]]), []).append(root)
-        inner: dict[int, list[Span]] = {}
+        paths: dict[tuple[int, int], list[list[Span]]] = {}
         for span in known.values():
             if span.role is Role.TRITON_PART:
-                inner.setdefault(span.trace, []).append(span)
+                path = _upwards(span, known)
+                paths.setdefault((path[-1].trace, path[-1].id), []).append(path)
         for place, its in runs.items():
-            spans = [*its, *inner.get(its[0].trace, ())]
-            parts = _parts_within(self._requests[place], its, spans, known)
+            within = [(root, paths.get((root.trace, root.id), [])) for root in its]
+            parts = _parts_within(self._requests[place], within)
             self._is_run[place] = True
-            verdict = _Verdict(place, spans, _fate_of(parts), parts)
+            verdict = _Verdict(place, [*its, *(path[0] for _, its_paths in within for path in its_paths)], _fate_of(parts), parts)
             if verdict.fate is Fate.JOINED:
                 record = RequestRecord(*self._requests[place].tolist())
                 start, end = min(root.start for root in its), max(root.end for root in its)
@@ -224,47 +224,46 @@ def _chain(span: Span, known: Mapping[tuple[int, int], Span]) -> list[Span]:
     return chain
 
 
-def _parts_outside(record: Any, chain: Sequence[Span]) -> dict[str, int]:
-    """What a chain of spans says of a request; nothing, where it does not reach beyond a part of Ray Serve."""
-    client = chain[-1] if chain[-1].role is Role.CLIENT else None
-    ray = next((span for span in reversed(chain) if span.role in _RAY), None)
+def _shells(record: Any, chain: Sequence[Span]) -> Iterator[tuple[Sequence[Span], dict[str, int]]]:
+    """What a chain of spans says of a request, from the inside out: Ray Serve's, then the client's.
+
+    Each shell is judged for itself: Ray Serve may end its span when the client has long read the answer.
+    """
     ours = int(record["sent"] - record["received"])
-    parts: dict[str, int] = {}
-    if ray is not None:
-        # Which replica, is decided before that answers: it is not around us.
-        if ray.role is Role.RAY_ROUTE or (ray.role is Role.RAY_REPLICA and client is None):
-            return parts
-        parts[RAY] = ray.lasts - ours
-        ours = ray.lasts
+    client = chain[-1] if chain[-1].role is Role.CLIENT else None
+    if rays := [span for span in chain if span.role in _RAY]:
+        # Which replica, is decided before that answers: it is not around us. Nor is a replica all of it, if a proxy called.
+        if rays[-1].role is Role.RAY_ROUTE or (rays[-1].role is Role.RAY_REPLICA and client is None):
+            return
+        yield rays, {RAY: rays[-1].lasts - ours}
+        ours = max(ours, rays[-1].lasts)
     if client is not None:
-        parts |= {CLIENT: client.lasts, NETWORK: client.lasts - ours}
-    return parts
+        yield (client,), {CLIENT: client.lasts, NETWORK: client.lasts - ours}
 
 
-def _parts_within(
-    record: Any, roots: Sequence[Span], spans: Sequence[Span], known: Mapping[tuple[int, int], Span]
-) -> dict[str, int]:
-    """What a Triton did for an execution, as the sums of what it has noted in these spans, those of one trace."""
-    # What it does when the answer is on its way – it tidies up, then ends its spans –, nobody waits for.
-    answered = {root.id: root.marks.get(SENDS, root.end) for root in roots}
-    lasted = [answered[root.id] - root.start for root in roots]
-    parts = {FAR_WAY: int(record["executed"] - record["gathered"]) - sum(lasted) if min(lasted) >= 0 else ABSENT}
-    for span in spans:
-        path = _upwards(span, known)
-        at = next((answered[each.id] for each in path if each.id in answered), None)
-        if BEGUN not in span.marks or at is None:
-            continue
-        queued = next((each.marks[QUEUED] for each in path if QUEUED in each.marks), None)
-        marks = (queued, *(span.marks.get(mark) for mark in (BEGUN, GATHERED, EXECUTED, SCATTERED)))
-        for name, begin, end in zip(FAR, marks, marks[1:], strict=False):
-            if begin is not None and end is not None:
-                parts[name] = parts.get(name, 0) + min(end, at) - begin if begin <= min(end, at) else -_LONGEST_NS
+def _parts_within(record: Any, runs: Iterable[tuple[Span, Iterable[Sequence[Span]]]]) -> dict[str, int]:
+    """What a Triton did for an execution: the sums over its requests, and over what is in each, with the path up to it."""
+    parts = {FAR_WAY: int(record["executed"] - record["gathered"])}
+    for root, paths in runs:
+        # What it does when the answer is on its way – it tidies up, then ends its spans –, nobody waits for.
+        answered = root.marks.get(SENDS, root.end)
+        if answered < root.start:
+            return {FAR_WAY: ABSENT}
+        parts[FAR_WAY] -= answered - root.start
+        for path in (path for path in paths if BEGUN in path[0].marks):
+            marks = {name: min(at, answered) for span in reversed(path) for name, at in span.marks.items()}
+            for name, (begin, end) in zip(FAR, pairwise((QUEUED, BEGUN, GATHERED, EXECUTED, SCATTERED)), strict=True):
+                if begin in marks and end in marks:
+                    took = marks[end] - marks[begin]
+                    parts[name] = parts.get(name, 0) + took if took >= 0 else -_LONGEST_NS
     return parts
 
 
 def _upwards(span: Span, known: Mapping[tuple[int, int], Span]) -> list[Span]:
-    """A span, and what it is in, as far as that is known."""
+    """A part of what a Triton did, and what that is in, up to its request, as far as it is known."""
     path = [span]
-    while len(path) < _MOST_PARENTS and (above := known.get((span.trace, path[-1].parent))) is not None:
+    while path[-1].role is not Role.TRITON and len(path) < _MOST_PARENTS:
+        if (above := known.get((span.trace, path[-1].parent))) is None:
+            break
         path.append(above)
     return path
