@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -162,11 +163,11 @@ def test_large_messages_pass_whole(balancer: Process) -> None:
 
 def test_who_does_not_read_stops_nobody_else(shared: Cluster, balancer: Process) -> None:
     numbers = [1_500_000_000 + number for number in range(6)]
-    with channel(balancer.grpc) as opened, Load(balancer.grpc) as load:
-        streams = [
-            stub(opened).ModelStreamInfer(iter([message(number, width=1 << 18)] * 4), timeout=PATIENCE) for number in numbers
-        ]
-        until(lambda: all(len(shared.executions().get(number, [])) == 4 for number in numbers), PATIENCE)
+    with ExitStack() as stack, Load(balancer.grpc) as load:
+        clients = [stub(stack.enter_context(channel(balancer.grpc))) for _ in numbers]
+        asked = [iter([message(number, width=1 << 18)] * 4) for number in numbers]
+        streams = [client.ModelStreamInfer(each, timeout=PATIENCE) for client, each in zip(clients, asked, strict=True)]
+        until(lambda: set(numbers) <= shared.executions().keys(), PATIENCE)
         load.wait_for(300)
         for number, stream in zip(numbers, streams, strict=True):
             assert [answer_of(answer.infer_response) for answer in stream] == [number] * 4
