@@ -18,9 +18,10 @@ import typer
 from headrace import __version__
 from headrace.cli.balance import balance
 from headrace.cli.bench import bench
+from headrace.cli.cluster import down, up
 from headrace.cli.ledger import ledger as ledger_commands
 from headrace.cli.slo import slo as slo_commands
-from headrace.errors import HeadraceError, InvalidCluster, InvalidRepository
+from headrace.errors import HeadraceError, InvalidRepository
 
 app = typer.Typer(
     name="headrace",
@@ -30,6 +31,8 @@ app = typer.Typer(
 )
 
 app.command()(balance)
+app.command()(up)
+app.command()(down)
 app.add_typer(bench, name="bench")
 app.add_typer(ledger_commands, name="ledger")
 app.add_typer(slo_commands, name="slo")
@@ -220,46 +223,6 @@ def serve(
         "log_format": log_format,
     }
     run_server(server_config(config, given), model)
-
-
-@app.command()
-def up(
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="CLUSTER.yaml", help="As for `serve deploy`; see configs/cluster.", show_default=False),
-    ] = None,
-    cluster: Annotated[bool, typer.Option("--cluster", help="Several replicas behind a balancer, on Ray.")] = False,
-    repository: Annotated[Path | None, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")] = None,
-    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where clients come. [127.0.0.1:8001]")] = None,
-    replicas: Annotated[int | None, typer.Option(metavar="N", min=1, help="How many processes serve. [1]")] = None,
-) -> None:
-    """Start a cluster on this machine: Ray, replicas, and a balancer in front of them. It runs until `headrace down`.
-
-    Prints one line on stdout when it is ready, such as `ready grpc=HOST:PORT replicas=2 ray=HOST:PORT`.
-
-    \b
-    Examples:
-      headrace up --cluster --repository models --replicas 2
-      headrace up --cluster configs/cluster/local.yaml --repository models --grpc 0.0.0.0:8001
-    """
-    from headrace.cli.cluster import bring_up
-
-    if not cluster:
-        raise InvalidCluster("headrace up starts a cluster: say --cluster; a single server is started by headrace serve")
-    bring_up(file, repository, grpc, replicas)
-
-
-@app.command()
-def down() -> None:
-    """End the cluster that `headrace up` started: requests under way are answered first. Any other Ray is left alone.
-
-    \b
-    Example:
-      headrace down
-    """
-    from headrace.cli.cluster import take_down
-
-    take_down()
 
 
 @app.command()

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import ray
@@ -144,10 +144,8 @@ class _Directory:
             if self._register.token != token or left <= 0:
                 return self._register.view()
             changed = self._changed
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), min(left, _STEP_SECONDS))
-            except TimeoutError:
-                pass
 
     async def keep(self, key: str, call: Call) -> None:
         """See `Directory.keep`."""

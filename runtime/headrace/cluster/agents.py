@@ -1,4 +1,4 @@
-"""The agent of a node as an actor there: the first replica of a node brings it, and it goes when there have been none for a while."""
+"""The agent of a node as an actor there: the first replica brings it, and it goes when there have been none for a while."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """A cluster of one box: Ray, as slim as it goes, and the application on it; and the end of exactly what was started.
 
-Everything that is started has its files in one directory, which is noted in a file before anything starts: whoever ends the cluster
-later knows from there which processes are ours. Another Ray on the machine is none of our business, nor are we of its.
+What is started has its files in one directory, which is noted in a file before anything starts: who ends the cluster later knows
+from there which processes are ours. Another Ray on the machine is left alone.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from headrace.cluster.plan import OBJECT_STORE_BYTES, Plan, logical_cpus
-from headrace.cluster.processes import end, processes_of
-from headrace.errors import ClusterFailed, InvalidCluster, sentence
+from headrace.cluster.processes import MARK, end, processes_of
+from headrace.errors import ClusterFailed, sentence
 from headrace.files import replace_file
 from headrace.ledger.home import roots
-from headrace.transport.listening import listen
 
 HOST = "127.0.0.1"
 _RAY_UP_SECONDS = 120
@@ -95,32 +95,22 @@ def start(plan: Plan, token: str, say: Say) -> Cluster:
     try:
         _note(cluster)
         _start_ray(cluster, plan, say)
-        _deploy(cluster, plan, say)
+        deploy(cluster, plan, say)
     except BaseException:
         stop(cluster, say, gently=False)
         raise
     return cluster
 
 
-def clear_dead(say: Say) -> None:
-    """End what is left of a cluster that died.
-
-    Raises:
-        InvalidCluster: it did not die.
-    """
-    cluster = started()
-    if cluster is None:
-        return
-    if _is_alive(cluster):
-        raise InvalidCluster(f"a cluster runs here already ({cluster.ray_address}): headrace down ends it")
-    say("ending what is left of a cluster that died")
-    stop(cluster, say, gently=False)
+def is_alive(cluster: Cluster) -> bool:
+    """Whether its Ray runs."""
+    return any(b"gcs_server" in process.command for process in processes_of(Path(cluster.directory)))
 
 
 def stop(cluster: Cluster, say: Say, *, gently: bool = True) -> None:
     """End a cluster: its application, so that requests under way are answered, then every process of it."""
     directory = Path(cluster.directory)
-    if gently and _is_alive(cluster):
+    if gently and is_alive(cluster):
         say("draining")
         with suppress(ClusterFailed):
             _shut_down(cluster)
@@ -148,17 +138,11 @@ def _note(cluster: Cluster) -> None:
     file.chmod(0o600)
 
 
-def _is_alive(cluster: Cluster) -> bool:
-    return any(b"gcs_server" in process.command for process in processes_of(Path(cluster.directory)))
-
-
 def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
     say(f"starting Ray in {cluster.directory}")
-    # Ports of a Ray that others have started are taken; all of these are ours to choose.
+    # Another Ray on this machine has the ports that it takes by itself.
     options: dict[str, object] = {
-        "node-ip-address": HOST,
         "port": 0,
-        "ray-client-server-port": _free_port(),
         "dashboard-agent-listen-port": 0,
         "num-cpus": logical_cpus(plan),
         "object-store-memory": OBJECT_STORE_BYTES,
@@ -173,6 +157,7 @@ def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
         try:
             done = subprocess.run(
                 command,
+                env={**os.environ, "RAY_START_HOOK": "headrace.cluster.slim.slim", MARK: cluster.directory},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -186,14 +171,19 @@ def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
         raise ClusterFailed(f"Ray did not start: {_last_line(log.read_text(errors='replace'))}")
 
 
-def _deploy(cluster: Cluster, plan: Plan, say: Say) -> None:
+def deploy(cluster: Cluster, plan: Plan, say: Say) -> None:
+    """Bring a cluster that runs to what a plan says; returns when it serves.
+
+    Raises:
+        ClusterFailed: it did not come to it, and the message says why. What served before goes on.
+    """
     from ray import serve
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
     _connect(cluster)
-    say("starting Serve")
-    schema = ServeDeploySchema.model_validate(_with_run_directory(cluster, plan))
+    say("deploying")
+    schema = ServeDeploySchema.model_validate(_schema(cluster, plan))
     # As `serve run` does it. The public way to deploy a file needs Ray's dashboard.
     serve.start(
         proxy_location=schema.proxy_location,
@@ -209,8 +199,8 @@ def _deploy(cluster: Cluster, plan: Plan, say: Say) -> None:
         if status is not None and status.status == "RUNNING":
             return
         if status is not None and status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            why = [status.message, *(deployment.message for deployment in status.deployments.values())]
-            raise ClusterFailed(f"the application did not come up: {_reason('\n'.join(why))}")
+            why = "\n".join([status.message, *(deployment.message for deployment in status.deployments.values())])
+            raise ClusterFailed(f"the application did not come up: {_reason(why)}")
         states = [deployment.replica_states for deployment in status.deployments.values()] if status is not None else []
         line = ", ".join(f"{count} {state.lower()}" for each in states for state, count in sorted(each.items()))
         if line and line != told:
@@ -233,25 +223,26 @@ def addresses(cluster: Cluster) -> tuple[list[str], int]:
     return [balancer.address for balancer in view.balancers.values()] or ready, len(ready)
 
 
-def _with_run_directory(cluster: Cluster, plan: Plan) -> dict[str, Any]:
-    """What Serve is told, with the balancer's files among those of this cluster."""
+def _schema(cluster: Cluster, plan: Plan) -> dict[str, Any]:
+    """What Serve is told: the balancer's files are among those of this cluster, and only this machine reaches its replicas."""
     content = copy.deepcopy(dict(plan.schema))
     for application in content["applications"]:
         if application.get("name", "default") == plan.app:
-            application["args"].setdefault("run_directory", f"{cluster.directory}/balancers")
+            application["args"] = {"host": HOST, "run_directory": f"{cluster.directory}/balancers", **application["args"]}
     return content
 
 
 def _connect(cluster: Cluster) -> None:
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         ray.init(
             address=cluster.ray_address,
             namespace="serve",
             configure_logging=False,
             log_to_driver=False,
-            _node_ip_address=HOST,
         )
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterFailed(f"Ray at {cluster.ray_address} does not answer: {sentence(error)}") from None
@@ -260,21 +251,12 @@ def _connect(cluster: Cluster) -> None:
 def _shut_down(cluster: Cluster) -> None:
     """Have Serve drain and end its replicas. What hangs is not waited for: everything is ended after it."""
 
-    def shut_down() -> None:
-        from ray import serve
+    from ray import serve
 
-        with suppress(ClusterFailed):
-            _connect(cluster)
-            serve.shutdown()
-
-    waiting = threading.Thread(target=shut_down, daemon=True)
+    _connect(cluster)
+    waiting = threading.Thread(target=serve.shutdown, daemon=True)
     waiting.start()
     waiting.join(_DRAIN_SECONDS)
-
-
-def _free_port() -> int:
-    with listen(f"{HOST}:0") as listener:
-        return listener.getsockname()[1]
 
 
 def _reason(told: str) -> str:

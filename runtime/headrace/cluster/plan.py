@@ -23,7 +23,6 @@ from headrace.transport.listening import listen
 IMPORT_PATH, DEPLOYMENT = "headrace.cluster.app:app", "Headrace"
 OBJECT_STORE_BYTES = 80_000_000
 """What Ray keeps objects in; requests do not go through it. It takes no less than 75 MB."""
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def read_plan(file: Path | None, repository: Path | None, grpc: str | None, repl
     args |= {"grpc": grpc} if grpc is not None else {}
     if "repository" not in args:
         raise InvalidCluster("give --repository DIR, or `repository` in the args of the application")
-    deployment = _deployment(application)
+    deployment = _deployment(file, application)
     if replicas is not None:
         deployment["num_replicas"] = replicas
     options = deployment.get("ray_actor_options") or {}
@@ -80,8 +79,8 @@ def read_plan(file: Path | None, repository: Path | None, grpc: str | None, repl
     return plan
 
 
-def check(plan: Plan, shared_memory: Path = _SHARED_MEMORY) -> None:
-    """Whether this machine can carry a plan out.
+def check(plan: Plan, *, is_new: bool = True) -> None:
+    """Whether this machine can carry a plan out: for a cluster that is new, or for the one that runs here.
 
     Raises:
         InvalidCluster: it lacks cores, GPUs, or shared memory; or replicas without a balancer would be in each other's way.
@@ -96,22 +95,38 @@ def check(plan: Plan, shared_memory: Path = _SHARED_MEMORY) -> None:
             f"{plan.replicas} replicas on one node need the balancer: all of them would listen on {plan.config.grpc}"
         )
     _check_room("CPUs", plan.replicas, plan.cpus, usable_cpus(), "ray_actor_options.num_cpus")
-    _check_room("GPUs", plan.replicas, plan.gpus, len(usable_gpus()), "ray_actor_options.num_gpus")
-    _check_shared_memory(shared_memory)
-    listen(plan.config.grpc).close()
+    _check_room("GPUs", plan.replicas, plan.gpus, usable_gpus(), "ray_actor_options.num_gpus")
+    if is_new:
+        check_shared_memory()
+        listen(plan.config.grpc).close()
+
+
+def check_shared_memory(path: Path = Path("/dev/shm"), needed: int = OBJECT_STORE_BYTES) -> None:
+    """Whether there is room for Ray's object store; without, Ray would use the disk, and say so where nobody looks.
+
+    Raises:
+        InvalidCluster: there is not.
+    """
+    told = os.statvfs(path)
+    free = told.f_bavail * told.f_frsize
+    if free < needed:
+        raise InvalidCluster(
+            f"{path} has {free / 2**20:.0f} MiB left and Ray needs {needed / 2**20:.0f}: make it larger (docker run "
+            "--shm-size=256m; in Kubernetes, an emptyDir of medium Memory there)"
+        )
 
 
 def _bare() -> dict[str, Any]:
     return {"name": "headrace", "route_prefix": None, "import_path": IMPORT_PATH}
 
 
-def _deployment(application: dict[str, Any]) -> dict[str, Any]:
+def _deployment(file: Path | None, application: dict[str, Any]) -> dict[str, Any]:
     deployments: list[dict[str, Any]] = application.setdefault("deployments", [])
     if not deployments:
         deployments.append({"name": DEPLOYMENT})
     for deployment in deployments:
         if deployment.get("name") != DEPLOYMENT:
-            raise InvalidCluster(f"there is no deployment '{deployment.get('name')}'; the one there is is called {DEPLOYMENT}")
+            raise InvalidCluster(f"{_named(file)}: there is no deployment '{deployment.get('name')}', there is {DEPLOYMENT}")
     return deployments[0]
 
 
@@ -128,18 +143,8 @@ def _most_replicas(deployment: Mapping[str, Any]) -> int:
 def _check_room(what: str, replicas: int, each: float, there: int, key: str) -> None:
     if replicas * each > there:
         raise InvalidCluster(
-            f"{replicas} replicas with {each:g} {what} each need {replicas * each:g}, and this machine has {there}: start fewer, or "
-            f"give each a smaller share ({key})"
-        )
-
-
-def _check_shared_memory(path: Path) -> None:
-    told = os.statvfs(path)
-    free = told.f_bavail * told.f_frsize
-    if free < OBJECT_STORE_BYTES:
-        raise InvalidCluster(
-            f"{path} has {free / 2**20:.0f} MiB left and Ray needs {OBJECT_STORE_BYTES / 2**20:.0f}: make it larger (docker run "
-            "--shm-size=256m; in Kubernetes, an emptyDir of medium Memory there)"
+            f"{replicas} replicas with {each:g} {what} each need {replicas * each:g}, and this machine has {there}: start fewer, "
+            f"or give each a smaller share ({key})"
         )
 
 

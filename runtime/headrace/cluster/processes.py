@@ -1,4 +1,7 @@
-"""The processes of a cluster on this machine: those whose command line names its directory, and what they have started."""
+"""The processes of a cluster on this machine: those that were started with its mark, and what they have started.
+
+The mark is in their environment. Ray's workers write their titles over theirs; they descend from others.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+MARK = "HEADRACE_CLUSTER"
+"""The variable with the directory of the cluster that a process belongs to."""
 _LOOK_SECONDS = 0.05
 
 
@@ -20,13 +25,13 @@ class Process(NamedTuple):
     parent: int
     began: int
     command: bytes
+    mark: str
 
 
 def processes_of(directory: Path) -> list[Process]:
-    """All processes whose command line names a path in `directory`, and all that descend from them. None of them is this one."""
-    mark = f"{directory}/".encode()
+    """All processes with the mark of `directory`, and all that descend from them. None of them is this one."""
     there = {process.pid: process for process in _processes()}
-    found = {pid for pid, process in there.items() if mark in process.command}
+    found = {pid for pid, process in there.items() if process.mark == str(directory)}
     while more := {pid for pid, process in there.items() if process.parent in found} - found:
         found |= more
     return [process for pid, process in there.items() if pid in found - {os.getpid()}]
@@ -55,15 +60,16 @@ def _send(processes: list[Process], number: signal.Signals) -> None:
             # A descriptor cannot come to mean another process between the look and the signal.
             descriptor = os.pidfd_open(process.pid)
             try:
-                if _look(process.pid) == process:
+                now = _look(process.pid)
+                if now is not None and now.began == process.began:
                     signal.pidfd_send_signal(descriptor, number)
             finally:
                 os.close(descriptor)
 
 
 def _still(processes: list[Process]) -> list[Process]:
-    there = {(process.pid, process.began): process for process in _processes()}
-    return [there[key] for process in processes if (key := (process.pid, process.began)) in there]
+    there = {(process.pid, process.began) for process in _processes()}
+    return [process for process in processes if (process.pid, process.began) in there]
 
 
 def _processes() -> Iterator[Process]:
@@ -73,10 +79,13 @@ def _processes() -> Iterator[Process]:
 
 
 def _look(pid: int) -> Process | None:
-    """A process; None when it has ended, whether its parent has noticed or not."""
+    """A process of ours; None when it has ended, whether its parent has noticed or not, or is somebody else's."""
+    place = Path(f"/proc/{pid}")
     try:
-        state, parent, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        state, parent, *rest = (place / "stat").read_text().rpartition(")")[2].split()
+        command, environment = (place / "cmdline").read_bytes(), (place / "environ").read_bytes()
     except OSError:
         return None
-    return None if state in "ZX" else Process(pid, int(parent), int(rest[17]), command)
+    marks = [word[len(MARK) + 1 :] for word in environment.split(b"\0") if word.startswith(f"{MARK}=".encode())]
+    mark = os.fsdecode(marks[0]) if marks else ""
+    return None if state in "ZX" else Process(pid, int(parent), int(rest[17]), command, mark)

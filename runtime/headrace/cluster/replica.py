@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -22,10 +23,9 @@ from headrace.clock import SECOND
 from headrace.cluster.actors import RayDirectory
 from headrace.cluster.agents import ask_for_balancer
 from headrace.cluster.calls import UNARY, Calls, Encoded
-from headrace.cluster.directory import Replica as Member
-from headrace.cluster.directory import ReplicaState
 from headrace.cluster.holding import hold
-from headrace.cluster.presence import Presence
+from headrace.cluster.member import Member
+from headrace.cluster.peers import replica_config
 from headrace.cluster.settings import ClusterConfig, Holding
 from headrace.errors import BackendFailed, InvalidRepository
 from headrace.server.server import Server
@@ -44,27 +44,20 @@ class Replica:
         self._config = config
         self._holding: Holding | None = None
         self._is_leaving = False
-        self._server = Server(config.of_replica(ray.util.get_node_ip_address()))
+        context, node = serve.get_replica_context(), ray.get_runtime_context().get_node_id()
+        id, app = context.replica_id.unique_id, context.app_name
+        self._server = Server(replica_config(config.of_replica(ray.util.get_node_ip_address())))
         try:
+            self._directory = await asyncio.to_thread(RayDirectory, app, id)
+            self._member = Member(self._server, self._directory, id, node, lambda: not self._troubles())
             await asyncio.to_thread(self._server.start)
+            if config.balancer:
+                await asyncio.to_thread(ask_for_balancer, app, node, config.grpc, config.run_directory)
             self._calls = Calls(self._server)
-            self._presence = await asyncio.to_thread(self._appear)
         except BaseException:
             self._server.close(0)
             raise
         log.info("replica listens", extra=self._server.addresses)
-
-    def _appear(self) -> Presence:
-        """Be in the directory, and have a balancer on this node."""
-        context, node = serve.get_replica_context(), ray.get_runtime_context().get_node_id()
-        id, app = context.replica_id.unique_id, context.app_name
-        self._directory = RayDirectory(app, id)
-        address = self._server.addresses["grpc"]
-        presence = Presence(self._directory, Member(id, address, address, ReplicaState.STARTING, node), self._state)
-        presence.start()
-        if self._config.balancer:
-            ask_for_balancer(app, node, self._config.grpc, self._config.run_directory)
-        return presence
 
     # What Serve asks of it.
 
@@ -90,11 +83,11 @@ class Replica:
             log.error("%s", problem)
         self._holding = holding
         if is_new:
-            await asyncio.to_thread(self._presence.enter)
+            await asyncio.to_thread(self._member.enter)
 
     async def check_health(self) -> None:
         """Raises `BackendFailed` when an instance has stopped or hangs: Serve replaces the replica. A busy one is well."""
-        if troubles := self._server.engine.stalled(self._config.hung_seconds):
+        if troubles := self._troubles():
             raise BackendFailed("; ".join(troubles))
 
     async def __del__(self) -> None:
@@ -125,9 +118,9 @@ class Replica:
         )
 
     async def status(self) -> dict[str, Any]:
-        """Where it listens, its models and what is wrong with them: `addresses`, `models` (name/version → state, reason)."""
+        """Its `process`, where it listens (`addresses`), and its `models`: name/version → state, and what is wrong with it."""
         return {
-            "replica": self._presence.id,
+            "process": os.getpid(),
             "addresses": self._server.addresses,
             "models": {
                 f"{status.model}/{status.version or '-'}": (status.state.value, status.reason)
@@ -144,16 +137,13 @@ class Replica:
 
     # Inside.
 
-    def _state(self) -> ReplicaState:
-        if self._holding is None:
-            return ReplicaState.STARTING
-        is_well = not self._is_leaving and not self._server.engine.stalled(self._config.hung_seconds)
-        return ReplicaState.READY if is_well else ReplicaState.DRAINING
+    def _troubles(self) -> list[str]:
+        return self._server.engine.stalled(self._config.hung_seconds)
 
     def _leave(self) -> None:
         """Be taken out of balancers, serve what is here, end."""
         drain = self._config.server
-        self._presence.leave()
+        self._member.leave()
         self._server.engine.unready()
         if not self._config.balancer:
             time.sleep(drain.drain_grace)  # clients, or whatever is in front, look at readiness
@@ -161,7 +151,7 @@ class Replica:
         deadline = time.monotonic_ns() + round(drain.drain_seconds * SECOND)
         self._server.engine.drain(deadline)
         self._server.close(deadline + _CLOSE_NS)
-        self._presence.close()
+        self._member.close()
         self._directory.close()
         log.info("drained", extra=self._server.engine.statistics.summary())
 
@@ -180,7 +170,8 @@ for _name in UNARY:
 Headrace = serve.deployment(
     Replica,
     name="Headrace",
-    max_ongoing_requests=1024,  # of handles and of Serve's proxy: the queues have bounds of their own, and words for it
+    max_ongoing_requests=1024,
+    max_queued_requests=1024,  # of handles and of Serve's proxy: the queues have bounds of their own, and words for it
     max_surge_percent=100,  # a new replica is there before an old one goes
     health_check_period_s=2,
     health_check_timeout_s=10,

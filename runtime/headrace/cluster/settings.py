@@ -13,6 +13,7 @@ from headrace.config import Address, Name, Seconds, ServerConfig
 _DECIDED = {
     "repository": "it stands beside `server`",
     "grpc": "replicas listen where the balancer finds them; `grpc` beside `server` is where clients do",
+    "directory": "replicas find each other through Ray",
     "http": "REST is not balanced",
     "metrics": "replicas listen where there is room; `metrics` beside `server` turns them off",
     "allow_client_shm": "the memory of one machine means nothing behind a balancer",
@@ -44,6 +45,8 @@ class ClusterConfig(BaseModel):
     """The folder of models, in Triton's layout, under this path on every node."""
     grpc: Address = "127.0.0.1:8001"
     """Where clients find the balancer, on every node that has replicas."""
+    host: Name | None = None
+    """Where replicas listen, for balancers and each other: by default at the address that the node has inside the cluster."""
     balancer: bool = True
     """Without one, each replica listens at `grpc` itself: there can be one a node."""
     metrics: bool = True
@@ -55,8 +58,9 @@ class ClusterConfig(BaseModel):
     server: Annotated[ServerConfig, AfterValidator(_of_a_replica)] = ServerConfig()
     """Further settings of each replica, as in a file for `headrace serve --config`."""
 
-    def of_replica(self, host: str) -> ServerConfig:
-        """The settings of a replica on a node that has this address inside the cluster."""
+    def of_replica(self, node: str) -> ServerConfig:
+        """The settings of a replica on the node that has this address inside the cluster."""
+        host = self.host or node
         own = f"[{host}]:0" if ":" in host else f"{host}:0"
         decided = {
             "repository": self.repository,
