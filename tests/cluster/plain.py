@@ -26,6 +26,7 @@ from tests.waiting import until
 PATIENCE = 30.0
 OPTIONS = [
     ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # a channel is a connection
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # So that a balancer that was killed is found again at once.
@@ -187,12 +188,12 @@ _numbers = itertools.count(1)
 class Load:
     """Clients that ask one request after the other, over one channel, while this is entered. No two requests have one number."""
 
-    def __init__(self, address: str, clients: int = 16, most: int = 1 << 30) -> None:
+    def __init__(self, address: str, clients: int = 16, most: int = 1 << 30, timeout: float = PATIENCE) -> None:
         self.outcomes: dict[int, str] = {}
         """By number: `answered`, or the name of the code."""
         self.details: Counter[str] = Counter()
         """What was said of requests that were not answered."""
-        self._address, self._clients, self._most = address, clients, most
+        self._address, self._clients, self._most, self._timeout = address, clients, most, timeout
         self._stop = threading.Event()
         self._asked = itertools.count()
 
@@ -232,7 +233,7 @@ class Load:
         while not self._stop.is_set() and next(self._asked) < self._most:
             number = next(_numbers)
             try:
-                response = self._infer(message(number), timeout=PATIENCE)
+                response = self._infer(message(number), timeout=self._timeout)
                 self.outcomes[number] = "answered" if answer_of(response) == number else "wrong"
             except grpc.RpcError as error:
                 self.outcomes[number] = error.code().name  # pyright: ignore[reportAttributeAccessIssue]

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -36,7 +37,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three replicas of `m`. Tests leave as many, though not the same."""
     with cluster(tmp_path_factory.mktemp("cluster")) as started:
         add_logged_model(started.repository, "m", started.log)
-        started.add_replicas(3, "--load-model=m")
+        add_logged_model(started.repository, "slow", started.log, pace=1.0)
+        started.add_replicas(3, "--load-model=*")
         yield started
 
 
@@ -85,7 +87,7 @@ def test_replicas_come_and_go_without_a_loss(shared: Cluster, balancer: Process)
         assert leaving.process.returncode == 0, told
         shared.wait_taken_in()
         load.wait_for(200)
-        (added,) = shared.add_replicas(1, "--load-model=m")
+        (added,) = shared.add_replicas(1, "--load-model=*")
         until(lambda: any(added.pid in ran for ran in shared.executions().values()), PATIENCE)
     assert set(load.codes) == {"answered"}
     check(shared, load)
@@ -100,7 +102,7 @@ def test_a_replica_that_is_killed_takes_nothing_with_it_but_what_it_had(shared: 
         load.wait_for(200)
     check(shared, load, killed=dying.pid)
     assert load.codes["UNAVAILABLE"] <= 16
-    shared.add_replicas(1, "--load-model=m")
+    shared.add_replicas(1, "--load-model=*")
     shared.wait_taken_in()
 
 
@@ -125,7 +127,7 @@ def test_a_haproxy_is_replaced_and_runs_nothing_twice(shared: Cluster, balancer:
         until(lambda: orphans(run_of(balancer)) not in ([before], []) and before not in orphans(run_of(balancer)), PATIENCE)
         load.wait_for(200)
     check(shared, load)
-    # What a client sends in the moment in which its connection ends has not run. Clients that retry at all try that again unasked.
+    # What a client sends in the moment in which its connection ends has not run.
     assert all("GOAWAY" in told for told in load.details), load.details
     assert not [n for n, outcome in load.outcomes.items() if outcome != "answered" and n in shared.executions()]
 
@@ -144,7 +146,7 @@ def test_a_stream_stays_where_it_is_while_replicas_come_and_go(shared: Cluster, 
         for answer in stub(opened).ModelStreamInfer(requests(), timeout=PATIENCE):
             answers.append(answer_of(answer.infer_response))
             if len(answers) == 10:
-                shared.add_replicas(1, "--load-model=m")
+                shared.add_replicas(1, "--load-model=*")
                 shared.wait_taken_in()
                 more.set()
         first.set()
@@ -159,11 +161,56 @@ def test_large_messages_pass_whole(balancer: Process) -> None:
         assert answer_of(stub(opened).ModelInfer(message(2_000_000_000, width=4 << 20), timeout=PATIENCE)) == 2_000_000_000
 
 
-def test_who_gives_up_is_given_up_by_the_replica(shared: Cluster, balancer: Process, tmp_path: Path) -> None:
-    """The deadline of a client is that of the request, through the balancer."""
-    with channel(balancer.grpc) as opened, pytest.raises(grpc.RpcError) as caught:
-        stub(opened).ModelInfer(message(2_000_000_001, width=4 << 20), timeout=0.001)
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+def test_who_does_not_read_stops_nobody_else(shared: Cluster, balancer: Process) -> None:
+    numbers = [1_500_000_000 + number for number in range(6)]
+    with ExitStack() as stack, Load(balancer.grpc) as load:
+        clients = [stub(stack.enter_context(channel(balancer.grpc))) for _ in numbers]
+        asked = [iter([message(number, width=1 << 18)] * 4) for number in numbers]
+        streams = [client.ModelStreamInfer(each, timeout=PATIENCE) for client, each in zip(clients, asked, strict=True)]
+        until(lambda: set(numbers) <= shared.executions().keys(), PATIENCE)
+        load.wait_for(300)
+        for number, stream in zip(numbers, streams, strict=True):
+            assert [answer_of(answer.infer_response) for answer in stream] == [number] * 4
+    assert set(load.codes) == {"answered"}
+
+
+def test_who_gives_up_is_given_up_by_the_replica(shared: Cluster, balancer: Process) -> None:
+    """What waits there and is wanted no more, because of its deadline or because its client says so, does not run."""
+    key = (("x-headrace-sequence", "one replica"),)
+    with channel(balancer.grpc) as opened:
+        infer = stub(opened).ModelInfer
+        running = infer.future(message(2_000_000_010, "slow"), timeout=PATIENCE, metadata=key)
+        until(lambda: 2_000_000_010 in shared.executions(), PATIENCE)
+        cancelled = infer.future(message(2_000_000_011, "slow"), timeout=PATIENCE, metadata=key)
+        with pytest.raises(grpc.RpcError) as late:
+            infer(message(2_000_000_012, "slow"), timeout=0.3, metadata=key)
+        cancelled.cancel()
+        assert answer_of(running.result(PATIENCE)) == 2_000_000_010
+        assert answer_of(infer(message(2_000_000_013, "slow"), timeout=PATIENCE, metadata=key)) == 2_000_000_013
+    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not {2_000_000_011, 2_000_000_012} & shared.executions().keys()
+
+
+@pytest.mark.slow
+def test_a_replica_that_hangs_gets_nothing_new(shared: Cluster, balancer: Process) -> None:
+    (admin,) = (AdminSocket(path) for path in run_of(balancer).glob("*.sock"))
+    hanging = shared.replicas[0]
+
+    def is_up() -> bool:
+        return all(server.is_up for server in admin.servers("replicas").values())
+
+    with Load(balancer.grpc, timeout=3.0) as load:
+        load.wait_for(200)
+        hanging.process.send_signal(signal.SIGSTOP)
+        until(lambda: not is_up(), PATIENCE)
+    assert set(load.codes) <= {"answered", "DEADLINE_EXCEEDED"}
+    with Load(balancer.grpc, most=500) as meanwhile:
+        meanwhile.wait()
+    assert meanwhile.codes == {"answered": 500}
+    hanging.process.send_signal(signal.SIGCONT)
+    until(is_up, PATIENCE)
+    ran = shared.executions()
+    assert all(len(ran.get(number, [])) <= 1 for number in (*load.outcomes, *meanwhile.outcomes))
 
 
 def test_nothing_of_a_balancer_is_for_others(balancer: Process) -> None:

@@ -33,6 +33,8 @@ import os, time
 class Model:
     inputs = {{"x": "FP32[1]"}}
     outputs = {{"y": "FP32[1]"}}
+    def load(self, context):
+        pass
     def run(self, tensors):
         if os.path.exists({gate!r}):
             with open({gate!r}, "w") as file:

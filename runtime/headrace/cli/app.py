@@ -31,10 +31,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.add_typer(batch_commands, name="batch")
 app.command()(balance)
 app.command()(up)
 app.command()(down)
+app.add_typer(batch_commands, name="batch")
 app.add_typer(bench, name="bench")
 app.add_typer(ledger_commands, name="ledger")
 app.add_typer(slo_commands, name="slo")

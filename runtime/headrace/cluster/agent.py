@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from headrace.cluster.balancer import Balancer
 from headrace.cluster.directory import BalancerReport, Directory, Replica, ReplicaState, View
-from headrace.cluster.haproxy import BACKENDS, SERVER_OPTIONS, Admin, Server, Tuning
+from headrace.cluster.haproxy import BACKENDS, SERVER_OPTIONS, TUNING, Admin, Server, Tuning
 from headrace.errors import CannotBalance, sentence
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Agent:
         CannotBalance: there is no HAProxy here.
     """
 
-    def __init__(self, directory: Directory, id: str, address: str, run: Path, tuning: Tuning = Tuning()) -> None:
+    def __init__(self, directory: Directory, id: str, address: str, run: Path, tuning: Tuning = TUNING) -> None:
         self._directory, self._id = directory, id
         self._view = directory.view()
         self.balancer = Balancer(address, run, lambda: _ready(self._view), tuning)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from headrace.backends.backoff import Backoff
 from headrace.clock import SECOND
-from headrace.cluster.haproxy import ERRORS, AdminSocket, Tuning, check, find_haproxy, render
+from headrace.cluster.haproxy import ERRORS, TUNING, AdminSocket, Tuning, check, find_haproxy, render
 from headrace.errors import CannotBalance
 from headrace.files import replace_file
 from headrace.transport.listening import listen
@@ -47,7 +47,7 @@ class Balancer:
         CannotBalance: there is no HAProxy here.
     """
 
-    def __init__(self, address: str, run: Path, servers: Callable[[], Mapping[str, str]], tuning: Tuning = Tuning()) -> None:
+    def __init__(self, address: str, run: Path, servers: Callable[[], Mapping[str, str]], tuning: Tuning = TUNING) -> None:
         self.address, self._run, self._servers, self._tuning = address, run, servers, tuning
         self._binary = find_haproxy()
         self._changing = threading.Lock()
@@ -177,7 +177,7 @@ class Balancer:
 
 
 def end_orphans(run: Path, seconds: float) -> None:
-    """End every HAProxy that runs from this directory: take no connections, finish the streams within so many seconds, or be killed.
+    """End every HAProxy that runs from this directory: it finishes its streams within so many seconds, or is killed.
 
     Args:
         run: the directory of a balancer's run, whose balancer is gone, or is the caller.

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ _FIRST_SECONDS = 60.0
 """How long the first replica waits for another first one."""
 
 
-class ReplicaState(str, Enum):
+class ReplicaState(StrEnum):
     """What a replica does with requests: not yet, yes, those it has."""
 
     STARTING = "starting"

@@ -40,6 +40,9 @@ class Tuning:
     drain_seconds: int = 30
 
 
+TUNING = Tuning()
+
+
 class Admin(IntFlag):
     """What was decided about a server, HAProxy's bits: in maintenance it gets nothing, drained nothing new."""
 
@@ -87,7 +90,7 @@ def check(binary: Path, file: Path, listener: int) -> None:
         raise CannotBalance(f"HAProxy does not take its configuration: {' '.join(judged.stderr.split())}")
 
 
-def render(listener: int, admin: Path, servers: Mapping[str, str], tuning: Tuning = Tuning()) -> str:
+def render(listener: int, admin: Path, servers: Mapping[str, str], tuning: Tuning = TUNING) -> str:
     """The configuration of a run. The files of `ERRORS` are to be beside the admin socket.
 
     Args:
@@ -117,7 +120,6 @@ global
     nbthread {threads}
     hard-stop-after {drain}s
     fd-hard-limit 16384
-    # What one stream has sent fits into its buffer, so that a client that does not read stops nobody but itself.
     tune.bufsize 65536
     tune.h2.fe.initial-window-size 65535
     tune.h2.be.initial-window-size 65535
@@ -144,7 +146,8 @@ defaults
     retry-on conn-failure
     option redispatch 1
     option abortonclose
-    http-reuse always
+    # An answer that is not read holds up what comes behind it on its connection to the replica: each client's has its own.
+    http-reuse never
 {errors}
 frontend requests
     bind fd@{listener} proto h2

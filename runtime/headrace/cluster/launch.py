@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from headrace.ledger.home import roots
 
 HOST = "127.0.0.1"
 _RAY_UP_SECONDS = 120
+_TRIES = 3
 _APP_UP_SECONDS = 300
 _LOOK_SECONDS = 0.2
 _DRAIN_SECONDS = 90.0
@@ -152,10 +153,23 @@ def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
     }
     words = [f"--{name}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--no-monitor", "--disable-usage-stats", *words]
+    for left in reversed(range(_TRIES)):
+        told = _run_ray(command, cluster)
+        if cluster.ray_address:
+            return
+        if not left:
+            raise ClusterFailed(f"Ray did not start: {told}")
+        # Its own patience with itself is half a minute, which is not enough where there is much else to do.
+        say(f"once more: {told}")
+        end(Path(cluster.directory), _END_SECONDS)
+
+
+def _run_ray(command: Sequence[str], cluster: Cluster) -> str:
+    """Start Ray's processes, which stay; the last it said."""
     log = Path(cluster.directory) / "start.log"
     with log.open("wb") as output:
         try:
-            done = subprocess.run(
+            subprocess.run(
                 command,
                 env={**os.environ, "RAY_START_HOOK": "headrace.cluster.slim.slim", MARK: cluster.directory},
                 stdin=subprocess.DEVNULL,
@@ -166,9 +180,8 @@ def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise ClusterFailed(f"Ray has not come up within {_RAY_UP_SECONDS} s") from None
-    if done.returncode or not cluster.ray_address:
-        raise ClusterFailed(f"Ray did not start: {_last_line(log.read_text(errors='replace'))}")
+            return f"it has not come up within {_RAY_UP_SECONDS} s"
+    return _last_line(log.read_text(errors="replace"))
 
 
 def deploy(cluster: Cluster, plan: Plan, say: Say) -> None:

@@ -173,6 +173,7 @@ Headrace = serve.deployment(
     max_ongoing_requests=1024,
     max_queued_requests=1024,  # of handles and of Serve's proxy: the queues have bounds of their own, and words for it
     max_surge_percent=100,  # a new replica is there before an old one goes
+    max_constructor_retry_count=3,  # what does not load now will not a moment later
     health_check_period_s=2,
     health_check_timeout_s=10,
     ray_actor_options={"num_cpus": 1},

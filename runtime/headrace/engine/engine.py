@@ -83,7 +83,7 @@ class Engine:
         objectives: whose error budgets to keep.
 
     Attributes:
-        needs_sequence_keys: says whether several replicas answer; then requests of sequences have to say what keeps them together.
+        needs_sequence_keys: says whether several replicas answer, so that sequences have to be kept with one of them.
 
     Raises:
         InvalidRepository: there is no such repository.
