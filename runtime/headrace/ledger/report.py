@@ -51,12 +51,15 @@ class OutsideReport:
     objectives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
     def histograms(self) -> dict[str, Histogram]:
-        """The durations, to go on counting, or to be shown."""
+        """The durations, to go on counting, or to be shown.
+
+        Raises:
+            TypeError, ValueError: these are none.
+        """
         found: dict[str, Histogram] = {}
         for key, (counts, total) in self.durations.items():
-            found[key] = Histogram(DURATION_EDGES)
-            found[key].counts += np.array(counts, np.int64)
-            found[key].total = total
+            found[key] = histogram = Histogram(DURATION_EDGES)
+            histogram.counts, histogram.total = np.array(counts, np.int64).reshape(histogram.counts.shape), total
         return found
 
 
