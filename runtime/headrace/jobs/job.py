@@ -141,6 +141,8 @@ class BatchJob:
             JobLocked: another run works on this output.
             JobFailed: it had to stop. JobStopped: it was told to.
         """
+        if self._since is not None:
+            raise InvalidJob("a job runs once: make another BatchJob, with resume=True")
         self._directory.prepare()
         with self._directory.lock():
             self._directory.tidy()
