@@ -42,7 +42,7 @@ async def infer_table(
         HeadraceError: with the code and message that a remote client would get; the first, and nothing is left in the queue.
     """
     spec = engine.routes.resolve(model, version).spec
-    whole = pa.table(table) if isinstance(table, pa.RecordBatch) else table
+    whole = pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
     columns = sources(spec.inputs, {name: name for name in whole.column_names if name in {i.name for i in spec.inputs}}, Nulls())
     check(whole.schema, spec.inputs, columns)
     parts = [
@@ -51,12 +51,8 @@ async def infer_table(
         if batch.num_rows
         for part in _parts(decode(batch, spec.inputs, columns, Nulls()), spec)
     ]
-    async with asyncio.TaskGroup() as asking:
-        asked = [
-            asking.create_task(engine.infer_async(model, part, version=version, outputs=outputs, timeout=timeout))
-            for part in parts
-        ]
-    answers = [done.result() for done in asked]
+    asked = (engine.infer_async(model, part, version=version, outputs=outputs, timeout=timeout) for part in parts)
+    answers = await _all(asked)
     wanted = [output for output in spec.outputs if not outputs or output.name in outputs]
     columns_out = [encode(each, _rows(each, [answer[each.name] for answer in answers], spec)) for each in wanted]
     return pa.table(columns_out, [each.name for each in wanted])
