@@ -85,6 +85,15 @@ def answer_of(response: pb.ModelInferResponse) -> int:
     return int(values[0]) - 1
 
 
+def executions(log: Path) -> dict[int, list[int]]:
+    """By the number of a request, the processes that ran it."""
+    found: dict[int, list[int]] = {}
+    for line in log.read_text().splitlines():
+        pid, number = map(int, line.split())
+        found.setdefault(number, []).append(pid)
+    return found
+
+
 @dataclass
 class Process:
     """A process of ours, and the words of its ready line."""
@@ -157,12 +166,8 @@ class Cluster:
         until(lambda: self.serving() == set(self.directory.view().replicas), PATIENCE)
 
     def executions(self) -> dict[int, list[int]]:
-        """By the number of a request, the processes that ran it."""
-        found: dict[int, list[int]] = {}
-        for line in self.log.read_text().splitlines():
-            pid, number = map(int, line.split())
-            found.setdefault(number, []).append(pid)
-        return found
+        """See `executions`."""
+        return executions(self.log)
 
 
 @contextmanager

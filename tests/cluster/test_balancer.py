@@ -197,7 +197,7 @@ def test_a_replica_that_hangs_gets_nothing_new(shared: Cluster, balancer: Proces
     hanging = shared.replicas[0]
 
     def is_up() -> bool:
-        return all(server.is_up for server in admin.servers("replicas").values())
+        return all(server.is_up for server in admin.servers()["replicas"].values())
 
     with Load(balancer.grpc, timeout=3.0) as load:
         load.wait_for(200)
