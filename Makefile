@@ -110,6 +110,7 @@ bench: $(VENV)/.dev-installed kernels
 	@$(BIN)/python -m benchmarks.python_models
 	@$(BIN)/python -m benchmarks.triton_backend
 	@$(BIN)/python -m benchmarks.scheduling
+	@$(BIN)/python -m benchmarks.columns
 	@$(BIN)/python -m benchmarks.telemetry
 	@$(BIN)/python -m benchmarks.load_check
 	@$(BIN)/python -m benchmarks.startup
