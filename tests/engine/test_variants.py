@@ -16,6 +16,7 @@ from headrace.model import State
 from headrace.scheduling.admission import SHARE_OF
 from headrace.scheduling.steering import Steering
 from tests.engine.conftest import CONFIG, Store
+from tests.telemetry.test_traces import NODES
 
 ROW = np.ones((1, 2), np.float32)
 VARIANT = 'parameters {{ key: "variant" value {{ string_value: "{}" }} }}'
@@ -195,28 +196,15 @@ def test_a_graph_goes_to_another_graph(store: Store) -> None:
         assert engine.catalog._find("g", 0) is not running, "what it runs was loaded anew"
 
 
-SPLIT = """
-import numpy as np
-from headrace.node import Rows
-
-class Split:
-    inputs = {"x": "FP32[2]"}
-    outputs = {"part": "FP32[2]"}
-    rows = "many"
-    def load(self, context):
-        pass
-    def run(self, tensors):
-        return Rows({"part": tensors["x"]}, [1] * len(tensors["x"]))
-"""
-
-
 def test_a_graph_whose_rows_go_on_has_no_variant(store: Store) -> None:
     for name in ("m", "cheap"):
         store.add(name)
     add_graph(store, "g", "m", "cheap")
     file = store.root / "g" / "graph.yaml"
-    text = file.read_text().replace("{x: X}", "{x: part}").replace('"FP32[-1]"', '"FP32[-1,-1]"')
-    file.write_text(text + '  split: {run: "nodes.py:Split", inputs: {x: X}, outputs: {part: part}}\n')
-    (store.root / "g" / "nodes.py").write_text(SPLIT)
+    text = (
+        file.read_text().replace("{x: X}", "{x: part}").replace('"FP32[2]"', '"FP32[1]"').replace('"FP32[-1]"', '"FP32[-1,-1]"')
+    )
+    file.write_text(text + '  split: {run: "nodes.py:Split", inputs: {number: X}, outputs: {part: part}}\n')
+    (store.root / "g" / "nodes.py").write_text(NODES)
     with engine_on(store, "m", "cheap") as engine, pytest.raises(LoadFailed, match="a graph whose rows go on from one queue"):
         engine.load("g")
