@@ -201,9 +201,9 @@ def test_a_graph_whose_rows_go_on_has_no_variant(store: Store) -> None:
         store.add(name)
     add_graph(store, "g", "m", "cheap")
     file = store.root / "g" / "graph.yaml"
-    text = (
-        file.read_text().replace("{x: X}", "{x: part}").replace('"FP32[2]"', '"FP32[1]"').replace('"FP32[-1]"', '"FP32[-1,-1]"')
-    )
+    text = file.read_text()
+    for old, new in (("{x: X}", "{x: part}"), ('"FP32[2]"', '"FP32[1]"'), ('"FP32[-1]"', '"FP32[-1,-1]"')):
+        text = text.replace(old, new)
     file.write_text(text + '  split: {run: "nodes.py:Split", inputs: {number: X}, outputs: {part: part}}\n')
     (store.root / "g" / "nodes.py").write_text(NODES)
     with engine_on(store, "m", "cheap") as engine, pytest.raises(LoadFailed, match="a graph whose rows go on from one queue"):
