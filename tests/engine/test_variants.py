@@ -16,6 +16,7 @@ from headrace.model import State
 from headrace.scheduling.admission import SHARE_OF
 from headrace.scheduling.steering import Steering
 from tests.engine.conftest import CONFIG, Store
+from tests.telemetry.test_traces import NODES
 
 ROW = np.ones((1, 2), np.float32)
 VARIANT = 'parameters {{ key: "variant" value {{ string_value: "{}" }} }}'
@@ -156,3 +157,54 @@ def test_a_decoupled_model_has_no_variant(store: Store) -> None:
     store.add("m", more=VARIANT.format("cheap") + "model_transaction_policy { decoupled: true }")
     with engine_on(store, "cheap") as engine, pytest.raises(LoadFailed, match="answers a request several times; leave it out"):
         engine.load("m")
+
+
+GRAPH = """
+max_batch_size: 8
+inputs: {{X: "FP32[2]"}}
+outputs: {{Y: "FP32[-1]"}}
+parameters: {{variant: {variant}}}
+nodes:
+  run: {{model: {model}, inputs: {{x: X}}, outputs: {{y: Y}}}}
+"""
+
+
+def add_graph(store: Store, name: str, model: str, variant: str) -> None:
+    (store.root / name).mkdir()
+    (store.root / name / "graph.yaml").write_text(GRAPH.format(model=model, variant=variant))
+
+
+def test_a_graph_goes_to_another_graph(store: Store) -> None:
+    for name in ("m", "cheap"):
+        store.add(name)
+    add_graph(store, "g", "m", "short")
+    add_graph(store, "short", "cheap", "''")
+    with engine_on(store, "g") as engine:
+        running = engine.catalog._find("g", 0)
+        assert running is not None
+
+        def sign() -> float:
+            return float(np.sign(engine.infer("g", {"X": ROW})["Y"][0, 0]))
+
+        assert sign() == 1
+        running.forecast.steer(Steering(variant=SHARE_OF))
+        assert sign() == -1
+        page = metrics_of(engine).render()[0].decode()
+        assert 'headrace_variant_batches_total{model="g",variant="short",version="1"} 1.0' in page
+        store.add("cheap", content="other weights")
+        engine.load("cheap")
+        assert engine.catalog._find("g", 0) is not running, "what it runs was loaded anew"
+
+
+def test_a_graph_whose_rows_go_on_has_no_variant(store: Store) -> None:
+    for name in ("m", "cheap"):
+        store.add(name)
+    add_graph(store, "g", "m", "cheap")
+    file = store.root / "g" / "graph.yaml"
+    text = file.read_text()
+    for old, new in (("{x: X}", "{x: part}"), ('"FP32[2]"', '"FP32[1]"'), ('"FP32[-1]"', '"FP32[-1,-1]"')):
+        text = text.replace(old, new)
+    file.write_text(text + '  split: {run: "nodes.py:Split", inputs: {number: X}, outputs: {part: part}}\n')
+    (store.root / "g" / "nodes.py").write_text(NODES)
+    with engine_on(store, "m", "cheap") as engine, pytest.raises(LoadFailed, match="a graph whose rows go on from one queue"):
+        engine.load("g")

@@ -21,7 +21,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from headrace.cli.observe import check_spans
 from headrace.clock import MILLISECOND, SECOND
+from headrace.config import server_config
+from headrace.errors import CannotListen, InvalidRepository
 from headrace.ledger.report import read_outside
 from tests.budgets.making import OPENSLO
 from tests.ledger.servers import Gate, Served, served
@@ -127,20 +130,17 @@ def test_the_networks_share_is_shown_when_the_clients_span_is_there_and_else_not
 
 
 def test_where_spans_cannot_be_taken_a_server_does_not_start(models: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "headrace", "serve", "--repository", str(models), "--http=none", "--metrics=none"]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-
-    def refusal(address: str) -> str:
-        done = subprocess.run(
-            [*command, "--grpc=127.0.0.1:0", f"--otlp={address}"], capture_output=True, text=True, env=environment, timeout=60
-        )
-        assert (done.returncode, done.stdout) == (2, "")
-        return done.stderr
-
-    assert "option --otlp is 'here': expected HOST:PORT" in refusal("here")
-    assert "cannot listen on 203.0.113.1:4317" in refusal("203.0.113.1:4317")
+    with pytest.raises(InvalidRepository, match="option --otlp is 'here': expected HOST:PORT"):
+        server_config(None, {"otlp": "here"})
+    with pytest.raises(CannotListen, match=r"cannot listen on 203\.0\.113\.1:4317"):
+        check_spans("203.0.113.1:4317")
     (tmp_path / "opentelemetry.py").touch()  # in front of those that are installed
-    assert "taking spans needs OpenTelemetry's messages: pip install 'headrace[traces]'" in refusal("127.0.0.1:0")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "headrace", "serve", "--repository", str(models), "--http=none", "--metrics=none"]
+    command += ["--grpc=127.0.0.1:0", "--otlp=127.0.0.1:0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "taking spans needs OpenTelemetry's messages: pip install 'headrace[traces]'" in done.stderr
 
 
 @pytest.mark.slow

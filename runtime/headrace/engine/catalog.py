@@ -435,12 +435,13 @@ class Catalog:
 
 
 def _needs(files: ModelFiles) -> tuple[str, ...]:
-    """The models that a model runs, if it is a graph or has a variant."""
+    """The models that a model runs: its variant, and if it is a graph, those of its nodes."""
+    variant = tuple(filter(None, [variant_of(files.config)]))
     if files.config.platform not in GRAPHS:
-        return tuple(filter(None, [variant_of(files.config)]))
+        return variant
     from headrace.engine.graphs import graph_of  # for whoever has graphs
 
-    return graph_of(files).models
+    return (*graph_of(files).models, *variant)
 
 
 def _only_in(these: _Versions, those: _Versions) -> list[Running]:

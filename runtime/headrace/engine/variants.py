@@ -15,7 +15,6 @@ from headrace.errors import InvalidRepository
 from headrace.graph.steps import Visits
 from headrace.ledger.ledger import Ledger
 from headrace.model import ModelSpec
-from headrace.models.fill import GRAPHS
 from headrace.protocol.headrace_pb2 import ModelConfig
 from headrace.tensor import format_shape
 
@@ -102,8 +101,8 @@ def with_variant(opened: Opened, lend: Callable[[str], Lent], ledger: Ledger, cl
 def _check_can_vary(opened: Opened) -> None:
     spec = opened.spec
     wrong = (
-        "is a graph: declare it of the models that it runs"
-        if opened.config.platform in GRAPHS
+        "is a graph whose rows go on from one queue to the next"
+        if not goes_back(opened.sessions[0][0])
         else "answers a request several times"
         if spec.decoupled
         else "has sequences"
