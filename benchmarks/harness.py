@@ -33,13 +33,17 @@ CLIENTS = (1, 16, 64)
 
 
 class Report(NamedTuple):
-    """What a load generator says: requests/s, latencies in us, its own CPU time in s, cores that its sending thread kept busy."""
+    """What a load generator says: requests/s, latencies in us, its own CPU time in s, cores that its sending thread kept busy.
+
+    `sent` is how many requests there were in all, where it says that.
+    """
 
     rate: float
     p50: float
     p99: float
     cpu: float
     cores: float = 0.0
+    sent: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def measure(server: Server, case: Case, load: Load, seconds: float) -> Reading:
     cpu = server.cpu_seconds() - cpu
     after, batches_after = server.counts(case.model)
     # All of them, the warm-up, too: that is what the CPU time was for.
-    count = max(1, after - requests)
+    count = report.sent or max(1, after - requests)
     batch = count / max(1, batches_after - batches)
     return Reading(report.rate, report.p50, report.p99, 1e6 * cpu / count, 1e6 * report.cpu / count, batch, report.cores)
 
@@ -135,6 +139,12 @@ def charged(
 def ratios(mine: Iterable[float], theirs: Iterable[float]) -> list[float]:
     """Median, least and most of the ratios within rounds."""
     found = [a / b for a, b in zip(mine, theirs, strict=True)]
+    return [round(value, 3) for value in (statistics.median(found), min(found), max(found))]
+
+
+def differences(mine: Iterable[float], theirs: Iterable[float]) -> list[float]:
+    """Median, least and most of the differences within rounds."""
+    found = [a - b for a, b in zip(mine, theirs, strict=True)]
     return [round(value, 3) for value in (statistics.median(found), min(found), max(found))]
 
 

@@ -21,20 +21,19 @@ def run(server: Server, model: str, clients: int, seconds: float) -> Report:
     return report_of(server.address, model, seconds, f"--concurrency={clients}")
 
 
-def report_of(address: str, model: str, seconds: float, *options: str) -> Report:
-    """What one load says, with options of its own.
+def report_of(address: str, model: str, seconds: float, *options: str, warm_up: float = WARM_UP) -> Report:
+    """What one load says, with options of its own. It counts all that was sent where nothing is sent to warm up.
 
     Raises:
         RuntimeError: it failed, or a request was not answered well.
     """
-    told, cpu = charged_for(address, model, f"--seconds={seconds}", f"--warm-up={WARM_UP}", *options)
+    told, cpu = charged_for(address, model, f"--seconds={seconds}", f"--warm-up={warm_up}", *options)
     if told["errors"]:
         raise RuntimeError(f"{model} at {address}: {told['errors']}")
     if not told["answered"]:
         raise RuntimeError(f"{model} at {address}: nothing was answered")
-    latency = told["latency_ms"]
-    cores = told["generator"]["cores"]
-    return Report(told["rate_per_second"], latency["p50"] * 1000, latency["p99"] * 1000, cpu, cores)
+    latency, cores, sent = told["latency_ms"], told["generator"]["cores"], 0 if warm_up else told["requests"]
+    return Report(told["rate_per_second"], latency["p50"] * 1000, latency["p99"] * 1000, cpu, cores, sent)
 
 
 def asked(address: str, model: str, *options: str) -> dict[str, Any]:

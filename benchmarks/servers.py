@@ -155,12 +155,13 @@ def triton_python(repository: Path) -> Server:
 
 def triton_on(repository: Path) -> Server:
     """A real Triton on a repository of its own."""
-    grpc_port, http_port = _free_port(), _free_port()
+    grpc_port, http_port = free_port(), free_port()
     start = triton_server.start(repository, grpc_port, http_port)
     health = f"http://127.0.0.1:{http_port}/v2/health/ready"
     return Server("triton-python", start.command, f"127.0.0.1:{grpc_port}", health, start.environment)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody has now."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return taken.getsockname()[1]

@@ -75,6 +75,8 @@ class ServerConfig(BaseModel):
     """How long a stopping server, no longer ready, still takes new requests: for balancers to notice."""
     drain_seconds: Seconds = 30.0
     """How long, after that, accepted requests have to finish."""
+    directory: Path | None = None
+    """Be one of the replicas in this directory, behind the balancer of `headrace balance`. In a file, as `repository`."""
     ledger: Path | None = None
     """Where to keep the records of requests and batches, as Parquet files. In a file, as `repository`."""
     ledger_segment_bytes: Annotated[int, Field(ge=1 << 16)] = 64 << 20
@@ -89,6 +91,8 @@ class ServerConfig(BaseModel):
     """Where objectives are, OpenSLO files; else in `slo/` below the repository, if that is there. In a file, as `repository`."""
     spans_per_second: Annotated[int, Field(gt=0)] = 5000
     """Of traces, where OpenTelemetry's variables ask for them; what is above it is dropped and counted."""
+    otlp: Address | None = None
+    """Where the side process takes spans of others: OTLP over gRPC, and over HTTP at the next port. Port 0 picks free ones."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"
 
@@ -101,7 +105,7 @@ def server_config(file: Path | None, options: Mapping[str, object]) -> ServerCon
     """
     given = {key: value for key, value in options.items() if value is not None}
     stated = read_yaml(file) if file is not None else {}
-    for key in ("repository", "ledger", "slo"):
+    for key in ("repository", "directory", "ledger", "slo"):
         if file is not None and isinstance(stated.get(key), str):
             stated[key] = file.parent / str(stated[key])
     try:

@@ -8,7 +8,8 @@ because clients match on them.
     ├── InvalidRequest        the client can mend it
     ├── InvalidRepository     a configuration or a file on disk can be mended
     │   └── LoadFailed, NotInRepository, ModelMissing, BackendUnreachable
-    ├── InvalidLedger, InvalidObjective
+    ├── InvalidLedger, InvalidObjective, InvalidDirectory
+    ├── InvalidCluster, ClusterFailed, DirectoryUnreachable    of a cluster
     ├── InvalidLoad, TargetFailed    of the load generator
     ├── InvalidJob            a batch job cannot begin as it was asked for
     │   └── JobChanged        nor go on as it began
@@ -17,6 +18,7 @@ because clients match on them.
     ├── ModelNotFound, ModelNotReady
     ├── RegionNotFound, WrongRegion, RegionExists, RegionFailed
     ├── Unsupported, NotAllowed, CannotListen
+    ├── CannotBalance, ChangeUnderWay, Relayed, NotByAll    of several replicas
     ├── Overloaded            refused: try again later, or elsewhere
     │   ├── QueueFull, QueueTimeout, QueueClosed, Draining, ServerExiting
     │   └── CannotMeetDeadline, ClassShed, ReaderTooSlow, BackendDown
@@ -28,8 +30,9 @@ because clients match on them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from typing import Any
 
 
 class Code(Enum):
@@ -76,6 +79,16 @@ class HeadraceError(Exception):
         """The sentence for the client, as every protocol can carry it."""
         return sentence(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes get the sentence as it is: constructors would write it again."""
+        return _same, (type(self), self.args, vars(self))
+
+
+def _same(kind: type[HeadraceError], args: tuple[Any, ...], state: dict[str, Any]) -> HeadraceError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
 
 class InvalidRequest(HeadraceError):
     """A request that cannot be served as it is."""
@@ -107,6 +120,33 @@ class InvalidObjective(HeadraceError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+
+
+class InvalidDirectory(HeadraceError):
+    """A directory of replicas that cannot be used as it is."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class InvalidCluster(HeadraceError):
+    """A cluster that cannot be started, or ended, as it is asked for."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class ClusterFailed(HeadraceError):
+    """A cluster did not come up."""
+
+    code = Code.UNAVAILABLE
+
+
+class DirectoryUnreachable(HeadraceError):
+    """The directory of replicas does not answer at present."""
+
+    code = Code.UNAVAILABLE
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the directory of replicas does not answer: {why}")
 
 
 class LoadFailed(InvalidRepository):
@@ -370,6 +410,54 @@ class CannotListen(HeadraceError):
 
     def __init__(self, address: str, why: str) -> None:
         super().__init__(f"cannot listen on {address}: {why}; choose another one, or port 0 for any that is free")
+
+
+class CannotBalance(HeadraceError):
+    """There can be no balancer here, or it does not do what it is told."""
+
+    code = Code.UNAVAILABLE
+
+
+class ChangeUnderWay(HeadraceError):
+    """All replicas are being told something else."""
+
+    code = Code.UNAVAILABLE
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the replicas have been busy with another change for {seconds:g} s; try again when it is over")
+
+
+class Relayed(HeadraceError):
+    """An error of another replica: its words, and its code."""
+
+    def __init__(self, message: str, code: Code) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NotByAll(HeadraceError):
+    """What all replicas have to do was not done by all of them. Its code is that of the first that did not.
+
+    Attributes:
+        failed: why not, by the id of the replica.
+    """
+
+    def __init__(self, what: str, done: Iterable[str], failed: Mapping[str, HeadraceError]) -> None:
+        reasons = "; ".join(f"{replica}: {error.message}" for replica, error in failed.items())
+        told = ", ".join(done)
+        super().__init__(f"{what} was done by {told or 'no replica'}, and not by {reasons}")
+        self.failed = dict(failed)
+        self.code = next(iter(failed.values())).code
+
+
+class SequenceWithoutKey(InvalidRequest):
+    """A request of a sequence that nothing keeps with one replica, where there are several."""
+
+    def __init__(self, id: int | str, key: str) -> None:
+        super().__init__(
+            f"several replicas answer here, and nothing keeps sequence {id!r} with one of them: send all of its requests on one "
+            f"ModelStreamInfer stream, or each with the same metadata '{key}'"
+        )
 
 
 class DeadlineExpired(HeadraceError):

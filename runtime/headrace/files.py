@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -38,6 +39,18 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(file: Path) -> None:
+    """Whether `replace_file` can be done, as far as that is known before.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    with tempfile.TemporaryFile(dir=file.parent):
+        pass
 
 
 def _umask() -> int:

@@ -76,6 +76,7 @@ class Served:
     client: triton.InferenceServerClient
     metrics: str
     http: str
+    grpc: str
 
     @property
     def neighbour(self) -> Neighbour:
@@ -88,9 +89,12 @@ class Served:
         until(lambda: tally.pid > 0, 30)
         return tally.pid
 
-    def metric(self, name: str) -> float:
+    def page(self) -> str:
         with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=30) as answer:
-            page = answer.read().decode()
+            return answer.read().decode()
+
+    def metric(self, name: str) -> float:
+        page = self.page()
         found = re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE)
         assert found is not None, f"{name} is not in\n{page}"
         return float(found[1])
@@ -139,7 +143,7 @@ def served(repository: Path, *options: str | Path, transport: str = "auto") -> I
             assert line.startswith("ready "), line + (process.communicate()[1])
             told = dict(part.split("=") for part in line.split()[1:])
             with triton.InferenceServerClient(told["grpc"]) as client:
-                yield Served(process, client, told["metrics"], told["http"])
+                yield Served(process, client, told["metrics"], told["http"], told["grpc"])
         finally:
             process.kill()
 

@@ -22,6 +22,7 @@ from headrace.backends import installed
 from headrace.cli import doctor
 from headrace.errors import InvalidRepository
 from headrace.transport.ways import chosen_transport
+from tests.command_line import refusal
 
 ROOT = Path(__file__).parent.parent.parent
 HEADRACE = [sys.executable, "-m", "headrace"]
@@ -118,11 +119,17 @@ def one_line(text: str) -> str:
         ([], "Missing command"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(arguments: Sequence[str], told: str) -> None:
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert told in one_line(done.stderr)
+def test_a_mistake_is_told_in_one_line(
+    arguments: Sequence[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert told in one_line(refusal(*arguments, capture=capsys))
+
+
+def test_a_process_that_refuses_has_a_status() -> None:
+    done = run("launder")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such command 'launder'" in one_line(done.stderr)
 
 
 def test_a_busy_port_is_told_in_one_line(identity: Path) -> None:

@@ -50,17 +50,17 @@ def test_importing_brings_nothing_heavy(statement: str, allowed: tuple[str, ...]
 VIOLATIONS = {
     "imports point down": ("errors", "engine"),
     "policy and backends know nothing of each other": ("models.spec", "scheduling.plan"),
-    "nobody imports ray": ("engine.engine", "ray"),
+    "ray only in the cluster": ("engine.engine", "ray"),
     "tritonclient only in its backend": ("transport.portable", "tritonclient"),
     "onnxruntime only in its backend": ("engine.routes", "onnxruntime"),
     "prometheus_client only in telemetry": ("transport.metrics", "prometheus_client"),
-    "grpc only in the portable transport, in control and in the Triton backend": ("cli.serve", "grpc"),
+    "grpc only in transports, in control, between replicas and in the Triton backend": ("cli.serve", "grpc"),
     "kernels only in the native queue, transport and channel": ("engine.engine", "headrace_kernels"),
-    "OpenTelemetry only where spans are made and sent": ("telemetry.metrics", "opentelemetry"),
+    "OpenTelemetry only where spans are made, sent and read": ("telemetry.metrics", "opentelemetry"),
     "matplotlib only in the load generator": ("ledger.views", "matplotlib"),
     "pyarrow and duckdb only where tables are made or asked": ("ledger.ledger", "pyarrow"),
     "tokenizers and Pillow only in the built-in nodes": ("engine.instance", "PIL"),
-    "starlette and uvicorn only in the REST transport": ("transport.portable", "uvicorn"),
+    "starlette and uvicorn only in what speaks HTTP": ("transport.portable", "uvicorn"),
 }
 
 

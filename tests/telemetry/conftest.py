@@ -27,6 +27,6 @@ def observe(tmp_path: Path) -> Iterator[Observe]:
             backend = fill(tmp_path / "repository", models)
             engine = Engine(tmp_path / "repository", backends={"fake": backend}, **options)
             make_tally(tmp_path / "tally")
-            return Observed(stack.enter_context(engine), tmp_path / "repository", Pulse(), Tally(tmp_path / "tally"))
+            return Observed(stack.enter_context(engine), tmp_path / "repository", Pulse(), Tally(tmp_path / "tally"), tmp_path)
 
         yield start

@@ -37,9 +37,11 @@ def _bare(name: str) -> str:
 class Observed:
     """An engine, the folder of its models, and its metrics."""
 
-    def __init__(self, engine: Engine, root: Path, pulse: Pulse | None = None, side: Tally | None = None) -> None:
+    def __init__(
+        self, engine: Engine, root: Path, pulse: Pulse | None = None, side: Tally | None = None, directory: Path | None = None
+    ) -> None:
         self.engine, self.root = engine, root
-        self.metrics = metrics_of(engine, "portable", pulse, side)
+        self.metrics = metrics_of(engine, "portable", pulse, side, directory)
 
     def page(self) -> dict[Series, float]:
         return parse(self.metrics.render()[0])

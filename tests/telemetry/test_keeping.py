@@ -13,6 +13,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from headrace.budgets.outside import FAR, FAR_WAY
 from headrace.clock import MILLISECOND, SECOND
 from headrace.errors import Code
 from headrace.ledger.home import open_home, the_neighbour
@@ -23,6 +24,7 @@ from headrace.model import ModelSpec
 from headrace.scheduling.plan import Reason
 from headrace.telemetry import cohorts, span_names
 from headrace.telemetry.environment import Wish
+from headrace.telemetry.joining import Run
 from headrace.telemetry.sampling import Why
 from headrace.telemetry.tracer import Tracer
 
@@ -307,6 +309,8 @@ def test_every_name_is_registered_and_every_registered_name_is_emitted(house: Ho
     house.request(1, predicted=5000, deadline=1, client=9, code=Code.DEADLINE_EXCEEDED.value, outcome=Outcome.EXPIRED)
     house.batch(1, predicted=5000, padding=3)
     house.request(0, batch=0, outcome=Outcome.REFUSED, refusal=1, queued=0, code=Code.UNAVAILABLE.value)
+    far = dict.fromkeys((*FAR, FAR_WAY), MILLISECOND)
+    house.tracer.add_run(Run(RequestRecord(number=1, model=house.models["m"]), 5 << 64 | 6, 9, T, T + SECOND, far), house.at)
     spans = house.finish()
     assert {
         next(name for name in span_names.SPANS if span.name in (name, f"{name} {span.name.partition(' ')[2]}")) for span in spans

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from headrace.backends.fake import Gate, Script
 from headrace.budgets.slo import Objective
 from headrace.clock import MILLISECOND
 from headrace.errors import BackendFailed, Code, Draining, HeadraceError, InvalidRequest, ModelNotFound, QueueClosed, QueueFull
+from headrace.ledger.histograms import DURATION_EDGES
 from headrace.ledger.records import Outcome, Refusal
+from headrace.ledger.report import OutsideReport, key_of, write_report
 from headrace.protocol import headrace_pb2 as pb
 from headrace.request import Request
 from headrace.scheduling.entry import Answer, Entry, refusal_of
@@ -68,10 +71,12 @@ STEERED = {
     "cheap": (ECHO, Script()),
 }
 """One with all there is to say of it, once the slow loop has made a step."""
+CLIENTS_TOLD = OutsideReport(durations={key_of("network", "echo", 1): ([3, *[0] * len(DURATION_EDGES)], 12_000)})
 
 
-def test_every_name_is_registered_and_every_registered_name_is_emitted(observe: Observe) -> None:
+def test_every_name_is_registered_and_every_registered_name_is_emitted(observe: Observe, tmp_path: Path) -> None:
     seen = observe(STEERED, objectives=[SOON])
+    write_report(tmp_path, CLIENTS_TOLD)
     seen.ask()
     seen.engine.steering.step()
     page, _ = seen.metrics.render()
@@ -87,8 +92,9 @@ def test_every_name_is_registered_and_every_registered_name_is_emitted(observe: 
         assert labels - {"le"} == set(METRICS[name].labels), name
 
 
-def test_types_are_those_of_the_registry_and_tritons_counters_are_counters(observe: Observe) -> None:
+def test_types_are_those_of_the_registry_and_tritons_counters_are_counters(observe: Observe, tmp_path: Path) -> None:
     seen = observe(STEERED, objectives=[SOON])
+    write_report(tmp_path, CLIENTS_TOLD)
     seen.engine.steering.step()
     page, _ = seen.metrics.render()
     types = dict(line.split()[2:] for line in page.decode().splitlines() if line.startswith("# TYPE"))

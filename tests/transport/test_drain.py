@@ -45,6 +45,10 @@ class Process:
         self.ready = self._process.stdout.readline()
         self.address = self.ready.partition("grpc=")[2].split(" ")[0]
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)
 

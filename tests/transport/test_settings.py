@@ -16,11 +16,11 @@ from pythonjsonlogger.json import JsonFormatter
 from tritonclient.grpc import service_pb2 as pb
 
 from headrace.backends.fake import Script
-from headrace.cli.logs import TextFormatter
 from headrace.engine.engine import ModelControl
 from headrace.ledger.collect import REQUEST_KIND, Collector
 from headrace.ledger.home import Home, neighbour, open_home
 from headrace.ledger.report import Report, read_report, write_report
+from headrace.server.logs import TextFormatter
 from headrace.telemetry.asked import Asked
 from headrace.transport.log_switches import LogSettings, LogSwitches
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, tensor

@@ -16,8 +16,10 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from headrace import __version__
+from headrace.cli.balance import balance
 from headrace.cli.batch import batch as batch_commands
 from headrace.cli.bench import bench
+from headrace.cli.cluster import down, up
 from headrace.cli.ledger import ledger as ledger_commands
 from headrace.cli.slo import slo as slo_commands
 from headrace.errors import HeadraceError, InvalidRepository
@@ -29,6 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.command()(balance)
+app.command()(up)
+app.command()(down)
 app.add_typer(batch_commands, name="batch")
 app.add_typer(bench, name="bench")
 app.add_typer(ledger_commands, name="ledger")
@@ -89,6 +94,7 @@ def options(
     Examples:
       headrace serve model.onnx
       headrace serve --repository models --model-control poll
+      headrace balance --directory replicas
       headrace models --repository models
       headrace models --repository models --profile
       headrace graph --repository models embed
@@ -144,6 +150,9 @@ def serve(
     grpc_header_forward_pattern: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Headers of these names become parameters of their requests.")
     ] = None,
+    directory: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Be one of the replicas there; see headrace balance.")
+    ] = None,
     ledger: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the records of all requests there; see headrace ledger.")
     ] = None,
@@ -165,6 +174,9 @@ def serve(
     spans_per_second: Annotated[
         int | None, typer.Option(metavar="N", help="Of traces, which OTEL_EXPORTER_OTLP_ENDPOINT turns on. [5000]")
     ] = None,
+    otlp: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Take spans of clients here, as OTLP; over HTTP at the next port.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(metavar="debug|info|warning|error", help="[info]")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="auto|text|json", help="auto: text on a terminal. [auto]")] = None,
 ) -> None:
@@ -181,6 +193,7 @@ def serve(
       headrace serve --repository models --grpc 127.0.0.1:0 --http none --metrics none
       headrace serve --repository models --model-control explicit --load-model magika
       headrace serve --repository models --ledger ledger --slo slo
+      headrace serve --repository models --directory replicas --grpc 127.0.0.1:0 --http none --metrics none
       OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 headrace serve --repository models
       headrace serve --config configs/server/local.yaml --repository models --grpc 127.0.0.1:0
     """
@@ -204,6 +217,7 @@ def serve(
         "http_max_input_size": http_max_input_size,
         "allow_client_shm": allow_client_shm,
         "grpc_header_forward_pattern": grpc_header_forward_pattern,
+        "directory": directory,
         "ledger": ledger,
         "ledger_segment_bytes": ledger_segment_bytes,
         "ledger_segment_seconds": ledger_segment_seconds,
@@ -211,6 +225,7 @@ def serve(
         "ledger_keep_seconds": ledger_keep_seconds,
         "slo": slo,
         "spans_per_second": spans_per_second,
+        "otlp": otlp,
         "log_level": log_level,
         "log_format": log_format,
     }
@@ -317,21 +332,24 @@ def observe(
     keep_bytes: Annotated[int, typer.Option(metavar="BYTES", help="What the files may take; the oldest go.", min=1)] = 4 << 30,
     keep_seconds: Annotated[float | None, typer.Option(metavar="S", help="How old they may become.")] = None,
     spans_per_second: Annotated[int, typer.Option(metavar="N", help="Of traces, at most.", min=1)] = 5000,
+    otlp: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Take spans here, and over HTTP at the next port.")
+    ] = None,
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(metavar="LEVEL")] = "info",
     log_format: Annotated[Literal["auto", "text", "json"], typer.Option(metavar="auto|text|json")] = "auto",
 ) -> None:
-    """The side process of a server: writes the records of its requests to Parquet files, and sends traces, until the server ends.
+    """The side process of a server: writes its records to Parquet files, sends traces and takes spans, until the server ends.
 
-    `headrace serve --ledger DIR` starts it, and OTEL_EXPORTER_OTLP_ENDPOINT does; by hand, it follows a server that was started
-    without.
+    `headrace serve --ledger DIR` starts it, and so do --otlp and OTEL_EXPORTER_OTLP_ENDPOINT; by hand, it follows a server that
+    was started without.
 
     \b
     Examples:
       headrace observe --ledger ledger
       headrace observe --of 4711 --ledger ledger --keep-seconds 604800
     """
-    from headrace.cli.logs import configure_logs
     from headrace.cli.observe import run_observer
+    from headrace.server.logs import configure_logs
 
     configure_logs(log_level, log_format)
     run_observer(
@@ -342,6 +360,7 @@ def observe(
         keep_bytes=keep_bytes,
         keep_seconds=keep_seconds,
         spans_per_second=spans_per_second,
+        otlp=otlp,
     )
 
 

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.budgets.burn import duration_text
 from headrace.budgets.offenders import offenders_of
+from headrace.budgets.outside import FAR, FAR_WAY, OUTSIDE
 from headrace.budgets.report import objective_of, read_report
 from headrace.cli.observe import server_of
 from headrace.clock import SECOND
 from headrace.errors import InvalidLedger, InvalidObjective
 from headrace.ledger.collect import Collector
+from headrace.ledger.report import read_outside
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,14 +62,16 @@ def _looks(server: Neighbour) -> Iterator[dict[str, Any]]:
 
 
 def _look(server: Neighbour) -> dict[str, Any]:
-    """The server's report, and, of its latest requests, whose were bad."""
+    """The server's report, what others told of its latest requests, and whose of them were bad."""
     report = read_report(server.path)
     late = time.monotonic_ns() - report["at_ns"]
     if late > _STALE_NS:
         print(f"headrace: the server said this {late / SECOND:.0f} s ago, and nothing since", file=sys.stderr)
     chunks, _ = Collector(server).take()
-    names = server.learn()
+    names, outside = server.learn(), read_outside(server.path).objectives
     for told in report["objectives"]:
+        if told["name"] in outside:
+            told["outside"] = outside[told["name"]]
         told["offenders"] = [asdict(each) for each in offenders_of(*objective_of(told), chunks, names)]
     return report
 
@@ -132,7 +136,26 @@ def _lines(told: Mapping[str, Any]) -> Iterator[Any]:
     ):
         if spent["externalities"][reason] > 0:
             yield f"    of it {words}: {spent['externalities'][reason]:.3g}"
+    yield from _outside(told.get("outside", {}))
     yield from _offenders(told["offenders"])
+
+
+def _outside(outside: Mapping[str, Any]) -> Iterator[Any]:
+    """What others told: of the time around ours, and of that at a Triton."""
+    from rich.text import Text
+
+    if clients := outside.get("clients"):
+        yield f"  outside    (of {clients['requests']} of the latest requests; {clients['late']} were late for their clients)"
+    for name in OUTSIDE:
+        if name in outside:
+            told = outside[name]
+            charged = f", {clients['charged'][name]:.3g} of those late" if clients and clients["late"] else ""
+            usually = f"usually {told['usual_ms']:.3g} ms, at most {told['long_ms']:.3g} ms for 95%{charged}"
+            yield Text.assemble(f"    {name:<8} ", (_bar(told["share"]), "cyan"), f" {'':>7} {told['share']:>4.0%}  {usually}")
+    if FAR_WAY in outside:
+        parts = (name for name in (*FAR, FAR_WAY) if name in outside)
+        usual = ", ".join(f"{name.removeprefix('far_')} {outside[name]['usual_ms']:.3g} ms" for name in parts)
+        yield f"  far away   (of {outside[FAR_WAY]['requests']} executions at a Triton) usually {usual}"
 
 
 def _offenders(offenders: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -49,7 +49,7 @@ def query(
       headrace ledger query "SELECT model, quantile_cont(execute_us, 0.99) FROM stages GROUP BY ALL" --ledger ledger
       headrace ledger query "SELECT reason, avg(rows) FROM batches GROUP BY ALL" --format json
     """
-    from headrace.cli.observe import check_extra
+    from headrace.server.extras import check_extra
 
     check_extra("duckdb", "pyarrow")
     from headrace.ledger.query import Desk, gather_sources

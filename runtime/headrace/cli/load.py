@@ -26,7 +26,7 @@ def run_load(plan: LoadPlan, *, json: bool, report: Path | None) -> int:
     if report is not None:
         from headrace.load.plots import check_plots
 
-        check_plots("--report")  # before the load, not after it
+        check_plots("--report", report)
     with _live_line(plan) as watch:
         recording = run(plan, watch)
     if json:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.cli.logs import configure_logs
 from headrace.model import State
+from headrace.server.logs import configure_logs
 from headrace.tensor import TensorSpec, format_shape
 
 if TYPE_CHECKING:

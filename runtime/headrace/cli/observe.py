@@ -1,4 +1,4 @@
-"""`headrace observe`: the side process of a server. It writes segments and sends traces, until either ends."""
+"""`headrace observe`: the side process of a server. It writes segments, sends traces and takes spans, until either ends."""
 
 from __future__ import annotations
 
@@ -8,30 +8,26 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.clock import SECOND
-from headrace.errors import InvalidLedger, sentence
+from headrace.errors import CannotListen, InvalidLedger, sentence
 from headrace.ledger.home import Neighbour, neighbour, the_neighbour
 from headrace.ledger.side import step_back
+from headrace.server.extras import can_trace, check_extra
 from headrace.telemetry import environment
 
 if TYPE_CHECKING:
     from headrace.ledger.spill import Spill
+    from headrace.telemetry.intake import Intake
     from headrace.telemetry.tracer import Tracer
+    from headrace.transport.otlp import OtlpReceiver
 
 log = logging.getLogger("headrace.observe")
 
 _TICK_SECONDS = 0.2
-EXTRA = "writing and querying a ledger needs pyarrow and duckdb: pip install 'headrace[ledger]'"
-
-
-def check_extra(*modules: str) -> None:
-    """Raises `InvalidLedger` where what the extra `ledger` installs is missing."""
-    if not _are_there(*modules):
-        raise InvalidLedger(EXTRA)
 
 
 def server_of(of: str | None) -> Neighbour:
@@ -45,20 +41,6 @@ def server_of(of: str | None) -> Neighbour:
     return the_neighbour(int(of)) if of.isdecimal() else neighbour(Path(of))
 
 
-def can_trace() -> bool:
-    """Whether what the extra `traces` installs is there."""
-    return _are_there("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc", "opentelemetry.exporter.otlp.proto.http")
-
-
-def _are_there(*modules: str) -> bool:
-    from importlib.util import find_spec
-
-    try:
-        return all(find_spec(module) for module in modules)
-    except ModuleNotFoundError:  # of what it is in
-        return False
-
-
 def run_observer(
     of: str | None,
     ledger: Path | None,
@@ -68,15 +50,18 @@ def run_observer(
     keep_bytes: int | None,
     keep_seconds: float | None,
     spans_per_second: int,
+    otlp: str | None,
 ) -> None:
     """Follow a server until it ends, or until SIGTERM; then write and send what is left.
 
     Raises:
         InvalidLedger: there is no such server, nothing to do for it, or what is to be done cannot be done here.
+        CannotListen: nothing else is to be done than to listen at an address, and that cannot be had.
     """
     wish = environment.wish_of(os.environ)
-    if ledger is None and wish is None:
-        raise InvalidLedger("nothing to do: give --ledger DIR, or say in OTEL_EXPORTER_OTLP_ENDPOINT where traces go")
+    if ledger is None and wish is None and otlp is None:
+        where = "say in OTEL_EXPORTER_OTLP_ENDPOINT where traces go, or by --otlp where spans come"
+        raise InvalidLedger(f"nothing to do: give --ledger DIR, or {where}")
     server = server_of(of)
     tally = server.tally
     if not tally.claim():
@@ -86,26 +71,35 @@ def run_observer(
         signal.signal(number, lambda number, frame: stop.set())
     # The cores are the server's.
     step_back()
-    followers: list[Spill | Tracer] = []
+    followers: list[Spill | Tracer | Intake] = []
     if ledger is not None:
         followers.append(_spill(server, ledger, segment_bytes, segment_seconds, keep_bytes, keep_seconds))
-    if wish is not None and (tracer := _tracer(server, wish, spans_per_second, is_all=ledger is None)):
+    tracer = None if wish is None else _tracer(server, wish, spans_per_second, is_all=ledger is None and otlp is None)
+    if tracer is not None:
         followers.append(tracer)
-    is_alive = _follow(server, followers, stop)
+    receiver: OtlpReceiver | None = None
+    if otlp is not None and (found := _receiver(server, otlp, tracer, is_all=not followers)):
+        receiver, intake = found
+        followers.append(intake)
+    is_alive = _follow(server, followers, stop, receiver.close if receiver is not None else lambda: None)
     tally.pid = 0
     if not is_alive:
-        what = f"what it had written is in {ledger}" if ledger is not None else "its traces were sent"
-        log.warning("server %d has ended without a word; %s", server.pid, what)
+        traces = "; its traces were sent" if tracer is not None else ""
+        what = f"; what it had written is in {ledger}" if ledger is not None else traces
+        log.warning("server %d has ended without a word%s", server.pid, what)
         shutil.rmtree(server.path, ignore_errors=True)
 
 
-def _follow(server: Neighbour, followers: Sequence[Spill | Tracer], stop: threading.Event) -> bool:
-    """Until the server ends, or is to be left; says whether it still runs."""
+def _follow(
+    server: Neighbour, followers: Sequence[Spill | Tracer | Intake], stop: threading.Event, close: Callable[[], None]
+) -> bool:
+    """Until the server ends, or is to be left; says whether it still runs. `close` ends what comes from outside."""
     while is_alive := server.is_alive:
         for follower in followers:
             follower.tick(time.monotonic_ns())
         if stop.wait(_TICK_SECONDS):
             break
+    close()
     for follower in followers:
         follower.finish(time.monotonic_ns())
     return is_alive
@@ -144,4 +138,25 @@ def _tracer(server: Neighbour, wish: environment.Wish, spans_per_second: int, *,
         if is_all:
             raise InvalidLedger(f"no traces can be made: {sentence(error)}") from None
         log.error("no traces can be made: %s", sentence(error))
+        return None
+
+
+def _receiver(server: Neighbour, address: str, tracer: Tracer | None, *, is_all: bool) -> tuple[OtlpReceiver, Intake] | None:
+    """As with traces: that nobody can be listened to is no reason to leave the rest."""
+    try:
+        if not can_trace():
+            raise InvalidLedger(environment.EXTRA)
+        from headrace.telemetry.intake import Intake
+        from headrace.transport.otlp import OtlpReceiver
+
+        intake = Intake(server, None if tracer is None else tracer.add_run)
+        receiver = OtlpReceiver(address, intake)
+        receiver.start()
+        intake.addresses = receiver.addresses
+        log.debug("the side process of %d takes spans at %s", server.pid, receiver.addresses)
+        return receiver, intake
+    except (InvalidLedger, CannotListen) as error:
+        if is_all:
+            raise
+        log.error("no spans can be taken: %s", error.message)
         return None

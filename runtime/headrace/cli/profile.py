@@ -172,7 +172,7 @@ def show_profiles(repository: Path, names: Sequence[str], *, json: bool, fresh: 
     if file is not None:
         from headrace.load.plots import check_plots
 
-        check_plots("--svg")  # before the measurement, not after it
+        check_plots("--svg", file)
     with load_all(repository, names, Profiles(fresh=fresh)) as engine:
         measured = measure(engine)
         broken = [status for status in engine.statuses() if is_broken(status)]

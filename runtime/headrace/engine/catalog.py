@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -81,6 +81,7 @@ class Catalog:
         clock: the clock.
         probe: what measures versions, if they are to be measured.
         targets: how soon (ns) requests of models are to be answered whose configuration does not say it.
+        needs_sequence_keys: whether several replicas answer, so that sequences have to be kept with one of them.
     """
 
     def __init__(  # noqa: PLR0913
@@ -94,8 +95,9 @@ class Catalog:
         probe: Probe | None = None,
         *,
         targets: Mapping[str, int] = {},
+        needs_sequence_keys: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._targets = targets
+        self._targets, self._needs_sequence_keys = targets, needs_sequence_keys
         self._repository, self._backends, self._open_queue = repository, backends, open_queue
         self._routes, self._ledger, self._clock, self._probe = routes, ledger, clock, probe
         self._lock = threading.Lock()
@@ -255,7 +257,7 @@ class Catalog:
             ModelMissing: it is not there.
         """
         # Before any lock is waited for: two threads that each hold a graph, and want the other's, would wait for ever.
-        if name in self._all_needs(model):
+        if name in self.needs_of(model):
             raise ModelMissing(who, model, version, "no graph can contain itself")
         if changed is not None and self._find(model, version) is None:
             self._bring_in(who, model, version, changed)
@@ -272,7 +274,7 @@ class Catalog:
         except HeadraceError as error:
             raise ModelMissing(who, model, version, error.message) from None
 
-    def _all_needs(self, name: str) -> set[str]:
+    def needs_of(self, name: str) -> set[str]:
         """A model, and all that it runs, as far as that is known."""
         found: set[str] = set()
         waiting = [name]
@@ -342,7 +344,8 @@ class Catalog:
         with self._probe.pause() if self._probe is not None else nullcontext():
             opened = self._open(files, version, changed)
             warm_ns = warm_up(opened, self._clock)
-            running = Running(opened, self._open_queue, self._clock, self._clock.now() - begun, warm_ns)
+            lasted, keys = self._clock.now() - begun, self._needs_sequence_keys
+            running = Running(opened, self._open_queue, self._clock, lasted, warm_ns, needs_sequence_keys=keys)
             if self._probe is not None:
                 self._probe.prime(running)
         running.start()

@@ -63,6 +63,10 @@ class Crew:
             self.queue.close()
             raise
 
+    def stalled(self, before: int) -> list[str]:
+        """What is wrong with those that do not move; see `Instance.stalled`."""
+        return [trouble for instance in self._instances if (trouble := instance.stalled(before))]
+
     def join(self, seconds: float) -> bool:
         """Wait for all of them to end, for so long each; says whether they have."""
         ended = [instance.join(seconds) for instance in self._instances]

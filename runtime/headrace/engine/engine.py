@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,9 @@ class Engine:
         profiles: where to keep how long models run; without, that is not measured.
         objectives: whose error budgets to keep.
 
+    Attributes:
+        needs_sequence_keys: says whether several replicas answer, so that sequences have to be kept with one of them.
+
     Raises:
         InvalidRepository: there is no such repository.
     """
@@ -111,6 +114,7 @@ class Engine:
         self.ledger = Ledger(in_turn(self.statistics.fold, self.histograms.fold, self.budgets.fold))
         self.traces = TraceStore()
         self.regions = Regions()
+        self.needs_sequence_keys: Callable[[], bool] = lambda: False
         self.routes = Routes(self.ledger, self.clock.now)
         self._strict = strict_readiness
         self._queues = queues(self.ledger, self.clock)
@@ -127,6 +131,7 @@ class Engine:
             self.clock,
             self.probe,
             targets=self.budgets.targets,
+            needs_sequence_keys=lambda: self.needs_sequence_keys(),
         )
         self.steering = SlowLoop(self.catalog.running, self.budgets, self.ledger, self.statistics, self.clock)
         self.watcher = Watcher(self.repository, self.catalog, control.poll_seconds)
@@ -179,6 +184,14 @@ class Engine:
         if not self._is_started or self._is_draining:
             return False
         return not self._strict or all(s.state is State.READY for s in self.catalog.statuses(include_unloaded=False))
+
+    def stalled(self, seconds: float) -> list[str]:
+        """What does not move: instances that have ended, or whose session has not come back for `seconds`.
+
+        However much waits, and however long it has gone on: an instance that comes back between batches is only busy.
+        """
+        before = self.clock.now() - round(seconds * SECOND)
+        return [trouble for running in self.catalog.running() for trouble in running.stalled(before)]
 
     def drain(self, deadline: int) -> bool:
         """Be not ready, and wait until everything that was pushed is settled, or `deadline` (ns). Says whether it is.

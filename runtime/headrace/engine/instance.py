@@ -47,6 +47,8 @@ class Instance:
         self._own, self._variant = session, variant
         self._forecast, self._clock, self._before = forecast, clock, before
         self._began = 0
+        self.busy_since = 0
+        """Since when (ns) the session has not come back from what it runs; 0 between batches."""
         self._session = session
         """What runs the batch of this turn."""
         self._last: tuple[int, int, int] | None = None
@@ -57,6 +59,13 @@ class Instance:
     def start(self) -> None:
         """Begin to take turns."""
         self._thread.start()
+
+    def stalled(self, before: int) -> str:
+        """What is wrong with it: it has ended, or its session has not come back since before the instant `before` (ns)."""
+        if not self._thread.is_alive():
+            return f"{self._thread.name} has ended"
+        since = self.busy_since
+        return f"{self._thread.name} has not come back from its batch" if 0 < since < before else ""
 
     def join(self, seconds: float | None = None) -> bool:
         """Wait for the end; says whether it came."""
@@ -94,8 +103,12 @@ class Instance:
             decided = self._plan(turn)
             batch = turn.take(decided, self._number)
         if batch is not None:
-            with batch:
-                self._run(batch, decided.bucket)
+            self.busy_since = self._began
+            try:
+                with batch:
+                    self._run(batch, decided.bucket)
+            finally:
+                self.busy_since = 0
         return decided.until
 
     def _plan(self, turn: Turn) -> Plan:
@@ -136,6 +149,7 @@ class Instance:
         if outputs is None:
             return
         for index, piece, final in outputs:
+            self.busy_since = self._clock.now()
             if isinstance(piece, HeadraceError):
                 batch.fail(piece, index)
                 continue
@@ -159,12 +173,13 @@ class Instance:
             done.append(check_slice(spec, part, self._session.run(part)))
             ended = self._clock.now()
             self._forecast.ran(bucket, part.rows, ended - began, on_variant=self._session is not self._own)
-            began = ended
+            self.busy_since = began = ended
         batch.reply(stacked(spec, done))
 
     def _run_each(self, batch: Batch) -> None:
         """One request that a model cannot stand must not fail its neighbours."""
         for index in range(len(batch)):
+            self.busy_since = self._clock.now()
             try:
                 outputs = self._session.run(batch.only(index))
                 if not isinstance(outputs, Mapping):

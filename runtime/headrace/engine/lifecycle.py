@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from headrace.backends.registry import Backends
 from headrace.backends.zeros import Zeros
 from headrace.clock import SECOND, Clock
 from headrace.engine.crew import Crew
+from headrace.engine.keyed import KeyedSession
 from headrace.engine.profile import Calls, Profile
 from headrace.engine.profiles import key_of
 from headrace.engine.routes import Route
@@ -187,16 +188,28 @@ class Running:
     """An opened version with its queue and its instances.
 
     `load_ns` is how long it took to open and warm it, `warm_ns` the run at one row alone: None when zeros do not run.
-    `profile` is what was measured of it; while it is None, `unprofiled` says why, if that is known.
+    `profile` is what was measured of it; while it is None, `unprofiled` says why, if that is known. `needs_sequence_keys` says
+    whether several replicas answer.
     """
 
-    def __init__(self, opened: Opened, open_queue: OpenQueue, clock: Clock, load_ns: int = 0, warm_ns: int | None = None) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        open_queue: OpenQueue,
+        clock: Clock,
+        load_ns: int = 0,
+        warm_ns: int | None = None,
+        *,
+        needs_sequence_keys: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.opened, self.load_ns, self.warm_ns = opened, load_ns, warm_ns
         self.profile: Profile | None = None
         self.unprofiled = ""
         spec = opened.spec
         self.route = Route(open_queue(spec, Limits()), spec, opened.config)
         sessions = [session for session, count in opened.sessions for _ in range(count)]
+        if spec.sequences:
+            sessions = [KeyedSession(session, needs_sequence_keys) for session in sessions]
         self._crew = Crew(self.route.queue, sessions, clock, variant=opened.variant)
         self.forecast = self._crew.forecast
         self.behind = [
@@ -224,6 +237,11 @@ class Running:
         """
         for crew in [*self.behind, self._crew]:
             crew.start()
+
+    def stalled(self, before: int) -> list[str]:
+        """See `Crew.stalled`: of all its instances. What takes no more requests may end."""
+        troubles = [trouble for crew in (self._crew, *self.behind) for trouble in crew.stalled(before)]
+        return [] if self._is_leaving else troubles
 
     @property
     def depth(self) -> Depth:
@@ -343,7 +361,7 @@ def warm_up(opened: Opened, clock: Clock) -> int | None:
                 pass
             lasted.append(clock.now() - began)
         except (Exception, SystemExit) as error:
-            log.info("warm-up of %s failed, which need not mean anything: %s", spec, error)
+            log.info("warm-up of %s failed, which need not mean anything: %s", spec, sentence(error))
             lasted.append(None)
     return lasted[0]
 

@@ -13,7 +13,7 @@ from headrace.engine.engine import Engine
 from headrace.engine.lifecycle import Running
 from headrace.engine.several import backends_of
 from headrace.engine.variants import name_in_ledger, variant_of
-from headrace.ledger.report import Report, read_report
+from headrace.ledger.report import OutsideReport, Report, read_outside, read_report
 from headrace.ledger.tally import Tally
 from headrace.scheduling.steering import Steering
 from headrace.telemetry.metrics import Metrics, Present, RunningVersion
@@ -34,7 +34,7 @@ def metrics_of(
         transport: the name of the way in.
         pulse: what measures the waits for the interpreter.
         side: the counters of the side process, if there is to be one.
-        directory: where it tells which traces it has kept.
+        directory: where it tells which traces it has kept, and what spans of others say.
     """
 
     def look() -> Present:
@@ -57,7 +57,9 @@ def metrics_of(
         own = [series for session in sessions if isinstance(session, Counting) for series in session.own_series()]
         states = Counter(status.state for status in engine.catalog.statuses(include_unloaded=False))
         kept = read_report(directory) if directory is not None else Report()
-        return Present(__version__, engine.ready, transport, states, versions, pulse and pulse.waits, side, kept.examples, own)
+        outside = (read_outside(directory) if directory is not None else OutsideReport()).histograms()
+        waits = pulse and pulse.waits
+        return Present(__version__, engine.ready, transport, states, versions, waits, side, kept.examples, outside, own)
 
     return Metrics(engine.ledger, engine.statistics, engine.histograms, engine.budgets, look)
 

@@ -58,6 +58,17 @@ class Tally:
         spans_capped: spans that were above the cap.
         spans_unbuffered: spans for which there was no room, because the endpoint is too slow.
         spans_failed: spans that the endpoint did not take.
+        spans_joined: spans of others that say something of a request.
+        spans_unmatched: those of no request that is known.
+        spans_ambiguous: those of several.
+        spans_implausible: those that say what cannot be.
+        spans_unused: those that say nothing of our time.
+        spans_malformed: those that are none.
+        spans_without_room: those that were sent when too many waited.
+        messages_too_large: messages of such spans that were refused: above the limit,
+        messages_garbage: not understood,
+        messages_busy: one too many at once,
+        messages_slow: not there in time.
 
     Args:
         path: of the file.
@@ -68,6 +79,9 @@ class Tally:
 
     pid, overrun, spilled, unwritten, asked, done = map(_Counter, range(6))
     untraced, spans_sent, spans_capped, spans_unbuffered, spans_failed = map(_Counter, range(6, 11))
+    spans_joined, spans_unmatched, spans_ambiguous, spans_implausible = map(_Counter, range(11, 15))
+    spans_unused, spans_malformed, spans_without_room = map(_Counter, range(15, 18))
+    messages_too_large, messages_garbage, messages_busy, messages_slow = map(_Counter, range(18, 22))
 
     def __init__(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from headrace.errors import InvalidLoad
+from headrace.files import check_writable
 
 
-def check_plots(option: str) -> None:
-    """Whether the plots that `option` asks for can be made here.
+def check_plots(option: str, file: Path) -> None:
+    """Whether the plots that `option` asks for can be made here, and written to `file`: before the work, not after it.
 
     Raises:
-        InvalidLoad: they cannot; the message says what to install.
+        InvalidLoad: they cannot; the message says what to install, or what is wrong with the file.
     """
+    try:
+        check_writable(file)
+    except OSError as error:
+        raise InvalidLoad(f"{file} cannot be written: {error.strerror}") from None
     try:
         import matplotlib  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ModuleNotFoundError:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from headrace.errors import InvalidRepository, InvalidRequest
 
+SEQUENCE_KEY = "x-headrace-sequence"
+"""The header that keeps the requests of a sequence together, where several replicas answer."""
 _RESERVED = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output")
 
 

@@ -20,6 +20,16 @@ class UnsupportedCoding(Unsupported):
         super().__init__("Unsupported compression type")
 
 
+class Oversized(InvalidRequest):
+    """A body that is larger than it may be once it is decompressed."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the decompressed request body exceeds the maximum allowed input size of {limit} bytes. "
+            "Use --http-max-input-size to increase the limit."
+        )
+
+
 def check_coding(content_encoding: str) -> str:
     """The coding of a body, empty for none.
 
@@ -38,7 +48,8 @@ def decompress(body: bytes, coding: str, limit: int) -> bytes:
     """A body without its coding; stops as soon as there are more than `limit` bytes.
 
     Raises:
-        InvalidRequest: it is not of this coding, is cut short, or holds more than `limit` bytes.
+        InvalidRequest: it is not of this coding, or is cut short.
+        Oversized: it holds more than `limit` bytes.
     """
     decoder = zlib.decompressobj(_WINDOWS[coding])
     try:
@@ -46,10 +57,7 @@ def decompress(body: bytes, coding: str, limit: int) -> bytes:
     except zlib.error as error:
         raise InvalidRequest(f"the request body is not {coding}: {error}") from None
     if len(plain) > limit:
-        raise InvalidRequest(
-            f"the decompressed request body exceeds the maximum allowed input size of {limit} bytes. "
-            "Use --http-max-input-size to increase the limit."
-        )
+        raise Oversized(limit)
     if not decoder.eof or decoder.unused_data:
         raise InvalidRequest(f"the request body is not {coding}: {'something follows it' if decoder.eof else 'it is cut short'}")
     return plain

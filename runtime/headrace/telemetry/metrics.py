@@ -27,6 +27,7 @@ from headrace.budgets.attribution import CAUSES, CHARGES
 from headrace.budgets.budgets import Account, Budgets
 from headrace.budgets.burn import FAST, SLOW, Burn, duration_text, rates
 from headrace.budgets.history import BAD, TOTAL
+from headrace.budgets.outside import PARTS
 from headrace.budgets.slo import Objective
 from headrace.clock import MICROSECOND, MILLISECOND, SECOND
 from headrace.ledger.histograms import FIRST_RESPONSE, WHOLE, Histogram, Histograms, VersionHistograms
@@ -82,8 +83,8 @@ class Present:
     """How things stand now, which the ledger does not say. `states` counts versions.
 
     `gil_wait` is what was waited for the interpreter, where that is measured; `side` what the side process has done, if there
-    is to be one. `examples` are requests whose traces were kept, by `headrace.ledger.report.key_of`; `own` is what models count
-    by themselves.
+    is to be one. `examples` are requests whose traces were kept, `outside` what spans of others tell of durations, both by
+    `headrace.ledger.report.key_of`; `own` is what models count by themselves.
     """
 
     release: str
@@ -94,6 +95,7 @@ class Present:
     gil_wait: Histogram | None = None
     side: Tally | None = None
     examples: Examples = field(default_factory=dict[str, Mapping[str, Example]])
+    outside: Mapping[str, Histogram] = field(default_factory=dict[str, Histogram])
     own: Sequence[Series] = ()
 
 
@@ -186,6 +188,7 @@ class Metrics(Collector):
             page.add(names.MALFORMED_TRACES, labels, past.malformed_traces)
             if key in running:
                 _add_distributions(page, labels, past.histograms, now.examples)
+                _add_outside(page, labels, now.outside)
                 for reason in TAKEN:
                     page.add(names.BATCHES, (*labels, reason.name.lower()), past.reasons[reason])
                 page.add(names.BATCH_PADDING, labels, past.padding)
@@ -219,6 +222,7 @@ class Metrics(Collector):
             dropped = {"rate": now.side.spans_capped, "buffer": now.side.spans_unbuffered, "export": now.side.spans_failed}
             for reason, count in dropped.items():
                 page.add(names.SPANS_DROPPED, (reason,), count)
+            _add_taken(page, now.side)
 
     def _batches(self, numbers: Sequence[int]) -> int:
         return sum(found.execution_count for number in numbers if (found := self._statistics.versions.get(number)))
@@ -336,6 +340,34 @@ def _add_distributions(page: _Page, labels: tuple[str, str], histograms: Version
     for stage in STAGES:
         page.add_histogram(names.STAGE_DURATION, (*labels, stage), histograms.spans[stage], SECOND, examples=of(stage))
     page.add_histogram(names.BATCH_ROWS, labels, histograms.rows, 1)
+
+
+def _add_taken(page: _Page, side: Tally) -> None:
+    """What became of the spans that others sent."""
+    fates = {
+        "joined": side.spans_joined,
+        "unmatched": side.spans_unmatched,
+        "ambiguous": side.spans_ambiguous,
+        "implausible": side.spans_implausible,
+        "unused": side.spans_unused,
+        "malformed": side.spans_malformed,
+        "room": side.spans_without_room,
+    }
+    refused = {
+        "size": side.messages_too_large,
+        "garbage": side.messages_garbage,
+        "busy": side.messages_busy,
+        "slow": side.messages_slow,
+    }
+    for name, counts in ((names.SPANS_TAKEN, fates), (names.SPAN_MESSAGES_REFUSED, refused)):
+        for label, count in counts.items():
+            page.add(name, (label,), count)
+
+
+def _add_outside(page: _Page, labels: tuple[str, str], outside: Mapping[str, Histogram]) -> None:
+    for part in PARTS:
+        if (histogram := outside.get(key_of(part, labels[0], int(labels[1])))) is not None:
+            page.add_histogram(names.OUTSIDE_DURATION, (*labels, part), histogram, SECOND)
 
 
 def _add_present(page: _Page, labels: tuple[str, str], running: Sequence[RunningVersion]) -> None:

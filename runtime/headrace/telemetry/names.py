@@ -59,6 +59,24 @@ SPANS_DROPPED = Name(
     "Spans of kept traces that were not sent. rate: above the cap; buffer: no room, the endpoint is too slow; export: it failed.",
     ("reason",),
 )  # fmt: skip
+SPANS_TAKEN = Name(
+    "headrace_spans_taken_total", "counter",
+    "Spans of others. joined: they say something of a request; unmatched: of none that is known; ambiguous: of several; "
+    "implausible: what cannot be; unused: nothing; malformed: they are no spans; room: too many waited.",
+    ("fate",),
+)  # fmt: skip
+SPAN_MESSAGES_REFUSED = Name(
+    "headrace_span_messages_refused_total", "counter",
+    "Messages with spans of others that were refused. size: too large; garbage: not understood; busy: too many at once, a "
+    "connection too many among them; slow: not there in time.",
+    ("reason",),
+)  # fmt: skip
+OUTSIDE_DURATION = Name(
+    "headrace_outside_duration_seconds", "histogram",
+    "What spans of others tell. network, ray: of the time around that from received to sent; far_queue, far_gather, far_execute, "
+    "far_scatter, far_way: of that within the stage execute, at a Triton. Nothing where they do not tell.",
+    (*VERSION, "part"),
+)  # fmt: skip
 TRACES_OVERRUN = Name(
     "headrace_traces_overrun_total", "counter",
     "Records that were written over before the side process had decided whether to keep their trace.",

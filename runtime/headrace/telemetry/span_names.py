@@ -29,8 +29,10 @@ QUEUE, EXECUTE = "queue", "execute"
 """Of a request: queued to taken, gathered to executed."""
 BATCH, BACKEND, NODE = "batch", "backend", "node"
 """A batch, taken to scattered; in it the backend, gathered to executed; in that, what a graph ran."""
-SPANS = (REQUEST, ROWS, QUEUE, EXECUTE, BATCH, BACKEND, NODE)
-"""What spans are called; all but the first three of a request are followed by the name of a model."""
+FAR = "far"
+"""In the execution of a request, what a Triton did for it."""
+SPANS = (REQUEST, ROWS, QUEUE, EXECUTE, BATCH, BACKEND, NODE, FAR)
+"""What spans are called; all but `REQUEST`, `QUEUE` and `EXECUTE` are followed by the name of a model."""
 
 RPC_SYSTEM = Attribute("rpc.system.name", "grpc")
 RPC_METHOD = Attribute("rpc.method", "the method, fully qualified")
@@ -69,6 +71,12 @@ PREDICTED = Attribute("headrace.batch.predicted_us", "how long it was to run, wh
 ACTUAL = Attribute("headrace.batch.actual_us", "how long it ran")
 STRAGGLER = Attribute("headrace.batch.straggler", "the place of the request whose length the others were padded to")
 IS_STRAGGLER = Attribute("headrace.batch.is_straggler", "that is this one")
+
+FAR_QUEUE = Attribute("headrace.far.queue_us", "how long it waited there")
+FAR_GATHER = Attribute("headrace.far.gather_us", "compute input, in Triton's words")
+FAR_EXECUTE = Attribute("headrace.far.execute_us", "compute infer")
+FAR_SCATTER = Attribute("headrace.far.scatter_us", "compute output")
+FAR_WAY = Attribute("headrace.far.way_us", "the rest of our execution: there had not got it, or was done with it")
 
 ATTRIBUTES = frozenset(each for each in list(globals().values()) if isinstance(each, Attribute))
 """All that spans of a server say."""

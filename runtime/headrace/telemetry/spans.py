@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
+from headrace.budgets.outside import FAR, FAR_WAY
 from headrace.clock import MICROSECOND
 from headrace.errors import Code
 from headrace.ledger.home import Name
@@ -25,6 +26,7 @@ from headrace.protocol.origin import GIVEN
 from headrace.scheduling.plan import Reason
 from headrace.telemetry import span_names as names
 from headrace.telemetry.cohorts import Cohort, Settled
+from headrace.telemetry.joining import Run
 from headrace.version import __version__
 
 Attributes = dict[str, Any]
@@ -33,6 +35,9 @@ _SCOPE = InstrumentationScope("headrace", __version__)
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _FAULTS = (Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.UNIMPLEMENTED, Code.INTERNAL, Code.UNAVAILABLE)
 """Codes that are errors of a server, as OpenTelemetry's conventions for RPC have it."""
+_FAR = dict(
+    zip((*FAR, FAR_WAY), (names.FAR_QUEUE, names.FAR_GATHER, names.FAR_EXECUTE, names.FAR_SCATTER, names.FAR_WAY), strict=True)
+)
 _FINE, _FAULT = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
 
 
@@ -51,6 +56,14 @@ class SpanMaker:
     def spans_of(self, cohort: Cohort, wall_ahead: int) -> list[ReadableSpan]:
         """All that a cohort is; `wall_ahead` is how far the wall clock is ahead of its instants, in ns."""
         return _Making(self, cohort, wall_ahead).made
+
+    def span_of_run(self, run: Run) -> ReadableSpan:
+        """What a Triton did, in the execution that it did it for. Its instants are by the clock there."""
+        record, model = run.record, self.model_of(run.record.model)
+        execute = _context(run.trace, self.identity.of(Part.EXECUTE, record.model, record.number), TraceState())
+        parts = {name: run.parts[part] / MICROSECOND for part, name in _FAR.items() if part in run.parts}
+        own = _context(run.trace, run.span, TraceState())
+        return self.span(_of(names.FAR, model), own, execute, (run.start, run.end), {**_short(model), **parts})
 
     def batch_context(self, model: int, number: int, state: TraceState) -> SpanContext:
         """The span of a batch, in the trace of its own."""

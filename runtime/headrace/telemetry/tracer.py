@@ -16,6 +16,7 @@ from headrace.telemetry.asked import Asked
 from headrace.telemetry.cohorts import Cohorts
 from headrace.telemetry.environment import Wish
 from headrace.telemetry.export import Sender, exporter_of, resource_of
+from headrace.telemetry.joining import Run
 from headrace.telemetry.sampling import Cap, Policy
 from headrace.telemetry.spans import SpanMaker
 
@@ -58,6 +59,11 @@ class Tracer:
             self._keep(chunks, now)
         if now - self._told_at >= _REPORT_NS:
             self._report(now)
+
+    def add_run(self, run: Run, now: int) -> None:
+        """Send what a Triton did, into a trace that is kept because its caller records it; `now` is in ns."""
+        if self._cap.allows(1, now):
+            self._sender.add([self._maker.span_of_run(run)])
 
     def finish(self, now: int) -> None:
         """Decide on everything, and send it, for some seconds: the server has ended, or we are to."""

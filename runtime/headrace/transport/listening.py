@@ -44,6 +44,18 @@ def listen(address: str) -> socket.socket:
     return listener
 
 
+def next_port(address: str) -> str:
+    """The address with the port that follows; of port 0, which is any, the same.
+
+    Raises:
+        CannotListen: there is none.
+    """
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or int(port) >= 65535:
+        raise CannotListen(address, "it is to be HOST:PORT, and the next port is taken, too")
+    return f"{host}:{int(port) + 1 if int(port) else 0}"
+
+
 def unlink(address: str) -> None:
     """Remove the socket file of an address, if it is one; nobody listens there any more."""
     if is_unix(address):

@@ -7,7 +7,6 @@ control module. Answers of a batch wake the loop once.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -17,20 +16,18 @@ import grpc.aio
 
 from headrace.clock import MILLISECOND, SECOND, Clock, MonotonicClock
 from headrace.engine.routes import Routes
-from headrace.errors import Broken, CannotListen, Draining, HeadraceError, Unsupported
-from headrace.protocol.codec import MAX_MESSAGE_BYTES, decode_request, encode_response
+from headrace.errors import Broken, CannotListen, Draining, HeadraceError
+from headrace.protocol.codec import MAX_MESSAGE_BYTES, decode_request
 from headrace.protocol.headers import HeaderForwarding
 from headrace.protocol.origin import origin_of, peer_of_grpc
-from headrace.request import Origin, Request, Response
-from headrace.scheduling.entry import Answer
+from headrace.request import Origin, Request
 from headrace.scheduling.expiry import PortableQueues
 from headrace.scheduling.sinks import LoopSink
 from headrace.transport.base import WINDOW, ControlCalls, StreamWindow
 from headrace.transport.listening import is_unix, listen, unlink
 from headrace.transport.loop import LoopThread
 from headrace.transport.streams import Call, Streams
-
-log = logging.getLogger(__name__)
+from headrace.transport.unary import Unary
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _INFER = _SERVICE + "ModelInfer"
@@ -98,9 +95,10 @@ class PortableTransport:
         unlink(self.address)
 
     async def _start(self, routes: Routes, control: ControlCalls) -> None:
-        self._routes, self._control = routes, control
-        self._sink = LoopSink(routes.push, self._clock, self._thread.loop)
-        self._streams = Streams(routes, self._sink, self._clock, self._check_accepting, self._window)
+        self._control = control
+        sink = LoopSink(routes.push, self._clock, self._thread.loop)
+        self._streams = Streams(routes, sink, self._clock, self._check_accepting, self._window)
+        self._unary = Unary(routes, sink, self._clock, self._check_accepting)
         self._server = grpc.aio.server(options=_OPTIONS)
         handlers = {
             _SERVICE + "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream_infer),
@@ -140,39 +138,14 @@ class PortableTransport:
         return grpc.unary_unary_rpc_method_handler(partial(self._infer, self._clock.now()))
 
     async def _infer(self, received: int, payload: bytes, context: _Context) -> bytes:
-        origin = _origin(context)
-        try:
-            self._check_accepting(received)
-            request = decode_request(payload, self._control.regions, self._forwarded(context))
-            if (route := self._routes.find(request.model, request.version)) is not None and route.spec.decoupled:
-                raise Unsupported("ModelInfer RPC doesn't support models with decoupled transaction policy")
-        except HeadraceError as error:
-            self._routes.turned_away(error, received, origin=origin)
-            return await _abort(context, error)
-        request.received, request.decoded, request.origin = received, self._clock.now(), origin
-        request.deadline = _deadline(context, self._clock.now())
-        try:
-            answer = await self._sink.ask(request)
-        except HeadraceError as error:
-            return await _abort(context, error)
-        encoded = self._encode(answer)
-        return encoded if isinstance(encoded, bytes) else await _abort(context, encoded)
+        def decode(payload: bytes) -> Request:
+            return decode_request(payload, self._control.regions, self._forwarded(context))
 
-    def _encode(self, answer: Answer) -> bytes | HeadraceError:
-        """The last step: the answer is settled here, whatever becomes of it."""
         try:
-            if isinstance(answer.result, Response):
-                encoded = encode_response(answer.result)
-                answer.settle(self._clock.now(), len(encoded))
-                return encoded
-            error = answer.result
-        except HeadraceError as refused:
-            answer.result = error = refused
-        except Exception as raised:
-            log.exception("a response could not be encoded")
-            answer.result = error = Broken(f"a response could not be encoded: {raised}")
-        answer.settle(self._clock.now())
-        return error
+            call = Call(decode, _deadline(context, self._clock.now()), _origin(context))
+            return await self._unary.answer(payload, received, call)
+        except HeadraceError as error:
+            return await _abort(context, error)
 
     async def _stream_infer(self, requests: AsyncIterator[bytes], context: _Context) -> None:
         now = self._clock.now()

@@ -32,7 +32,7 @@ _OVERHEAD_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What holds for all requests of a stream.
+    """What holds for all requests of a call: of a stream, or the one.
 
     `decode` turns a message into one; `deadline` (ns) is that of the call, and so of each; `closes_on_error` says whether the
     first error of a scheduled request ends the stream (`triton_grpc_error`).
@@ -41,7 +41,7 @@ class Call:
     decode: Callable[[bytes], Request]
     deadline: int | None
     origin: Origin
-    closes_on_error: bool
+    closes_on_error: bool = False
 
 
 class Streams:

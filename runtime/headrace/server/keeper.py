@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.budgets.keeping import Keeping
-from headrace.cli.observe import can_trace, check_extra
 from headrace.config import ServerConfig
 from headrace.errors import InvalidLedger, sentence
 from headrace.ledger.home import Home, open_home
 from headrace.ledger.identity import Identity
+from headrace.server.extras import can_trace, check_extra, check_spans
 from headrace.telemetry import environment
 from headrace.telemetry.pulse import Pulse
 
@@ -39,7 +39,8 @@ class Keeper:
         engine: which it serves.
 
     Raises:
-        InvalidLedger: `--ledger` was given, and cannot be done here.
+        InvalidLedger: `--ledger` or `--otlp` was given, and cannot be done here.
+        CannotListen: where `--otlp` says, somebody else listens.
     """
 
     def __init__(self, config: ServerConfig, engine: Engine) -> None:
@@ -47,22 +48,25 @@ class Keeper:
         self._side: SideProcess | None = None
         if config.ledger is not None:
             _check_directory(config.ledger)
+        if config.otlp is not None:
+            check_spans(config.otlp)
+        needs = [f"--{name}" for name in ("ledger", "otlp") if getattr(config, name) is not None]
         wants_traces = _wants_traces()
         try:
             self._home = open_home(config.ledger)
             engine.ledger.share(self._home)
             engine.traces.share(self._home.path)
-            if wants_traces:
+            if wants_traces or config.otlp is not None:
                 engine.ledger.identity = Identity(self._home.id)
         except OSError as error:
             if self._home is not None:
                 self._home.close()
                 self._home = None
             reason = sentence(error)
-            if config.ledger is not None:
-                raise InvalidLedger(f"--ledger needs shared memory, and there is none for it here: {reason}") from None
+            if needs:
+                raise InvalidLedger(f"{needs[0]} needs shared memory, and there is none for it here: {reason}") from None
             log.warning("nobody else can read the ledger, there is no shared memory for it: %s", reason)
-        if self._home is not None and (wants_traces or config.ledger is not None):
+        if self._home is not None and (wants_traces or needs):
             self._side = _side_process(config, self._home)
         self._budgets: Keeping | None = None
         if engine.budgets.accounts:
@@ -139,6 +143,7 @@ def _side_process(config: ServerConfig, home: Home) -> SideProcess:
         "keep-bytes": config.ledger_keep_bytes,
         "keep-seconds": config.ledger_keep_seconds,
         "spans-per-second": config.spans_per_second,
+        "otlp": config.otlp,
         "log-level": config.log_level,
         "log-format": config.log_format,
     }

@@ -1,0 +1,107 @@
+"""`python -m benchmarks.cluster`: Headrace's balancer and replicas beside Ray Serve's own ways in, and beside one process alone.
+
+All serve the same model, the tiny perceptron, each replica with one instance of one thread; `headrace bench load` asks, in a
+closed loop. `ray batch` is Ray's gRPC proxy and `@serve.batch`, as documented; `ray best` its HAProxy, tuned for throughput, with
+a work-conserving batcher. Each server is started anew for every round: how long that takes, and what memory it has then, is told,
+too. Writes benchmarks/results/cluster.json and .svg, and prints tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks import load, servers
+from benchmarks.harness import (
+    CLIENTS,
+    Case,
+    Reading,
+    Readings,
+    check_release,
+    draw,
+    ratios,
+    show,
+    summarise,
+    told,
+    write,
+)
+from benchmarks.models import build_repository
+
+MODEL = "tiny"
+YARDSTICK = "ray best"
+SINGLE = "one process"
+_ANY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+_BEST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+"""What Ray's documentation says is fastest."""
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description="Measure a cluster beside Ray Serve's own.")
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one load")
+    parser.add_argument("--any-build", action="store_true", help="also with kernels whose speed means nothing: to try it")
+    given = parser.parse_args()
+    if not given.any_build:
+        check_release()
+    repository = build_repository(servers.REPOSITORY)
+    rivals = _rivals(repository, given.replicas)
+    readings: Readings = {Case(MODEL, clients): {name: [] for name in rivals} for clients in CLIENTS}
+    started: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
+    names = [*rivals]
+    for n in range(given.rounds):
+        for name in names[n % len(names) :] + names[: n % len(names)]:
+            with rivals[name]() as server:
+                started[name].append((server.started_in, server.resident_bytes() / 1e6))
+                for case in readings:
+                    readings[case][name].append(_measure(server, case, given.seconds))
+            print(f"round {n + 1}: {name}: {', '.join(f'{by[name][-1].rate:.0f}/s' for by in readings.values())}", flush=True)
+    summary = summarise(readings, YARDSTICK)
+    show(f"{MODEL}, {given.replicas} replicas, as a multiple of {YARDSTICK}", summary)
+    cpu = {
+        str(case): ratios(*([each.cpu for each in by[name]] for name in ("balanced", SINGLE))) for case, by in readings.items()
+    }
+    print(f"CPU of balancer and replicas per request, as a multiple of one process: {cpu}")
+    footprint = {
+        name: {"ready_seconds": statistics.median(s for s, _ in each), "resident_mb": statistics.median(m for _, m in each)}
+        for name, each in started.items()
+    }
+    print(footprint)
+    asked_by = "headrace bench load, closed loop"
+    result = {"load": asked_by, "yardstick": YARDSTICK, "summary": summary, "cpu_of_one_process": cpu, "footprint": footprint}
+    write("cluster", {**result, "readings": told(readings)})
+    draw("cluster", summary, YARDSTICK, {"rate": "throughput", "cpu": "server CPU per request", "p50": "p50"})
+
+
+def _measure(server: servers.Server, case: Case, seconds: float) -> Reading:
+    """One load. Of several replicas nobody counts what all of them answered, so requests are reckoned from their rate."""
+    cpu = server.cpu_seconds()
+    report = load.run(server, case.model, case.clients, seconds)
+    cpu, count = server.cpu_seconds() - cpu, report.rate * (seconds + load.WARM_UP)
+    return Reading(report.rate, report.p50, report.p99, 1e6 * cpu / count, 1e6 * report.cpu / count, client_cores=report.cores)
+
+
+def _rivals(repository: Path, replicas: int) -> Mapping[str, servers.Start]:
+    def on_ray(mode: str, **environment: str) -> servers.Server:
+        command = [sys.executable, "-m", "benchmarks.ray_serve", mode, MODEL, str(repository), str(replicas)]
+        return servers.Server(f"ray-{mode}", command, environment={**os.environ, **_ANY, **environment})
+
+    def balanced() -> servers.Server:
+        return servers.Server("balanced", [sys.executable, "-m", "benchmarks.replicas", str(repository), str(replicas)])
+
+    return {
+        YARDSTICK: lambda: on_ray("conserving", **_BEST),
+        "ray batch": lambda: on_ray("batch"),
+        "headrace on ray": lambda: on_ray("headrace"),
+        "balanced": balanced,
+        SINGLE: lambda: servers.headrace(repository, "native"),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The agent of a node as an actor there: the first replica brings it, and it goes when there have been none for a while."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from headrace.cluster.actors import NAMESPACE, RayDirectory
+from headrace.cluster.agent import Agent
+from headrace.errors import HeadraceError
+from headrace.server.logs import configure_logs
+
+log = logging.getLogger("headrace.agent")
+
+_LINGER_SECONDS = 60.0
+_LOOK_SECONDS = 5.0
+_UP_SECONDS = 60.0
+
+
+class _Agent:
+    """Runs an agent in this process, and starts it again when Ray has started the process again."""
+
+    def __init__(self, app: str, node: str, address: str, run: Path) -> None:
+        configure_logs("info", "auto")
+        self._name, self._address = _name(app, node), address
+        self._directory = RayDirectory(app, f"agent-{node}")
+        self._error: HeadraceError | None = None
+        try:
+            self._agent = Agent(self._directory, node, address, run)
+            self._agent.start()
+        except HeadraceError as error:
+            self._error = error
+            return
+        threading.Thread(target=self._linger, name="headrace-linger", daemon=True).start()
+
+    def asked(self, address: str) -> str:
+        """Where clients reach the balancer, for a replica that wants one at `address`.
+
+        Raises:
+            HeadraceError: there is none.
+        """
+        if self._error is not None:
+            raise self._error
+        if address != self._address:
+            log.warning("the balancer stays at %s; it moves to %s when its last replica is gone", self._address, address)
+        return self._agent.address
+
+    def _linger(self) -> None:
+        """Until no node has had a replica for a while."""
+        alone, stop = 0.0, threading.Event()
+        while alone < _LINGER_SECONDS:
+            stop.wait(_LOOK_SECONDS)
+            try:
+                alone = 0.0 if self._directory.view().replicas else alone + _LOOK_SECONDS
+            except HeadraceError:
+                alone = 0.0
+        log.info("there has been no replica for %g s: the balancer ends", _LINGER_SECONDS)
+        self._agent.stop()
+        self._directory.close()
+        ray.kill(ray.get_actor(self._name, NAMESPACE))
+
+
+AgentActor = ray.remote(num_cpus=0, max_restarts=-1)(_Agent)
+
+
+def ask_for_balancer(app: str, node: str, address: str, run: Path | None) -> str:
+    """See to it that this node, the one we are on, has a balancer for `app` at `address`; where it is.
+
+    Raises:
+        HeadraceError: it cannot have one, and the message says why.
+    """
+    name = _name(app, node)
+    options: dict[str, Any] = {
+        "name": name,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+    }
+    agent = AgentActor.options(**options).remote(app, node, address, _run_of(run, app, node))
+    try:
+        return ray.get(agent.asked.remote(address), timeout=_UP_SECONDS)
+    except HeadraceError as error:
+        # Whoever comes next may have more luck.
+        ray.kill(agent)
+        raise error.cause if isinstance(error, ray.exceptions.RayTaskError) else error from None
+
+
+def _name(app: str, node: str) -> str:
+    return f"agent-{app}-{node}"
+
+
+def _run_of(run: Path | None, app: str, node: str) -> Path:
+    """Where the balancer's files are; short, for the path of a socket has at most 107 bytes."""
+    return (run or Path(tempfile.gettempdir()) / "headrace-balancers") / f"{app[:16]}-{node[:8]}"

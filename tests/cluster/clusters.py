@@ -1,0 +1,97 @@
+"""Clusters on real Ray, as people start them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.cluster import launch
+from headrace.cluster.processes import Process, processes_of
+from tests.cluster.plain import Load
+
+HEADRACE = [sys.executable, "-m", "headrace"]
+UP_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Up:
+    """A cluster that runs: where clients come, and how it was started."""
+
+    grpc: str
+    cluster: launch.Cluster
+    options: tuple[str, ...]
+
+    @property
+    def processes(self) -> list[Process]:
+        return processes_of(Path(self.cluster.directory))
+
+    def pids(self, title: str) -> list[int]:
+        """The processes whose title begins so: `ray::ServeReplica:`, `ray::ServeController`, `raylet`."""
+        return [each.pid for each in self.processes if title.encode() in each.command.replace(b"\0", b" ")]
+
+    @property
+    def replicas(self) -> list[int]:
+        return sorted(self.pids("ray::ServeReplica:"))
+
+    def again(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
+        """`headrace up` once more, with other options."""
+        return headrace("up", "--cluster", *(options or self.options))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def headrace(*words: str | Path, seconds: float = UP_SECONDS, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [*HEADRACE, *map(str, words)]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=seconds, check=False
+    )
+
+
+@contextmanager
+def up(*options: str | Path) -> Iterator[Up]:
+    words = tuple(map(str, options))
+    # What is set for another Ray is not meant for ours.
+    done = headrace("up", "--cluster", *words, RAY_ADDRESS="192.0.2.1:6379", RAY_AUTH_TOKEN_PATH="/no/such/token")
+    try:
+        assert done.returncode == 0, done.stderr
+        told = dict(word.split("=") for word in done.stdout.split()[1:])
+        cluster = launch.started()
+        assert cluster is not None
+        yield Up(told["grpc"], cluster, words)
+    finally:
+        headrace("down")
+
+
+def executions(log: Path) -> dict[int, list[int]]:
+    """By the number of a request, the processes that ran it."""
+    found: dict[int, list[int]] = {}
+    for line in log.read_text().splitlines():
+        process, number = map(int, line.split())
+        found.setdefault(number, []).append(process)
+    return found
+
+
+def processes(load: Load, log: Path) -> Counter[int]:
+    """How many of the answers came from which process, so far."""
+    answered = [number for number, outcome in list(load.outcomes.items()) if outcome == "answered"]
+    ran = executions(log)
+    return Counter(ran[number][0] for number in answered)
+
+
+def check(load: Load, log: Path, *, lost: int = 0) -> None:
+    """Every answer was right and ran once, nothing ran twice, and at most `lost` requests failed, as in a killed process."""
+    ran = executions(log)
+    assert {number: ran[number] for number in load.outcomes if len(ran.get(number, ())) > 1} == {}
+    assert [number for number, outcome in load.outcomes.items() if outcome == "answered" and number not in ran] == []
+    assert set(load.codes) <= {"answered", "UNAVAILABLE", "DEADLINE_EXCEEDED"}, load.codes
+    assert load.codes.total() - load.codes["answered"] <= lost, load.codes

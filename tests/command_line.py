@@ -1,0 +1,37 @@
+"""The command line within the process of a test: for all that it refuses, where a process each takes its time."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from headrace.cli.app import main
+
+
+def refusal(*arguments: object, capture: pytest.CaptureFixture[str]) -> str:
+    """What `headrace` says of arguments that are a mistake, on stderr; it ends with status 2."""
+    with pytest.MonkeyPatch.context() as patch, _logs_kept():
+        patch.setattr(sys, "argv", ["headrace", *map(str, arguments)])
+        capture.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+    told = capture.readouterr().err
+    assert ended.value.code == 2, told
+    return told
+
+
+@contextmanager
+def _logs_kept() -> Iterator[None]:
+    root, hook = logging.getLogger(), threading.excepthook
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:], threading.excepthook = handlers, hook
+        root.setLevel(level)
+        logging.captureWarnings(False)
