@@ -162,6 +162,7 @@ class BatchJob:
     def _opened(self) -> Iterator[Begun]:
         manifest = self._directory.manifest()
         if manifest is None:
+            self._check_apart()
             with begun_anew(self._asked) as begun:
                 self._directory.begin(begun.manifest)
                 yield begun
@@ -170,6 +171,14 @@ class BatchJob:
             raise InvalidJob(f"{self._directory.root} has a job already: go on with it (--resume), or choose another output")
         with gone_on(manifest, self._asked) as begun:
             yield begun
+
+    def _check_apart(self) -> None:
+        """What is written must not be found among what is read, when the job goes on."""
+        root = self._directory.root.absolute()
+        for path in self._asked.input:
+            above, is_deep = Path(path.partition("**")[0]), "**" in path or not any(sign in path for sign in "*?[")
+            if self._asked.filesystem is None and is_deep and root.is_relative_to(above):
+                raise InvalidJob(f"the output, {root}, lies in the input, {path}: choose another output")
 
     def _work(self, begun: Begun) -> None:
         rejected = sum(each.rejected for each in self._done.values())
