@@ -11,6 +11,9 @@ because clients match on them.
     ├── InvalidLedger, InvalidObjective, InvalidDirectory
     ├── InvalidCluster, ClusterFailed, DirectoryUnreachable    of a cluster
     ├── InvalidLoad, TargetFailed    of the load generator
+    ├── InvalidJob            a batch job cannot begin as it was asked for
+    │   └── JobChanged        nor go on as it began
+    ├── JobLocked, JobFailed, JobStopped    another run has its output; it had to stop; it was told to
     ├── KernelsUnusable       the native data plane is not here, or is not ours
     ├── ModelNotFound, ModelNotReady
     ├── RegionNotFound, WrongRegion, RegionExists, RegionFailed
@@ -27,7 +30,7 @@ because clients match on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -187,6 +190,45 @@ class TargetFailed(HeadraceError):
     """The server that a load is meant for is not there, or does not know the model."""
 
     code = Code.UNAVAILABLE
+
+
+class InvalidJob(HeadraceError):
+    """A batch job that cannot begin as it was asked for: its options, its input or its output are not right."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class JobChanged(InvalidJob):
+    """A batch job that was begun with other input, another graph or other options than it is to go on with.
+
+    Attributes:
+        changes: one sentence each.
+    """
+
+    def __init__(self, changes: Sequence[str]) -> None:
+        super().__init__(
+            f"the job cannot go on, for it began otherwise: {'; '.join(changes)}. Begin it anew in another directory, or put "
+            "back what it began with"
+        )
+        self.changes = tuple(changes)
+
+
+class JobLocked(HeadraceError):
+    """Another run works on the output of a batch job."""
+
+    code = Code.ALREADY_EXISTS
+
+
+class JobFailed(HeadraceError):
+    """A batch job had to stop. What was finished is kept, and it can go on from there."""
+
+    code = Code.INTERNAL
+
+
+class JobStopped(HeadraceError):
+    """A batch job was told to stop before its end."""
+
+    code = Code.CANCELLED
 
 
 class KernelsUnusable(HeadraceError):

@@ -24,11 +24,20 @@ def replace_file(file: Path, content: bytes) -> None:
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
-    directory = os.open(file.parent, os.O_RDONLY)
+    sync_directory(file.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """See to the disk what names there are in a directory.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from headrace.cluster import launch
 from headrace.cluster.processes import Process, processes_of
@@ -44,6 +47,51 @@ class Up:
         return headrace("up", "--cluster", *(options or self.options))
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+SERVE_HTTP, SERVE_GRPC = free_port(), free_port()
+"""Of Serve's own proxy."""
+
+
+def write_config(
+    place: Path,
+    replicas: int = 2,
+    drain_seconds: float = 20,
+    args: Mapping[str, object] = {},
+    deployment: Mapping[str, object] = {},
+    **user_config: object,
+) -> Path:
+    """A Serve YAML for the repository `models` in `place`."""
+    server = {"probe": False, "drain_seconds": drain_seconds}
+    application = {
+        "name": "headrace",
+        "route_prefix": "/",  # without it, Serve's proxies do not know it
+        "import_path": "headrace.cluster.app:app",
+        "args": {"repository": str(place / "models"), "grpc": "127.0.0.1:0", "hung_seconds": 3, "server": server, **args},
+        "deployments": [
+            {
+                "name": "Headrace",
+                "num_replicas": replicas,
+                "ray_actor_options": {"num_cpus": 0.5},
+                "user_config": {"models": ["*"], **user_config},
+                **deployment,
+            }
+        ],
+    }
+    content = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": SERVE_HTTP},
+        "grpc_options": {"port": SERVE_GRPC, "grpc_servicer_functions": ["headrace.cluster.calls.add_v2_to_server"]},
+        "applications": [application],
+    }
+    file = place / "cluster.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
 def headrace(*words: str | Path, seconds: float = UP_SECONDS, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [*HEADRACE, *map(str, words)]
     return subprocess.run(
@@ -54,7 +102,8 @@ def headrace(*words: str | Path, seconds: float = UP_SECONDS, **environment: str
 @contextmanager
 def up(*options: str | Path) -> Iterator[Up]:
     words = tuple(map(str, options))
-    done = headrace("up", "--cluster", *words)
+    # What is set for another Ray is not meant for ours.
+    done = headrace("up", "--cluster", *words, RAY_ADDRESS="192.0.2.1:6379", RAY_AUTH_TOKEN_PATH="/no/such/token")
     try:
         assert done.returncode == 0, done.stderr
         told = dict(word.split("=") for word in done.stdout.split()[1:])
@@ -76,8 +125,9 @@ def executions(log: Path) -> dict[int, list[int]]:
 
 def processes(load: Load, log: Path) -> Counter[int]:
     """How many of the answers came from which process, so far."""
+    answered = [number for number, outcome in list(load.outcomes.items()) if outcome == "answered"]
     ran = executions(log)
-    return Counter(ran[number][0] for number, outcome in list(load.outcomes.items()) if outcome == "answered")
+    return Counter(ran[number][0] for number in answered)
 
 
 def check(load: Load, log: Path, *, lost: int = 0) -> None:

@@ -1,7 +1,7 @@
 """The command line. What a command needs is imported when it runs: `--help` costs no more than its parser.
 
-Exit status: 0 done, 1 something that was looked at is not well (`models`, `graph`, `slo check`, `doctor`), 2 Headrace could not
-do what was asked; then stderr has one line that says why.
+Exit status: 0 done, 1 something that was looked at is not well (`models`, `graph`, `batch`, `slo check`, `doctor`), 2 Headrace
+could not do what was asked; then stderr has one line that says why.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import typer
 
 from headrace import __version__
 from headrace.cli.balance import balance
+from headrace.cli.batch import batch as batch_commands
 from headrace.cli.bench import bench
 from headrace.cli.cluster import down, up
 from headrace.cli.ledger import ledger as ledger_commands
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(balance)
 app.command()(up)
 app.command()(down)
+app.add_typer(batch_commands, name="batch")
 app.add_typer(bench, name="bench")
 app.add_typer(ledger_commands, name="ledger")
 app.add_typer(slo_commands, name="slo")
@@ -96,6 +98,7 @@ def options(
       headrace models --repository models
       headrace models --repository models --profile
       headrace graph --repository models embed
+      headrace batch embed --repository models --input 'texts/*.parquet' --output vectors
       headrace bench load --target 127.0.0.1:8001 --model magika --concurrency 16
       headrace ledger tail -f
       headrace budget --watch

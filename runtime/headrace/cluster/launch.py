@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,12 +25,15 @@ from typing import Any
 
 from headrace.cluster.plan import OBJECT_STORE_BYTES, Plan, logical_cpus
 from headrace.cluster.processes import MARK, end, processes_of
-from headrace.errors import ClusterFailed, sentence
+from headrace.errors import ClusterFailed, InvalidCluster, sentence
 from headrace.files import replace_file
 from headrace.ledger.home import roots
 
 HOST = "127.0.0.1"
+_RAY = "ray"
+"""In the directory of a cluster, what Ray lets everybody write to."""
 _RAY_UP_SECONDS = 120
+_TRIES = 3
 _APP_UP_SECONDS = 300
 _LOOK_SECONDS = 0.2
 _DRAIN_SECONDS = 90.0
@@ -44,26 +47,36 @@ class Cluster:
     """A cluster that this user started on this machine.
 
     Attributes:
-        directory: of all its files; its processes are found by it.
-        token: what Ray lets in. Others on this machine do not know it.
+        directory: of all its files, for its user alone; its processes are found by it.
         app: the name of the application.
     """
 
     directory: str
-    token: str
     app: str
 
     @property
     def ray_address(self) -> str:
         """Where Ray is; empty while it is not."""
         with suppress(OSError):
-            return (Path(self.directory) / "ray_current_cluster").read_text().strip()
+            return (Path(self.directory) / _RAY / "ray_current_cluster").read_text().strip()
         return ""
 
     @property
     def token_file(self) -> Path:
         """For `RAY_AUTH_TOKEN_PATH`, of those who want to talk to its Ray."""
         return Path(self.directory) / "token"
+
+    @property
+    def token(self) -> str:
+        """What its Ray lets in.
+
+        Raises:
+            InvalidCluster: its files are gone.
+        """
+        try:
+            return self.token_file.read_text()
+        except OSError as error:
+            raise InvalidCluster(f"the files of the cluster are gone ({error}); end its processes yourself") from None
 
 
 def record() -> Path:
@@ -91,9 +104,10 @@ def start(plan: Plan, token: str, say: Say) -> Cluster:
     Raises:
         ClusterFailed: it did not come up, and the message says why.
     """
-    cluster = Cluster(tempfile.mkdtemp(prefix="headrace-"), token, plan.app)
+    cluster = Cluster(tempfile.mkdtemp(prefix="headrace-"), plan.app)
     try:
-        _note(cluster)
+        cluster.token_file.write_text(token)
+        replace_file(record(), json.dumps(asdict(cluster)).encode())
         _start_ray(cluster, plan, say)
         deploy(cluster, plan, say)
     except BaseException:
@@ -130,14 +144,6 @@ def let_in(token: str) -> None:
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, RAY_USAGE_STATS_ENABLED="0")
 
 
-def _note(cluster: Cluster) -> None:
-    cluster.token_file.touch(0o600)
-    cluster.token_file.write_text(cluster.token)
-    file = record()
-    replace_file(file, json.dumps(asdict(cluster)).encode())
-    file.chmod(0o600)
-
-
 def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
     say(f"starting Ray in {cluster.directory}")
     # Another Ray on this machine has the ports that it takes by itself.
@@ -148,14 +154,27 @@ def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
         "object-store-memory": OBJECT_STORE_BYTES,
         "include-dashboard": False,
         "include-log-monitor": False,
-        "temp-dir": cluster.directory,
+        "temp-dir": f"{cluster.directory}/{_RAY}",
     }
     words = [f"--{name}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--no-monitor", "--disable-usage-stats", *words]
+    for left in reversed(range(_TRIES)):
+        told = _run_ray(command, cluster)
+        if cluster.ray_address:
+            return
+        if not left:
+            raise ClusterFailed(f"Ray did not start: {told}")
+        # Its own patience with itself is half a minute, which is not enough where there is much else to do.
+        say(f"once more: {told}")
+        end(Path(cluster.directory), _END_SECONDS)
+
+
+def _run_ray(command: Sequence[str], cluster: Cluster) -> str:
+    """Start Ray's processes, which stay; the last it said."""
     log = Path(cluster.directory) / "start.log"
     with log.open("wb") as output:
         try:
-            done = subprocess.run(
+            subprocess.run(
                 command,
                 env={**os.environ, "RAY_START_HOOK": "headrace.cluster.slim.slim", MARK: cluster.directory},
                 stdin=subprocess.DEVNULL,
@@ -166,9 +185,8 @@ def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise ClusterFailed(f"Ray has not come up within {_RAY_UP_SECONDS} s") from None
-    if done.returncode or not cluster.ray_address:
-        raise ClusterFailed(f"Ray did not start: {_last_line(log.read_text(errors='replace'))}")
+            return f"it has not come up within {_RAY_UP_SECONDS} s"
+    return _last_line(log.read_text(errors="replace"))
 
 
 def deploy(cluster: Cluster, plan: Plan, say: Say) -> None:
@@ -192,7 +210,8 @@ def deploy(cluster: Cluster, plan: Plan, say: Say) -> None:
         logging_config=schema.logging_config,
         tracing_config=schema.tracing_config,
     )
-    _get_global_client().deploy_apps(schema)
+    client: Any = _get_global_client()
+    client.deploy_apps(schema)
     until, told = time.monotonic() + _APP_UP_SECONDS, ""
     while True:
         status = serve.status().applications.get(plan.app)
@@ -234,6 +253,7 @@ def _schema(cluster: Cluster, plan: Plan) -> dict[str, Any]:
 
 def _connect(cluster: Cluster) -> None:
     import ray
+    from ray.exceptions import RayError
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -244,13 +264,12 @@ def _connect(cluster: Cluster) -> None:
             configure_logging=False,
             log_to_driver=False,
         )
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+    except (ConnectionError, RuntimeError, RayError) as error:
         raise ClusterFailed(f"Ray at {cluster.ray_address} does not answer: {sentence(error)}") from None
 
 
 def _shut_down(cluster: Cluster) -> None:
     """Have Serve drain and end its replicas. What hangs is not waited for: everything is ended after it."""
-
     from ray import serve
 
     _connect(cluster)

@@ -131,7 +131,11 @@ class PortableBatch:
 
     def only(self, index: int) -> PortableBatch:
         """The request at `index` as a batch of its own, to be run again alone. It is still answered by this one."""
-        return PortableBatch(self._owner, self.number, [self._entries[index]], self._instance, self._reason, self._taken)
+        return self.between(index, index + 1)
+
+    def between(self, first: int, last: int) -> PortableBatch:
+        """The requests from `first` to `last` as `only` gives one."""
+        return PortableBatch(self._owner, self.number, self._entries[first:last], self._instance, self._reason, self._taken)
 
     def part(self, gone: Callable[[int], None]) -> list[Batch]:
         """Each request as a batch of its own, to be answered later, from any thread. See `scheduling.base.Batch.part`."""

@@ -1,0 +1,138 @@
+"""`python -m benchmarks.jobs`: a batch job beside onnxruntime in a loop over the same rows in memory.
+
+The loop has the rows as an array, its best size of batches and a thread for each core; it reads nothing and writes nothing. The
+job reads Parquet and writes Parquet. Its time is that from the first read to the last record: that the model is loaded and
+measured is not in it. And what it costs to stop a job half way and to go on with it. Writes benchmarks/results/jobs.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import threading
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness import ratios, write
+from benchmarks.models import MODELS, Model, build_repository
+from benchmarks.raw_loop import rows_per_second, session_of
+from benchmarks.servers import BUILD, REPOSITORY
+from headrace.errors import JobStopped
+from headrace.jobs import BatchJob
+from headrace.tensor import DTYPES
+
+NAMES = ("tiny", "mid", "magika")
+FILES = 4
+SWITCH_SECONDS = 0.0005
+"""As the command line has it."""
+
+
+def rows_of(model: Model, rows: int) -> NDArray[Any]:
+    """The rows that both get."""
+    random = np.random.default_rng(0)
+    _, datatype, size = model.input
+    if datatype == "FP32":
+        return random.standard_normal((rows, size), np.float32)
+    return random.integers(0, 256, (rows, size)).astype(DTYPES[datatype])
+
+
+def write_rows(model: Model, rows: NDArray[Any], directory: Path) -> Path:
+    """The rows as Parquet files, a fixed-size list each."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    for number, part in enumerate(np.array_split(rows, FILES)):
+        cells = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), part.shape[1])
+        pq.write_table(
+            pa.table({model.input[0]: cells}), directory / f"{number}.parquet", use_dictionary=False, compression="none"
+        )
+    return directory
+
+
+def loop(session: ort.InferenceSession, model: Model, rows: NDArray[Any], size: int) -> float:
+    """Rows a second of as many threads as there are cores, each with the next batch."""
+    places = count()
+
+    def work() -> None:
+        while (at := next(places) * size) < len(rows):
+            session.run(None, {model.input[0]: rows[at : at + size]})
+
+    threads = [threading.Thread(target=work) for _ in range(os.cpu_count() or 1)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(rows) / (time.perf_counter() - began)
+
+
+def job(model: Model, files: Path, *, is_interrupted: bool = False) -> tuple[float, float]:
+    """Rows a second of a job; and how long all of it took, in s, of which two runs if it was stopped half way."""
+    output = BUILD / "jobs" / "out"
+    shutil.rmtree(output, ignore_errors=True)
+    began = time.perf_counter()
+    if is_interrupted:
+        first = BatchJob(model.name, REPOSITORY, files, output)
+        threading.Thread(target=_stop_half_way, args=(first,), daemon=True).start()
+        try:
+            first.run()
+            sys.exit("the job was over before it could be stopped: give it more seconds")
+        except JobStopped:
+            pass
+    done = BatchJob(model.name, REPOSITORY, files, output, resume=is_interrupted).run()
+    return done.rate, time.perf_counter() - began
+
+
+def _stop_half_way(running: BatchJob) -> None:
+    while not (now := running.progress).total_rows or now.splits < now.total_splits // 2:
+        time.sleep(0.001)
+    running.stop()
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.jobs", description="Measure batch jobs.")
+    parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of one loop, about")
+    given = parser.parse_args()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    build_repository(REPOSITORY)
+    found: dict[str, Any] = {}
+    table = Table("model", "rows/s beside the loop", "time, stopped half way", title="A job, Parquet to Parquet")
+    for name in given.models:
+        model = MODELS[name]
+        session = session_of(REPOSITORY, model)
+        sizes = {size: rows_per_second(session, model, size, 0.5) for size in (1 << power for power in range(7))}
+        size = max(sizes, key=lambda size: sizes[size])
+        rows = rows_of(model, int(given.seconds * sizes[size] * (os.cpu_count() or 1)) // size * size)
+        files = write_rows(model, rows, BUILD / "jobs" / name)
+        job(model, files)  # measures the model, once for all
+        readings: dict[str, list[float]] = {"loop": [], "job": [], "whole": [], "resumed": []}
+        for _ in range(given.rounds):
+            readings["loop"].append(loop(session, model, rows, size))
+            rate, whole = job(model, files)
+            readings["job"].append(rate)
+            readings["whole"].append(whole)
+            readings["resumed"].append(job(model, files, is_interrupted=True)[1])
+        beside = ratios(readings["job"], readings["loop"])
+        resumed = ratios(readings["resumed"], readings["whole"])
+        table.add_row(name, *(f"{median:.3f} ({least:.3f} – {most:.3f})" for median, least, most in (beside, resumed)))
+        found[name] = {"rows": len(rows), "loop_batch": size, "beside_loop": beside, "resumed": resumed, "readings": readings}
+    Console().print(table)
+    write("jobs", {"rounds": given.rounds, "models": found})
+
+
+if __name__ == "__main__":
+    main()

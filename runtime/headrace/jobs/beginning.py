@@ -1,0 +1,143 @@
+"""How a job begins, and how it goes on: all that it is made of, from what it was told or from its manifest."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from headrace.backends.installed import onnxruntime_builds
+from headrace.errors import InvalidJob, JobChanged
+from headrace.jobs.columns import check, leaf_types, sources
+from headrace.jobs.compiled import Compiled, compiled, measured
+from headrace.jobs.cutting import in_parallel, shapes_for
+from headrace.jobs.dataset import DataSet
+from headrace.jobs.inputs import Inputs, Split
+from headrace.jobs.manifest import Manifest, Options, Shapes, changes
+from headrace.jobs.outputs import output_schema
+from headrace.jobs.split import Recipe
+from headrace.machine import usable_cpus
+from headrace.model import ModelSpec
+from headrace.models.repository import ModelSource
+from headrace.version import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a job is told: a graph of a repository, where its input is, and what its output depends on beside them.
+
+    `filesystem` is where the input is, as pyarrow sees it; None is the local one.
+    """
+
+    graph: str
+    repository: ModelSource | Path | str
+    input: tuple[str, ...]
+    options: Options
+    filesystem: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A job that can work."""
+
+    manifest: Manifest
+    graph: Compiled
+    inputs: Inputs
+    recipe: Recipe
+
+    @property
+    def splits(self) -> list[Split]:
+        """All of them; a split is known by its place."""
+        return [Split(**split) for split in self.manifest.splits]
+
+
+@contextmanager
+def begun_anew(asked: Asked) -> Iterator[Begun]:
+    """A job that begins; its graph is loaded until this is left.
+
+    Raises:
+        InvalidJob, InvalidRepository: it cannot.
+    """
+    options = asked.options
+    profile = measured(asked.repository, asked.graph) if options.batch_rows is None else None
+    parallel = in_parallel(profile, usable_cpus())
+    with compiled(asked.repository, asked.graph, parallel[1]) as graph:
+        columns = sources(graph.spec.inputs, options.columns, options.nulls)
+        types = leaf_types(graph.spec.inputs, columns)
+        found = DataSet.open(asked.input, format=options.input_format, types=types, filesystem=asked.filesystem)
+        check(found.schema, graph.spec.inputs, columns)
+        keep = _kept(columns, found.schema.names, options)
+        inputs = found.select(list(dict.fromkeys([*columns.values(), *keep])))
+        shapes = shapes_for(
+            graph.spec, profile, parallel, inputs.bytes_per_row, asked=options.batch_rows, has_borders=graph.has_borders
+        )
+        manifest = Manifest(
+            id=str(uuid.uuid4()),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            repository=str(asked.repository),
+            graph=graph.identity(),
+            versions=_versions(),
+            input=asked.input,
+            found=inputs.record(),
+            options=options,
+            shapes=shapes,
+            splits=tuple(split._asdict() for split in inputs.splits(shapes.split_rows, options.limit_rows)),
+        )
+        yield Begun(manifest, graph, inputs, _recipe(graph.spec, shapes, options, inputs))
+
+
+@contextmanager
+def gone_on(manifest: Manifest, asked: Asked) -> Iterator[Begun]:
+    """A job that goes on as it began; its graph is loaded until this is left. Opens no file of the input.
+
+    Raises:
+        JobChanged: something is not what it was.
+        InvalidRepository: the graph does not load.
+    """
+    with compiled(asked.repository, asked.graph, manifest.shapes.threads) as graph:
+        found = list(changes(manifest, graph.identity(), _versions(), asked.input, asked.options))
+        try:
+            inputs = Inputs.restore(manifest.found, asked.filesystem)
+        except JobChanged as error:
+            raise JobChanged([*found, *error.changes]) from None
+        if found:
+            raise JobChanged(found)
+        yield Begun(manifest, graph, inputs, _recipe(graph.spec, manifest.shapes, manifest.options, inputs))
+
+
+def _versions() -> dict[str, str]:
+    """What the bytes of a part depend on, beside the graph: who computes, and who writes."""
+    return {"headrace": __version__, "pyarrow": metadata.version("pyarrow"), **onnxruntime_builds()}
+
+
+def _kept(columns: Mapping[str, str], names: Sequence[str], options: Options) -> list[str]:
+    """The columns that go into the output.
+
+    Raises:
+        InvalidJob: one of them is not there.
+    """
+    if options.keep is None:
+        return [name for name in names if name not in columns.values()]
+    for name in options.keep:
+        if name not in names:
+            raise InvalidJob(f"column '{name}', which is to be kept, is not in the input; its columns are {', '.join(names)}")
+    return list(options.keep)
+
+
+def _recipe(spec: ModelSpec, shapes: Shapes, options: Options, inputs: Inputs) -> Recipe:
+    columns = sources(spec.inputs, options.columns, options.nulls)
+    keep = [name for name in _kept(columns, inputs.schema.names, options) if name not in inputs.partitions]
+    texts = [output.name for output in spec.outputs if output.datatype == "BYTES"]
+    for name in options.text:
+        if name not in texts:
+            raise InvalidJob(
+                f"'{name}', which is to be text, is no BYTES output of the graph; those are {', '.join(texts) or 'none'}"
+            )
+    made_by = {"headrace.graph": f"{spec.name}/{spec.version}", "headrace.digest": spec.digest}
+    made_by |= {f"headrace.version.{name}": version for name, version in _versions().items()}
+    return Recipe(spec, shapes, options, columns, keep, output_schema(inputs, keep, spec.outputs, options.text, made_by))

@@ -1,0 +1,164 @@
+"""The graph of a job: a version that an engine has loaded, as it would to serve it, and runs of batches that the job makes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from headrace.backends.base import Session
+from headrace.clock import MILLISECOND
+from headrace.engine.engine import Engine, ModelControl, source_of
+from headrace.engine.lifecycle import Opened, Running, goes_back
+from headrace.engine.profile import Profile
+from headrace.engine.profiles import Profiles
+from headrace.errors import InvalidJob
+from headrace.jobs.cutting import Rows
+from headrace.jobs.inner import InnerQueue, JobQueues
+from headrace.jobs.manifest import Identity
+from headrace.jobs.window import Window
+from headrace.model import ModelSpec
+from headrace.models.files import ModelFiles
+from headrace.models.repository import ModelSource
+from headrace.protocol.headrace_pb2 import ModelConfig
+
+_LOOK_NS = 100 * MILLISECOND
+_THREADS = "intra_op_thread_count"
+_COLLECTED = 64 << 20
+"""Bytes of rows that have crossed a border when they are run, although more of their unit are to come."""
+
+
+class Runner:
+    """Runs batches in the thread that calls it; each thread has its own."""
+
+    def __init__(self, session: Session, inner: Sequence[tuple[InnerQueue, Session]]) -> None:
+        self._session, self._inner = session, inner
+
+    def run(self, window: Window, unit: Sequence[Rows]) -> None:
+        """Run some batches of a window, to the last row of what they became.
+
+        Raises:
+            Overloaded, MemoryError: nothing can be run now.
+        """
+        for rows in unit:
+            window.run(rows, self._session)
+            if sum(queue.nbytes_here for queue, _ in self._inner) > _COLLECTED:
+                self._settle()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Run what has crossed borders, and what that has sent on."""
+        while any(queue.run(session) for queue, session in self._inner):
+            pass
+
+
+class Compiled:
+    """A loaded graph."""
+
+    def __init__(self, running: Running) -> None:
+        self._opened = running.opened
+        queues = {crew.queue.spec.name: crew.queue for crew in running.behind}
+        self._inner = [
+            (queue, behind.session)
+            for behind in running.opened.behind
+            if isinstance(queue := queues[behind.spec.name], InnerQueue)
+        ]
+        self._sessions = [session for session, count in running.opened.sessions for _ in range(count)]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What it takes and gives."""
+        return self._opened.spec
+
+    @property
+    def has_borders(self) -> bool:
+        """Whether its rows become others on the way."""
+        return not goes_back(self._sessions[0])
+
+    def identity(self) -> Identity:
+        """What its numbers depend on."""
+        spec, lent = self.spec, [each.running.opened for each in self._opened.lent]
+        models = {opened.spec.name: _digest(opened) for opened in (self._opened, *lent)}
+        return Identity(name=spec.name, version=spec.version, digest=spec.digest, models=models)
+
+    def runner(self, number: int) -> Runner:
+        """For one thread; `number` spreads them over devices."""
+        return Runner(self._sessions[number % len(self._sessions)], self._inner)
+
+
+def _digest(opened: Opened) -> str:
+    """Of the files of a model and its configuration, in hex."""
+    return hashlib.sha256(opened.own_digest.encode() + opened.config.SerializeToString(deterministic=True)).hexdigest()
+
+
+@contextmanager
+def compiled(repository: ModelSource | Path | str, name: str, threads: int) -> Iterator[Compiled]:
+    """Load a graph, or a model, for a job.
+
+    Args:
+        repository: where it is.
+        name: of it.
+        threads: of ONNX Runtime for one batch, where its configuration does not say how many.
+
+    Raises:
+        InvalidRepository: it does not load; the message says why.
+        InvalidJob: it cannot be run in batches.
+    """
+    engine = Engine(_WithThreads(source_of(repository), threads), control=ModelControl("explicit"), queues=JobQueues)
+    with engine:
+        running = _loaded(engine, name)
+        spec = running.opened.spec
+        if spec.decoupled or spec.sequences:
+            what = "answers a request several times" if spec.decoupled else "has sequences"
+            raise InvalidJob(f"'{name}' {what}, and a job needs one answer for each row: take another graph")
+        yield Compiled(running)
+
+
+def measured(repository: ModelSource | Path | str, name: str) -> Profile | None:
+    """What is known of how long a graph runs; measured now, if it was not before. None where that cannot be.
+
+    Raises:
+        InvalidRepository: it does not load; the message says why.
+    """
+    with Engine(source_of(repository), control=ModelControl("explicit"), profiles=Profiles()) as engine:
+        running = _loaded(engine, name)
+        assert engine.probe is not None
+        while running.profile is None and not running.unprofiled:
+            if engine.probe.wait(engine.clock.now() + _LOOK_NS):
+                break
+        return running.profile
+
+
+def _loaded(engine: Engine, name: str) -> Running:
+    names = engine.repository.names()
+    if name not in names:
+        raise InvalidJob(f"there is no graph '{name}' in {engine.repository}; there are {', '.join(names) or 'none'}")
+    engine.load(name)
+    return max((one for one in engine.catalog.running() if one.opened.spec.name == name), key=lambda one: one.opened.spec.version)
+
+
+class _WithThreads:
+    """A repository whose models run a batch on so many threads, where their configurations do not say it themselves."""
+
+    def __init__(self, source: ModelSource, threads: int) -> None:
+        self._source, self._threads = source, threads
+
+    def names(self) -> list[str]:
+        """See `ModelSource`."""
+        return self._source.names()
+
+    def read(self, name: str, override: ModelConfig | None = None, gpus: int = 0) -> ModelFiles:
+        """See `ModelSource`."""
+        files = self._source.read(name, override, gpus)
+        if files.graph is not None or _THREADS in files.config.parameters:
+            return files
+        config = ModelConfig()
+        config.CopyFrom(files.config)
+        config.parameters[_THREADS].string_value = str(self._threads)
+        return replace(files, config=config)
+
+    def fingerprint(self, name: str) -> object:
+        """See `ModelSource`."""
+        return self._source.fingerprint(name)

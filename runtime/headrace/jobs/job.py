@@ -1,0 +1,208 @@
+"""A batch job: a graph run over a data set, in this process.
+
+A job begins with a manifest, makes one part after the other, and can be killed at any moment: whoever goes on with it makes what
+is not recorded yet, of the same rows in the same batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import HeadraceError, InvalidJob, JobFailed, JobStopped, sentence
+from headrace.jobs.beginning import Asked, Begun, begun_anew, gone_on
+from headrace.jobs.directory import JobDirectory
+from headrace.jobs.flow import Flow, Work
+from headrace.jobs.manifest import Done, Options
+from headrace.jobs.openlineage import Account, Data, told
+from headrace.jobs.parts import Parts
+from headrace.jobs.split import Piece, windows
+from headrace.models.repository import ModelSource
+
+_PLAIN = Options()
+MEMORY = 512 << 20
+MOST_REJECTED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is.
+
+    `rows` of its input have run, or were rejected; `before` of them in runs before this one, which works for `seconds`. `nbytes`
+    are those of the parts that this run has made. `batch_rows` are the smallest and the largest batch that it is cut into.
+    """
+
+    rows: int = 0
+    total_rows: int = 0
+    before: int = 0
+    rejected: int = 0
+    splits: int = 0
+    total_splits: int = 0
+    nbytes: int = 0
+    batch_rows: tuple[int, int] = (0, 0)
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Rows per second, in this run."""
+        return (self.rows - self.before) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def left_seconds(self) -> float | None:
+        """How long it will take if it goes on as it did; None while nobody knows."""
+        return (self.total_rows - self.rows) / self.rate if self.rate else None
+
+
+class BatchJob:
+    """A job. It runs once.
+
+    Args:
+        graph: the name of the graph, or model, in `repository`.
+        repository: a directory of models, or what `Engine` takes.
+        input: files, directories or patterns. See `inputs.Inputs.open`.
+        output: a directory, which may not be there yet.
+        options: what the output depends on.
+        resume: whether to go on with what was begun there, if something was.
+        memory: bytes that windows may hold on their way from input to output.
+        most_rejected: rows that may be rejected before the job stops.
+        filesystem: where the input is, as pyarrow sees it; the local one by default.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        graph: str,
+        repository: ModelSource | Path | str,
+        input: str | Path | Sequence[str],
+        output: Path | str,
+        options: Options = _PLAIN,
+        *,
+        resume: bool = False,
+        memory: int = MEMORY,
+        most_rejected: int = MOST_REJECTED,
+        filesystem: Any = None,
+    ) -> None:
+        where = [str(input)] if isinstance(input, (str, Path)) else list(map(str, input))
+        if filesystem is None:  # it may go on from another directory
+            where = [str(Path(path).absolute()) for path in where]
+        self._asked = Asked(graph, repository, tuple(where), options, filesystem)
+        self._directory = JobDirectory(Path(output))
+        self._resume, self._most_rejected = resume, most_rejected
+        self._flow: Flow[Piece] = Flow(memory)
+        self._begun: Begun | None = None
+        self._parts: Parts | None = None
+        self._done: Mapping[int, Done] = {}
+        self._since: float | None = None
+        self._until: float | None = None
+
+    def stop(self) -> None:
+        """Let `run` end soon, from any thread. What is finished stays, and the job can go on from there."""
+        self._flow.stop(JobStopped("the job was stopped"))
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is, from any thread."""
+        begun, parts = self._begun, self._parts
+        if begun is None or parts is None or self._since is None:
+            return Progress()
+        splits = begun.splits
+        before = sum(splits[number].rows for number in self._done)
+        sizes = [rows for _, rows in begun.manifest.shapes.batch_rows]
+        return Progress(
+            rows=before + self._flow.rows,
+            total_rows=sum(split.rows for split in splits),
+            before=before,
+            rejected=parts.rejected,
+            splits=len(self._done) + parts.splits,
+            total_splits=len(splits),
+            nbytes=parts.nbytes,
+            batch_rows=(min(sizes), max(sizes)),
+            seconds=(self._until or time.monotonic()) - self._since,
+        )
+
+    def run(self) -> Progress:
+        """Run to the end, or from where it was stopped.
+
+        Returns:
+            How far it came, which is to the end.
+
+        Raises:
+            InvalidJob, InvalidRepository: it cannot begin; JobChanged: nor go on.
+            JobLocked: another run works on this output.
+            JobFailed: it had to stop. JobStopped: it was told to.
+        """
+        self._directory.prepare()
+        with self._directory.lock():
+            self._directory.tidy()
+            with self._opened() as begun:
+                self._done = self._directory.done()
+                account = _account(begun, self._directory.root)
+                with told(account):
+                    try:
+                        self._work(begun)
+                    finally:
+                        account.output = self._written(account.output)
+        return self.progress
+
+    @contextmanager
+    def _opened(self) -> Iterator[Begun]:
+        manifest = self._directory.manifest()
+        if manifest is None:
+            with begun_anew(self._asked) as begun:
+                self._directory.begin(begun.manifest)
+                yield begun
+            return
+        if not self._resume:
+            raise InvalidJob(f"{self._directory.root} has a job already: go on with it (--resume), or choose another output")
+        with gone_on(manifest, self._asked) as begun:
+            yield begun
+
+    def _work(self, begun: Begun) -> None:
+        rejected = sum(each.rejected for each in self._done.values())
+        runners = [begun.graph.runner(number) for number in range(begun.manifest.shapes.runners)]
+        self._begun, self._since = begun, time.monotonic()
+        try:
+            with (
+                Parts(self._directory, begun, self._most_rejected, rejected) as self._parts,
+                self._flow.working(self._windows(begun), runners) as written,
+            ):
+                for work in written:
+                    self._parts.add(work)
+        except JobStopped:
+            raise
+        except (OSError, MemoryError, HeadraceError) as error:
+            raise JobFailed(f"{sentence(error)}. {self._told()}") from error
+        finally:
+            self._until = time.monotonic()
+
+    def _windows(self, begun: Begun) -> Iterator[Work[Piece]]:
+        for number, split in enumerate(begun.splits):
+            if number not in self._done:
+                yield from windows(begun.recipe, begun.inputs, number, split)
+
+    def _written(self, output: Data) -> Data:
+        """The output with what there is of it."""
+        progress = self.progress
+        nbytes = progress.nbytes + sum(each.nbytes for each in self._done.values())
+        return replace(output, rows=progress.rows - progress.rejected, nbytes=nbytes, files=progress.splits)
+
+    def _told(self) -> str:
+        progress = self.progress
+        finished = f"{progress.splits} of {progress.total_splits} splits are finished and stay so"
+        return f"{finished}; when this is mended, go on with --resume"
+
+
+def _account(begun: Begun, output: Path) -> Account:
+    """What others are told of a job: all of its manifest but lists of files and splits."""
+    manifest, files = begun.manifest, begun.inputs.files
+    columns = [(one.name, str(one.type)) for one in begun.inputs.schema]
+    made = [(one.name, str(one.type)) for one in begun.recipe.schema]
+    inputs = [Data(path, columns) for path in manifest.input]
+    if len(inputs) == 1:
+        rows, nbytes = sum(split.rows for split in begun.splits), sum(file.found.size for file in files)
+        inputs = [replace(inputs[0], rows=rows, nbytes=nbytes, files=len(files))]
+    facet = manifest.model_dump(mode="json", exclude={"found", "splits"})
+    return Account(f"batch.{manifest.graph.name}", inputs, Data(str(output), made), facet)
