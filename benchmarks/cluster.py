@@ -60,6 +60,7 @@ def main() -> None:
                 started[name].append((server.started_in, server.resident_bytes() / 1e6))
                 for case in readings:
                     readings[case][name].append(_measure(server, case, given.seconds))
+                server.end()
             print(f"round {n + 1}: {name}: {', '.join(f'{by[name][-1].rate:.0f}/s' for by in readings.values())}", flush=True)
     summary = summarise(readings, YARDSTICK)
     show(f"{MODEL}, {given.replicas} replicas, as a multiple of {YARDSTICK}", summary)

@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What servers under test measure, and what they keep in memory, is none of this user's business, nor the other way round."""
     os.environ["HEADRACE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    with tempfile.TemporaryDirectory(prefix="headrace-tests-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as memory:
+    with tempfile.TemporaryDirectory(prefix="headrace.tests.", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as memory:
         os.environ["HEADRACE_RUNTIME_DIR"] = memory
         yield
 

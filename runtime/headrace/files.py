@@ -1,8 +1,9 @@
-"""Writing files so that there is the old one or the new one, whatever happens in between."""
+"""Files that several processes look at: written so that there is the old one or the new one, and locked by who lives."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import tempfile
 from pathlib import Path
@@ -51,6 +52,21 @@ def check_writable(file: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     with tempfile.TemporaryFile(dir=file.parent):
         pass
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock (`flock`) of a file or directory. Who holds it for as long as it lives, lives."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

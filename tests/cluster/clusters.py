@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from headrace.cluster import launch
 from headrace.cluster.processes import Process, processes_of
@@ -48,6 +50,46 @@ class Up:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+SERVE_HTTP, SERVE_GRPC = free_port(), free_port()
+"""Of Serve's own proxy."""
+
+
+def write_config(
+    place: Path,
+    replicas: int = 2,
+    drain_seconds: float = 20,
+    args: Mapping[str, object] = {},
+    deployment: Mapping[str, object] = {},
+    **user_config: object,
+) -> Path:
+    """A Serve YAML for the repository `models` in `place`."""
+    server = {"probe": False, "drain_seconds": drain_seconds}
+    application = {
+        "name": "headrace",
+        "route_prefix": "/",  # without it, Serve's proxies do not know it
+        "import_path": "headrace.cluster.app:app",
+        "args": {"repository": str(place / "models"), "grpc": "127.0.0.1:0", "hung_seconds": 3, "server": server, **args},
+        "deployments": [
+            {
+                "name": "Headrace",
+                "num_replicas": replicas,
+                "ray_actor_options": {"num_cpus": 0.5},
+                "user_config": {"models": ["*"], **user_config},
+                **deployment,
+            }
+        ],
+    }
+    content = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": SERVE_HTTP},
+        "grpc_options": {"port": SERVE_GRPC, "grpc_servicer_functions": ["headrace.cluster.calls.add_v2_to_server"]},
+        "applications": [application],
+    }
+    file = place / "cluster.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
 
 
 def headrace(*words: str | Path, seconds: float = UP_SECONDS, **environment: str) -> subprocess.CompletedProcess[str]:

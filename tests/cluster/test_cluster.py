@@ -12,16 +12,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 import tritonclient.grpc as triton
-import yaml
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from tests.cluster.clusters import Up, check, executions, free_port, processes, up
+from tests.cluster.clusters import SERVE_GRPC, Up, check, executions, processes, up, write_config
 from tests.cluster.plain import PATIENCE, Load, add_logged_model, answer_of, channel, message, stub
 from tests.ledger.servers import one
 from tests.python.conftest import write_node
@@ -30,7 +28,6 @@ from tests.waiting import until
 pytestmark = pytest.mark.timeout(300)
 
 
-SERVE_GRPC = free_port()
 HANGS = """
 import os, time
 class Model:
@@ -64,38 +61,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_node(place / "models/hangs/1", HANGS.format(gate=str(place / "gate")))
     (place / "models/hangs/config.pbtxt").write_text(HANGS_CONFIG)
     return place
-
-
-def write_config(place: Path, replicas: int = 2, drain_seconds: float = 20, **user_config: object) -> Path:
-    content: dict[str, Any] = {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": free_port()},
-        "grpc_options": {"port": SERVE_GRPC, "grpc_servicer_functions": ["headrace.cluster.calls.add_v2_to_server"]},
-        "applications": [
-            {
-                "name": "headrace",
-                "route_prefix": "/",  # without it, Serve's proxies do not know it
-                "import_path": "headrace.cluster.app:app",
-                "args": {
-                    "repository": str(place / "models"),
-                    "grpc": "127.0.0.1:0",
-                    "hung_seconds": 3,
-                    "server": {"probe": False, "drain_seconds": drain_seconds},
-                },
-                "deployments": [
-                    {
-                        "name": "Headrace",
-                        "num_replicas": replicas,
-                        "ray_actor_options": {"num_cpus": 0.5},
-                        "user_config": {"models": ["*"], **user_config},
-                    }
-                ],
-            }
-        ],
-    }
-    file = place / "cluster.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return file
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,22 @@
-"""What `headrace up` and `headrace down` do with what is on the machine already: a foreign Ray, a cluster that died."""
+"""Clusters among other Rays: a foreign one, one that died, and a second node that dies."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from headrace.cluster import launch
 from headrace.cluster.processes import MARK, end, processes_of
-from tests.cluster.clusters import free_port, headrace, up
+from tests.cluster.clusters import check, free_port, headrace, processes, up, write_config
 from tests.cluster.plain import Load, add_logged_model
 from tests.waiting import until
 
@@ -66,3 +67,48 @@ def test_what_a_dead_cluster_left_is_ended(tmp_path: Path) -> None:
             assert again.grpc == running.grpc
             with Load(again.grpc) as load:
                 load.wait_for(50)
+
+
+def test_a_node_dies_with_all_that_is_on_it(tmp_path: Path) -> None:
+    add_logged_model(tmp_path / "models", "m", tmp_path / "log")
+    each = {"args": {"host": None}, "deployment": {"max_replicas_per_node": 1}}
+    with up(write_config(tmp_path, 1, **each)) as running:
+        cluster = running.cluster
+        joins = ("--address", cluster.ray_address, "--node-ip-address=127.0.0.2")
+        with ray_started(*joins, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=cluster.token) as second:
+            done = running.again(write_config(tmp_path, 2, **each))
+            assert done.returncode == 0, done.stderr
+            with Load(running.grpc) as load:
+                until(lambda: len(processes(load, tmp_path / "log")) == 2, 60)
+                for process in processes_of(second):
+                    os.kill(process.pid, signal.SIGKILL)
+                load.wait_for(1000)
+            check(load, tmp_path / "log", lost=16)
+            assert len(processes(load, tmp_path / "log")) == 2
+
+
+def test_answers_go_on_while_gcs_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    redis = shutil.which("redis-server")
+    assert redis is not None, "this test needs redis-server; on Debian and Ubuntu: apt-get install redis-server"
+    address = f"127.0.0.1:{free_port()}"
+    add_logged_model(tmp_path / "models", "m", tmp_path / "log")
+    store = [redis, "--bind", "127.0.0.1", "--port", address.rpartition(":")[2], "--save", "", "--dir", str(tmp_path)]
+    with ExitStack() as stack:
+        stack.callback(stack.enter_context(subprocess.Popen(store, stdout=subprocess.DEVNULL)).kill)
+        monkeypatch.setenv("RAY_REDIS_ADDRESS", address)
+        running = stack.enter_context(up(write_config(tmp_path)))
+        (gcs,) = running.pids("gcs_server")
+        port = running.cluster.ray_address.rpartition(":")[2]
+        command = Path(f"/proc/{gcs}/cmdline").read_text().rstrip("\0").replace("_port=0", f"_port={port}").split("\0")
+        environment = dict(line.split("=", 1) for line in Path(f"/proc/{gcs}/environ").read_text().split("\0") if "=" in line)
+        before = running.replicas
+        with Load(running.grpc) as load:
+            load.wait_for(50)
+            os.kill(gcs, signal.SIGKILL)
+            load.wait_for(2000)
+            stack.callback(stack.enter_context(subprocess.Popen(command, env=environment)).kill)
+            done = running.again(write_config(tmp_path, revision="2"))
+            assert done.returncode == 0, done.stderr
+            load.wait_for(500)
+        check(load, tmp_path / "log")
+        assert running.replicas == before

@@ -49,6 +49,8 @@ def up(
     from headrace.cluster.plan import check, read_plan
 
     plan = read_plan(file, repository, grpc, replicas)
+    if known is not None and plan.app != known.app:
+        raise InvalidCluster(f"the application '{known.app}' runs here; headrace down ends it, then '{plan.app}' can be started")
     check(plan, is_new=known is None)
     began = time.monotonic()
     if known is None:
@@ -72,7 +74,8 @@ def down() -> None:
     cluster = launch.started()
     if cluster is None:
         raise InvalidCluster(f"nothing was started by headrace up ({launch.record()} is not there)")
-    launch.let_in(cluster.token)
+    if launch.is_alive(cluster):
+        launch.let_in(cluster.token)
     launch.stop(cluster, _say)
 
 

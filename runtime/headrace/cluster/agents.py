@@ -35,6 +35,8 @@ class _Agent:
             self._agent = Agent(self._directory, node, address, run)
             self._agent.start()
         except HeadraceError as error:
+            if ray.get_runtime_context().was_current_actor_reconstructed:
+                raise  # nobody asks: Ray tries again
             self._error = error
             return
         threading.Thread(target=self._linger, name="headrace-linger", daemon=True).start()
@@ -52,7 +54,7 @@ class _Agent:
         return self._agent.address
 
     def _linger(self) -> None:
-        """Until no node has had a replica for a while."""
+        """Until there has been no replica for a while: of other nodes, too, for clients know this address."""
         alone, stop = 0.0, threading.Event()
         while alone < _LINGER_SECONDS:
             stop.wait(_LOOK_SECONDS)

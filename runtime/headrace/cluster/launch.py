@@ -25,11 +25,13 @@ from typing import Any
 
 from headrace.cluster.plan import OBJECT_STORE_BYTES, Plan, logical_cpus
 from headrace.cluster.processes import MARK, end, processes_of
-from headrace.errors import ClusterFailed, sentence
+from headrace.errors import ClusterFailed, InvalidCluster, sentence
 from headrace.files import replace_file
 from headrace.ledger.home import roots
 
 HOST = "127.0.0.1"
+_RAY = "ray"
+"""In the directory of a cluster, what Ray lets everybody write to."""
 _RAY_UP_SECONDS = 120
 _TRIES = 3
 _APP_UP_SECONDS = 300
@@ -45,26 +47,36 @@ class Cluster:
     """A cluster that this user started on this machine.
 
     Attributes:
-        directory: of all its files; its processes are found by it.
-        token: what Ray lets in. Others on this machine do not know it.
+        directory: of all its files, for its user alone; its processes are found by it.
         app: the name of the application.
     """
 
     directory: str
-    token: str
     app: str
 
     @property
     def ray_address(self) -> str:
         """Where Ray is; empty while it is not."""
         with suppress(OSError):
-            return (Path(self.directory) / "ray_current_cluster").read_text().strip()
+            return (Path(self.directory) / _RAY / "ray_current_cluster").read_text().strip()
         return ""
 
     @property
     def token_file(self) -> Path:
         """For `RAY_AUTH_TOKEN_PATH`, of those who want to talk to its Ray."""
         return Path(self.directory) / "token"
+
+    @property
+    def token(self) -> str:
+        """What its Ray lets in.
+
+        Raises:
+            InvalidCluster: its files are gone.
+        """
+        try:
+            return self.token_file.read_text()
+        except OSError as error:
+            raise InvalidCluster(f"the files of the cluster are gone ({error}); end its processes yourself") from None
 
 
 def record() -> Path:
@@ -92,9 +104,10 @@ def start(plan: Plan, token: str, say: Say) -> Cluster:
     Raises:
         ClusterFailed: it did not come up, and the message says why.
     """
-    cluster = Cluster(tempfile.mkdtemp(prefix="headrace-"), token, plan.app)
+    cluster = Cluster(tempfile.mkdtemp(prefix="headrace-"), plan.app)
     try:
-        _note(cluster)
+        cluster.token_file.write_text(token)
+        replace_file(record(), json.dumps(asdict(cluster)).encode())
         _start_ray(cluster, plan, say)
         deploy(cluster, plan, say)
     except BaseException:
@@ -131,14 +144,6 @@ def let_in(token: str) -> None:
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, RAY_USAGE_STATS_ENABLED="0")
 
 
-def _note(cluster: Cluster) -> None:
-    cluster.token_file.touch(0o600)
-    cluster.token_file.write_text(cluster.token)
-    file = record()
-    replace_file(file, json.dumps(asdict(cluster)).encode())
-    file.chmod(0o600)
-
-
 def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
     say(f"starting Ray in {cluster.directory}")
     # Another Ray on this machine has the ports that it takes by itself.
@@ -149,7 +154,7 @@ def _start_ray(cluster: Cluster, plan: Plan, say: Say) -> None:
         "object-store-memory": OBJECT_STORE_BYTES,
         "include-dashboard": False,
         "include-log-monitor": False,
-        "temp-dir": cluster.directory,
+        "temp-dir": f"{cluster.directory}/{_RAY}",
     }
     words = [f"--{name}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--no-monitor", "--disable-usage-stats", *words]
