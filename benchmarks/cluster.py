@@ -1,8 +1,8 @@
 """`python -m benchmarks.cluster`: Headrace's balancer and replicas beside Ray Serve's own ways in, and beside one process alone.
 
 All serve the same model, the tiny perceptron, each replica with one instance of one thread; `headrace bench load` asks, in a
-closed loop. `ray batch` is Ray's gRPC proxy and `@serve.batch`, as documented; `ray best` its HAProxy, tuned for throughput, with a
-work-conserving batcher. Each server is started anew for every round: how long that takes, and what memory it has then, is told,
+closed loop. `ray batch` is Ray's gRPC proxy and `@serve.batch`, as documented; `ray best` its HAProxy, tuned for throughput, with
+a work-conserving batcher. Each server is started anew for every round: how long that takes, and what memory it has then, is told,
 too. Writes benchmarks/results/cluster.json and .svg, and prints tables.
 """
 
@@ -60,6 +60,7 @@ def main() -> None:
                 started[name].append((server.started_in, server.resident_bytes() / 1e6))
                 for case in readings:
                     readings[case][name].append(_measure(server, case, given.seconds))
+                server.end()
             print(f"round {n + 1}: {name}: {', '.join(f'{by[name][-1].rate:.0f}/s' for by in readings.values())}", flush=True)
     summary = summarise(readings, YARDSTICK)
     show(f"{MODEL}, {given.replicas} replicas, as a multiple of {YARDSTICK}", summary)

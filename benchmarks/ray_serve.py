@@ -1,4 +1,4 @@
-"""Ray Serve by its own means, as a rival: `python -m benchmarks.ray_serve MODE MODEL REPOSITORY REPLICAS` serves until killed.
+"""Ray Serve by its own means, as a rival: `python -m benchmarks.ray_serve MODE MODEL REPOSITORY REPLICAS` serves until SIGTERM.
 
 `batch` is what its documentation shows: `@serve.batch` behind its gRPC proxy. `conserving` is the same model with the batcher of
 `benchmarks.reference_aio`, which takes whatever waits when it is idle. Which proxies there are Ray's variables say. `headrace` is
@@ -8,7 +8,6 @@ Headrace's application, with its balancer.
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,17 @@ import numpy as np
 import ray
 from ray import serve
 from ray.serve.config import gRPCOptions
-from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from benchmarks.reference_aio import Front
+from benchmarks.replicas import wait_for_the_end
 from benchmarks.servers import free_port
 
 # Its messages have to be found again by the names that they have, in every process.
 sys.modules.setdefault("grpc_service_pb2", service_pb2)
 sys.modules.setdefault("model_config_pb2", model_config_pb2)
-_SERVICER = "tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"
+add_service = service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
+_SERVICER = "benchmarks.ray_serve.add_service"  # so that Serve's proxy has this module, and with it those names
 
 
 class Service:
@@ -78,10 +79,10 @@ class Batched(Service):
 
 
 def main() -> None:
-    """Serve until killed."""
+    """Serve until SIGTERM."""
     mode, model, repository, replicas = sys.argv[1:]
     count, port = int(replicas), free_port()
-    ray.init(num_cpus=count + 1, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
+    ray.init("local", num_cpus=count + 1, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
     if mode == "headrace":
         serve.start(proxy_location="Disabled")
         serve.run(_headrace(repository, port, count))
@@ -95,7 +96,9 @@ def main() -> None:
         deployed = serve.deployment(kind, num_replicas=count, max_ongoing_requests=1024, ray_actor_options={"num_cpus": 1})
         serve.run(deployed.bind(model, repository))
     print(f"ready grpc=127.0.0.1:{port}", flush=True)
-    signal.pause()
+    wait_for_the_end()
+    serve.shutdown()
+    ray.shutdown()
 
 
 def _headrace(repository: str, port: int, count: int) -> serve.Application:
@@ -107,4 +110,6 @@ def _headrace(repository: str, port: int, count: int) -> serve.Application:
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks import ray_serve  # whose classes other processes find by name
+
+    ray_serve.main()

@@ -93,6 +93,11 @@ class Server:
         """Send a signal to the process and its children."""
         os.killpg(self._process.pid, number)
 
+    def end(self) -> None:
+        """Have it end by itself: what it has started elsewhere ends with it."""
+        self._process.terminate()
+        self._process.wait(_PATIENCE)
+
     def counts(self, model: str) -> tuple[int, int]:
         """Requests answered, batches run."""
         with triton.InferenceServerClient(self.address) as client:
