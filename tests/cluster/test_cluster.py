@@ -25,7 +25,7 @@ from tests.ledger.servers import one
 from tests.python.conftest import write_node
 from tests.waiting import until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 HANGS = """
