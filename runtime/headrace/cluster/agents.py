@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from headrace.cluster.actors import OPTIONS, RayDirectory
 from headrace.cluster.agent import Agent
 from headrace.errors import HeadraceError
+from headrace.files import replace_file
 from headrace.server.logs import configure_logs
 
 log = logging.getLogger("headrace.agent")
@@ -29,13 +30,17 @@ class _Agent:
     def __init__(self, app: str, node: str, address: str, run: Path) -> None:
         configure_logs("info", "auto")
         self._name, self._address = _name(app, node), address
+        is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        # Clients know the port that the last one took.
+        taken = run.with_suffix(".address")
         self._directory = RayDirectory(app, f"agent-{node}")
         self._error: HeadraceError | None = None
         try:
-            self._agent = Agent(self._directory, node, address, run)
+            self._agent = Agent(self._directory, node, taken.read_text() if is_restarted and taken.exists() else address, run)
             self._agent.start()
+            replace_file(taken, self._agent.address.encode())
         except HeadraceError as error:
-            if ray.get_runtime_context().was_current_actor_reconstructed:
+            if is_restarted:
                 raise  # nobody asks: Ray tries again
             self._error = error
             return
