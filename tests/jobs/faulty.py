@@ -10,7 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import unquote
 
+import obstore
 from moto.server import ThreadedMotoServer
+from obstore.store import S3Store
+
+from headrace.jobs.stores.urls import split_url
 
 
 class Asked(NamedTuple):
@@ -56,18 +60,23 @@ class FaultyS3:
     def bucket(self, name: str) -> str:
         """A new bucket, and nothing goes wrong any more."""
         self.fault = lambda asked: None
-        self.put(f"/{name}", b"")
+        urllib.request.urlopen(urllib.request.Request(f"{self.direct}/{name}", method="PUT")).close()
         self.asked.clear()
         return f"s3://{name}"
 
-    def put(self, path: str, content: bytes) -> None:
-        """Write an object, past the proxy."""
-        urllib.request.urlopen(urllib.request.Request(self.direct + path, method="PUT", data=content)).close()
+    def put(self, url: str, content: bytes) -> None:
+        """Write an object, past the proxy, whatever is there."""
+        bucket, name = split_url(url)
+        obstore.put(S3Store(bucket[5:], endpoint=self.direct, client_options={"allow_http": True}), name, content)
 
     def check_credentials(self, is_on: bool) -> None:
         """Let in only whom it knows, which is nobody; or everybody, as it does at first."""
         count = b"0" if is_on else b"inf"
-        urllib.request.urlopen(urllib.request.Request(f"{self.direct}/moto-api/reset-auth", method="POST", data=count)).close()
+        urllib.request.urlopen(
+            urllib.request.Request(
+                f"{self.direct}/moto-api/reset-auth", method="POST", data=count, headers={"Content-Type": "text/plain"}
+            )
+        ).close()
 
     def opened(self) -> set[str]:
         """Names of the objects of which something was read."""

@@ -181,7 +181,7 @@ def test_what_is_finished_is_not_opened_and_what_has_changed_is_told(
     s3.asked.clear()
     assert BatchJob(*job, resume=True).run().before == sum(ROWS)
     assert not [name for name in s3.opened() if name.startswith("in/")]
-    s3.put(f"/{bucket[5:]}/in/001.parquet", b"other")
+    s3.put(f"{bucket}/in/001.parquet", b"other")
     with pytest.raises(JobChanged, match=f"{bucket}/in/001.parquet has 5 bytes, and had "):
         BatchJob(*job, resume=True).run()
 
@@ -240,7 +240,7 @@ def test_one_of_two_takes_a_stale_lock(repository: Path, s3: FaultyS3, bucket: s
 
     def be_quicker(asked: Asked) -> None:
         if asked.name == "out/_headrace/lock" and asked.condition not in ("", "*"):
-            s3.put(f"/{bucket[5:]}/{asked.name}", b"mine")
+            s3.put(f"{bucket}/{asked.name}", b"mine")
 
     s3.fault = be_quicker
     with pytest.raises(JobLocked, match=f"another run works on {bucket}/out, which has just begun"):
@@ -263,7 +263,7 @@ def test_a_run_that_has_lost_its_lock_ends(
         if asked.name == "out/part-00001.parquet" and not held:
             held.append(True)
             if how == "taken over":
-                s3.put(f"/{bucket[5:]}/out/_headrace/lock", b'{"owner": "other"}')
+                s3.put(f"{bucket}/out/_headrace/lock", b'{"owner": "other"}')
             count = len(renewals)
             until(lambda: len(renewals) > count + (2 if how == "silent" else 0) and lost(), 20)
         return None

@@ -95,7 +95,7 @@ def run(
       headrace batch embed -r models --input 's3://texts/2026/*.parquet' --output s3://vectors/2026 --columns text=body
       headrace batch verify vectors
     """
-    from headrace.cli.logs import configure_logs
+    from headrace.server.logs import configure_logs
 
     configure_logs(log_level, "auto")
     _check_extra()
@@ -136,7 +136,7 @@ def verify(
     Example:
       headrace batch verify vectors
     """
-    from headrace.cli.logs import configure_logs
+    from headrace.server.logs import configure_logs
 
     configure_logs("warning", "auto")
     _check_extra()
