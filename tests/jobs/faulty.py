@@ -1,4 +1,8 @@
-"""A loopback S3 server, and between it and who asks a proxy that loses, delays and cuts what it is told to."""
+"""A loopback S3 server, and between it and who asks a proxy that loses, delays and cuts what it is told to.
+
+The proxy understands Google's words for conditions and versions, too. That shows what a job does with them, and not that Google
+Cloud Storage does as is assumed here.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import obstore
 from moto.server import ThreadedMotoServer
@@ -30,6 +34,7 @@ Fault = Callable[[Asked], str | None]
 KINDS = ("503 before", "503 after", "cut before", "cut after", "cut within", "slow")
 """Before or after it took effect; `within` is in the middle of the answer."""
 _SLOW_SECONDS = 0.3
+_SIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 
 
 class FaultyS3:
@@ -41,6 +46,7 @@ class FaultyS3:
         host, port = self._moto.get_host_and_port()
         self.direct = f"http://{host}:{port}"
         self.asked: list[Asked] = []
+        self.etags: dict[str, str] = {}
         self.fault: Fault = lambda asked: None
         owner = self
 
@@ -90,8 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        path = unquote(self.path.partition("?")[0]).strip("/")
-        condition = self.headers.get("if-match") or self.headers.get("if-none-match") or ""
+        path, sign, query = self.path.partition("?")
+        path = unquote(path).strip("/")
+        generation = self.headers.get("x-goog-if-generation-match")
+        condition = self.headers.get("if-match") or self.headers.get("if-none-match") or generation or ""
         asked = Asked(self.command, path.partition("/")[2], condition)
         kind = self.server_of.fault(asked)
         self.server_of.asked.append(asked)
@@ -103,8 +111,13 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "503 before":
             self._answer(503, [], b"")
             return
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        if generation is not None:  # Google's words for the same
+            headers["if-none-match" if generation == "0" else "if-match"] = self.server_of.etags.get(generation, "*")
+        if headers.get("authorization", "Bearer").startswith("Bearer"):
+            headers["authorization"] = _SIGNED
         connection = http.client.HTTPConnection(*self.address)
-        connection.request(self.command, self.path, body, dict(self.headers))
+        connection.request(self.command, f"/{quote(path)}{sign}{query}", body, headers)
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
@@ -115,7 +128,12 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             if kind == "cut within":
                 self.close_connection = True
-            self._answer(answer.status, answer.getheaders(), content, cut=kind == "cut within")
+            given = answer.getheaders()
+            if (etag := answer.getheader("etag")) is not None:
+                number = str(int(etag.strip('"')[:12], 16))
+                self.server_of.etags[number] = etag
+                given.append(("x-goog-generation", number))
+            self._answer(answer.status, given, content, cut=kind == "cut within")
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _forward
 

@@ -35,12 +35,14 @@ _PIECE = 8 << 20
 _SECOND_NS = 1_000_000_000
 _STATUS = re.compile(r"status code: (\d+)([A-Za-z ]*)")
 _CODE, _MESSAGE = re.compile(r"<Code>(.*?)</Code>"), re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
-_SILENT = (
-    ("169.254.169.254", "there are no credentials: say AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-    ("TimedOut", "time out"),
-    ("Connection refused", "connection refused"),
-    ("kind: Connect", "no connection"),
-)
+_NO_CREDENTIALS = re.compile(r"Missing AccessKeyId|Missing SecretAccessKey|/latest/api/token|TokenRequest")
+"""The client looks for those of a machine in a cloud when it is given none."""
+_SAID_BY = {
+    "s3": ("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT_KEY"),
+}
+"""The variables of credentials, and of the endpoint."""
+_SILENT = (("TimedOut", "time out"), ("Connection refused", "connection refused"), ("kind: Connect", "no connection"))
 """What its client says in many lines, and what that is in few words."""
 
 
@@ -200,15 +202,18 @@ def _is_final(error: BaseError) -> bool:
 def _told(url: str, error: Exception) -> str:
     """One line of what a store has said, or that it says nothing, and what can be done."""
     text = str(error)
+    credentials, endpoint = _SAID_BY[url.partition("://")[0]]
+    if _NO_CREDENTIALS.search(text):
+        return f"{url}: there are no credentials for the store. Say them, as by {credentials}"
     status, code, message = _STATUS.search(text), _CODE.search(text), _MESSAGE.search(text)
     if status is None:
         reason = next((words for sign, words in _SILENT if sign in text), text.splitlines()[0].rpartition(" - ")[2])
-        return f"{url}: the store does not answer ({reason}). See that it can be reached, and the endpoint (AWS_ENDPOINT_URL)"
-    said = f"{status[1]} {status[2].strip()}"
+        return f"{url}: the store does not answer ({reason}). See that it can be reached, and where it is ({endpoint})"
+    said = f"{url}: the store says {status[1]} {status[2].strip()}"
     said += f", {code[1]}" if code else ""
     said += f": {message[1].rstrip('.')}" if message else ""
     if code and code[1] == "NoSuchBucket":
-        return f"{url}: the store says {said}. Make the bucket, or name another"
-    if status[1] in ("400", "401", "403"):
-        return f"{url}: the store says {said}. See the credentials (AWS_ACCESS_KEY_ID …), and what they allow"
-    return f"{url}: the store says {said}"
+        said += ". Make the bucket, or name another"
+    elif status[1] in ("401", "403"):
+        said += f". See the credentials ({credentials}), and what they allow"
+    return said
