@@ -47,9 +47,10 @@ batch = typer.Typer(
 def run(
     graph: Annotated[str, typer.Argument(metavar="GRAPH", help="The graph, or model.", show_default=False)],
     input: Annotated[
-        list[str], typer.Option(metavar="PATH", help="Files, directories, patterns; repeatable.", show_default=False)
+        list[str],
+        typer.Option(metavar="PATH", help="Files, directories, patterns, URLs; repeatable.", show_default=False),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the parts go.", show_default=False)],
+    output: Annotated[str, typer.Option(metavar="DIR", help="Where the parts go; or a URL.", show_default=False)],
     repository: Annotated[Path, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")],
     columns: Annotated[
         list[str] | None, typer.Option(metavar="TENSOR=COLUMN", help="Where an input comes from, if its column has another name.")
@@ -91,9 +92,10 @@ def run(
       headrace batch embed -r models --input 'texts/*.parquet' --output vectors --columns text=body
       headrace batch filetype -r models --input documents --output kinds --columns content=bytes --text label
       headrace batch embed -r models --input 'texts/*.parquet' --output vectors --columns text=body --resume
+      headrace batch embed -r models --input 's3://texts/2026/*.parquet' --output s3://vectors/2026 --columns text=body
       headrace batch verify vectors
     """
-    from headrace.cli.logs import configure_logs
+    from headrace.server.logs import configure_logs
 
     configure_logs(log_level, "auto")
     _check_extra()
@@ -118,7 +120,7 @@ def run(
 
 @batch.command()
 def verify(
-    output: Annotated[Path, typer.Argument(metavar="DIR", help="The output of a job.", show_default=False)],
+    output: Annotated[str, typer.Argument(metavar="DIR", help="The output of a job.", show_default=False)],
     sample: Annotated[int, typer.Option(metavar="N", help="So many windows of rows are computed again.", min=0)] = 4,
     seed: Annotated[int, typer.Option(metavar="N", help="Which.")] = 0,
     repository: Annotated[
@@ -134,7 +136,7 @@ def verify(
     Example:
       headrace batch verify vectors
     """
-    from headrace.cli.logs import configure_logs
+    from headrace.server.logs import configure_logs
 
     configure_logs("warning", "auto")
     _check_extra()
@@ -155,7 +157,7 @@ def _check_extra() -> None:
         raise InvalidJob("batch jobs need pyarrow: pip install 'headrace[jobs]'")
 
 
-def _run(job: BatchJob, output: Path) -> int:
+def _run(job: BatchJob, output: str) -> int:
     with _stopping(job), _told(job):
         try:
             progress = job.run()
@@ -171,7 +173,7 @@ def _run(job: BatchJob, output: Path) -> int:
     if sys.stdout.isatty():
         _print_summary(progress, output)
     else:
-        print(_json({"event": "done", "output": str(output), **_record(progress)}))
+        print(_json({"event": "done", "output": output, **_record(progress)}))
     return 1 if progress.rejected else 0
 
 
@@ -230,18 +232,18 @@ def _draw(job: BatchJob, ended: threading.Event) -> None:
                 )
 
 
-def _print_summary(progress: Progress, output: Path) -> None:
+def _print_summary(progress: Progress, output: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, show_header=False)
     for name, value in (
         ("rows", f"{progress.rows:,}" + (f", {progress.before:,} of them before" if progress.before else "")),
-        ("rejected", f"{progress.rejected:,}" + (f", see {output / '_rejects'}" if progress.rejected else "")),
+        ("rejected", f"{progress.rejected:,}" + (f", see {output}/_rejects" if progress.rejected else "")),
         ("parts", f"{progress.splits:,}, {progress.nbytes / 2**20:,.1f} MiB in this run"),
         ("batches of", _batches(progress)),
         ("time", f"{progress.seconds:,.1f} s, {progress.rate:,.0f} rows/s"),
-        ("output", str(output)),
+        ("output", output),
     ):
         table.add_row(name, value)
     Console(highlight=False).print(table)

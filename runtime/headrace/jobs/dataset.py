@@ -6,12 +6,14 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pfs
 
 from headrace.errors import InvalidJob
 from headrace.jobs.cells import unwrapped
+from headrace.jobs.filesystems import filesystem_of
 from headrace.jobs.formats.base import Look, failing
 from headrace.jobs.inputs import CELL_BYTES, FORMATS, Inputs
 from headrace.jobs.listing import HIDDEN, Found, find, partition_values
@@ -46,7 +48,7 @@ class DataSet:
         *,
         format: str | None = None,
         types: Mapping[str, pa.DataType] | None = None,
-        filesystem: pfs.FileSystem | None = None,
+        filesystem: Any = None,
     ) -> DataSet:
         """Find the files, and look at each.
 
@@ -54,13 +56,13 @@ class DataSet:
             where: files, directories, patterns such as `data/**/*.parquet`.
             format: `parquet`, `arrow`, `csv`, `json` (lines) or `files`, each of which is a row; None: by the names of the files.
             types: of the elements of columns, as they are to be read where a format says of numbers only that they are numbers.
-            filesystem: where the files are; the local one if None.
+            filesystem: where the files are: one of pyarrow or of fsspec; None: on disk, or in object stores.
 
         Raises:
             InvalidJob: there are no files, or they are not of one format, or lie in directories that do not fit together.
             JobFailed: a file cannot be read.
         """
-        filesystem = filesystem or pfs.LocalFileSystem()
+        filesystem = filesystem_of(where, filesystem)
         if isinstance(filesystem, pfs.LocalFileSystem):
             where = [str(Path(one).absolute()) for one in where]
         name, found = _chosen(where, format, filesystem)

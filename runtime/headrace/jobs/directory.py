@@ -15,28 +15,22 @@ again, and takes the place of what is there.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from headrace.errors import InvalidJob
 from headrace.files import replace_file, sync_directory
 from headrace.jobs.lock import locked
-from headrace.jobs.manifest import FORMAT, Done, Manifest
-
-REJECTS = "_rejects"
-_OWN = "_headrace"
+from headrace.jobs.manifest import Done, Manifest
+from headrace.jobs.records import OWN, done_of, manifest_of, rejects_path, unreadable
 
 
 class JobDirectory:
     """The directory `root`, which need not exist yet."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self._own = root / _OWN
+        self.root, self.name = root, str(root)
+        self._own = root / OWN
         self._manifest, self._splits, self._tmp = self._own / "manifest.json", self._own / "splits", self._own / "tmp"
 
     def prepare(self) -> None:
@@ -78,17 +72,7 @@ class JobDirectory:
             return None
         except OSError as error:
             raise InvalidJob(f"{self._manifest} cannot be read: {error.strerror}") from None
-        try:
-            found = json.loads(text)
-            if found["format"] != FORMAT:
-                raise InvalidJob(
-                    f"{self._manifest} is of format {found['format']}, and this release writes {FORMAT}: go on with the release "
-                    "that began the job, or begin it anew in another directory"
-                )
-            return Manifest.model_validate(found)
-        except (ValueError, KeyError, TypeError) as error:
-            told = _first_line(error)
-            raise InvalidJob(f"{self._manifest} is no manifest: {told}; begin the job anew in another directory") from None
+        return manifest_of(text, self._manifest)
 
     def begin(self, manifest: Manifest) -> None:
         """Write down what is going to be done, before anything is."""
@@ -105,10 +89,9 @@ class JobDirectory:
         found: dict[int, Done] = {}
         for path in sorted(self._splits.glob("*.json")):
             try:
-                record = Done.model_validate_json(path.read_bytes())
-            except (OSError, ValidationError) as error:
-                told = _first_line(error)
-                raise InvalidJob(f"{path} is no record of a split: {told}; remove it, and the split is made again") from None
+                record = done_of(path.read_bytes(), path)
+            except OSError as error:
+                raise unreadable(path, error) from None
             found[record.split] = record
         return found
 
@@ -116,20 +99,14 @@ class JobDirectory:
         """Where a part is written."""
         return self._tmp / f"{split:05}"
 
-    def rejects_of(self, split: int) -> Path:
-        """Where the rejected rows of a split are told."""
-        return self.root / REJECTS / f"part-{split:05}.jsonl"
-
-    def put_rejects(self, split: int, lines: Sequence[str]) -> bytes | None:
-        """Write down the rejected rows of a split; None when there are none."""
-        file = self.rejects_of(split)
-        if not lines:
+    def put_rejects(self, split: int, content: bytes) -> None:
+        """Write down the rejected rows of a split, if there are any."""
+        file = self.root / rejects_path(split)
+        if not content:
             file.unlink(missing_ok=True)  # of a run that was told to read nulls in another way, say, and got no further
-            return None
+            return
         file.parent.mkdir(exist_ok=True)
-        content = "".join(f"{line}\n" for line in lines).encode()
         replace_file(file, content)
-        return content
 
     def put_part(self, done: Done) -> None:
         """Put a part that was written and synced in its place, and record the split."""
@@ -141,7 +118,3 @@ class JobDirectory:
             if directory == self.root:
                 break
         replace_file(self._splits / f"{done.split:05}.json", done.model_dump_json().encode())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -19,6 +19,7 @@ from headrace.errors import InvalidJob, JobChanged, JobFailed
 from headrace.jobs.cells import cell_bytes as bytes_of_cells
 from headrace.jobs.cells import unwrapped
 from headrace.jobs.columns import Rejected
+from headrace.jobs.filesystems import filesystem_of
 from headrace.jobs.formats.base import Format, Piece, Place, Reading, failing
 from headrace.jobs.formats.blobs import Blobs
 from headrace.jobs.formats.columnar import ArrowIpc, Parquet
@@ -83,13 +84,13 @@ class Inputs:
         self._cursor: _Cursor | None = None
 
     @classmethod
-    def restore(cls, record: Mapping[str, Any], filesystem: pfs.FileSystem | None = None) -> Inputs:
+    def restore(cls, record: Mapping[str, Any], filesystem: Any = None) -> Inputs:
         """The input of a job that goes on: its files are listed again, and none is opened.
 
         Raises:
             JobChanged: they are not those that the job began with.
         """
-        filesystem = filesystem or pfs.LocalFileSystem()
+        filesystem = filesystem_of(record["where"], filesystem)
         restored = cls(record, filesystem)
         try:
             now = {file.path: file for file in find(record["where"], filesystem, restored._format.hidden)}

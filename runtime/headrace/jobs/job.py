@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError, InvalidJob, JobFailed, JobStopped, sentence
 from headrace.jobs.beginning import Asked, Begun, begun_anew, gone_on
-from headrace.jobs.directory import JobDirectory
 from headrace.jobs.flow import Flow, Work
+from headrace.jobs.location import location_of
 from headrace.jobs.manifest import Done, Options
 from headrace.jobs.openlineage import Account, Data, told
 from headrace.jobs.parts import Parts
 from headrace.jobs.split import Piece, windows
+from headrace.jobs.stores.urls import is_url
 from headrace.jobs.tracing import split_attributes, traced
 from headrace.models.repository import ModelSource
 
@@ -67,13 +68,13 @@ class BatchJob:
     Args:
         graph: the name of the graph, or model, in `repository`.
         repository: a directory of models, or what `Engine` takes.
-        input: files, directories or patterns. See `inputs.Inputs.open`.
-        output: a directory, which may not be there yet.
+        input: files, directories or patterns, which may be URLs of objects, `s3://…` or `gs://…`. See `DataSet.open`.
+        output: a directory, which may not be there yet, or such a URL.
         options: what the output depends on.
         resume: whether to go on with what was begun there, if something was.
         memory: bytes that windows may hold on their way from input to output.
         most_rejected: rows that may be rejected before the job stops.
-        filesystem: where the input is, as pyarrow sees it; the local one by default.
+        filesystem: where the input is: one of pyarrow or of fsspec, if neither on disk nor at a URL.
     """
 
     def __init__(  # noqa: PLR0913
@@ -91,9 +92,9 @@ class BatchJob:
     ) -> None:
         where = [str(input)] if isinstance(input, (str, Path)) else list(map(str, input))
         if filesystem is None:  # it may go on from another directory
-            where = [str(Path(path).absolute()) for path in where]
+            where = [path if is_url(path) else str(Path(path).absolute()) for path in where]
         self._asked = Asked(graph, repository, tuple(where), options, filesystem)
-        self._directory = JobDirectory(Path(output))
+        self._location = location_of(output)
         self._resume, self._most_rejected = resume, most_rejected
         self._flow: Flow[Piece] = Flow(memory)
         self._begun: Begun | None = None
@@ -143,12 +144,12 @@ class BatchJob:
         """
         if self._since is not None:
             raise InvalidJob("a job runs once: make another BatchJob, with resume=True")
-        self._directory.prepare()
-        with self._directory.lock():
-            self._directory.tidy()
+        self._location.prepare()
+        with self._location.lock():
+            self._location.tidy()
             with self._opened() as begun:
-                self._done = self._directory.done()
-                account = _account(begun, self._directory.root)
+                self._done = self._location.done()
+                account = _account(begun, self._location.name)
                 with told(account), traced(begun.manifest) as self._trace:
                     try:
                         self._work(begun)
@@ -160,21 +161,22 @@ class BatchJob:
 
     @contextmanager
     def _opened(self) -> Iterator[Begun]:
-        manifest = self._directory.manifest()
+        manifest = self._location.manifest()
         if manifest is None:
             self._check_apart()
             with begun_anew(self._asked) as begun:
-                self._directory.begin(begun.manifest)
+                self._location.begin(begun.manifest)
                 yield begun
             return
         if not self._resume:
-            raise InvalidJob(f"{self._directory.root} has a job already: go on with it (--resume), or choose another output")
+            raise InvalidJob(f"{self._location.name} has a job already: go on with it (--resume), or choose another output")
         with gone_on(manifest, self._asked) as begun:
             yield begun
 
     def _check_apart(self) -> None:
         """What is written must not be found among what is read, when the job goes on."""
-        root = self._directory.root.absolute()
+        name = self._location.name
+        root = Path(name) if is_url(name) else Path(name).absolute()
         for path in self._asked.input:
             above, is_deep = Path(path.partition("**")[0]), "**" in path or not any(sign in path for sign in "*?[")
             if self._asked.filesystem is None and is_deep and root.is_relative_to(above):
@@ -186,7 +188,7 @@ class BatchJob:
         self._begun, self._since = begun, time.monotonic()
         try:
             with (
-                Parts(self._directory, begun, self._most_rejected, rejected, self._recorded) as self._parts,
+                Parts(self._location, begun, self._most_rejected, rejected, self._recorded) as self._parts,
                 self._flow.working(self._windows(begun), runners) as written,
             ):
                 for work in written:
@@ -221,7 +223,7 @@ class BatchJob:
         return f"{finished}; when this is mended, go on with --resume"
 
 
-def _account(begun: Begun, output: Path) -> Account:
+def _account(begun: Begun, output: str) -> Account:
     """What others are told of a job: all of its manifest but lists of files and splits."""
     manifest, files = begun.manifest, begun.inputs.files
     columns = [(one.name, str(one.type)) for one in begun.inputs.schema]
@@ -231,4 +233,4 @@ def _account(begun: Begun, output: Path) -> Account:
         rows, nbytes = sum(split.rows for split in begun.splits), sum(file.found.size for file in files)
         inputs = [replace(inputs[0], rows=rows, nbytes=nbytes, files=len(files))]
     facet = manifest.model_dump(mode="json", exclude={"found", "splits"})
-    return Account(f"batch.{manifest.graph.name}", inputs, Data(str(output), made), facet)
+    return Account(f"batch.{manifest.graph.name}", inputs, Data(output, made), facet)

@@ -21,8 +21,12 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
+def locked(file: Path, output: str = "") -> Iterator[None]:
     """Hold the lock `file`, which is made where there is none.
+
+    Args:
+        file: the lock.
+        output: what it is for; the directory in which it is in one of its own, if not said.
 
     Raises:
         JobLocked: another run has it.
@@ -32,8 +36,9 @@ def locked(file: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            where = output or file.parent.parent
             raise JobLocked(
-                f"another run works on {file.parent.parent}: {_holder(descriptor)}; wait for it, or choose another output"
+                f"another run works on {where}: {_holder(descriptor)}; wait for it, or choose another output"
             ) from None
         if os.fstat(descriptor).st_size:
             log.warning("the last run did not come to its end: %s. Its lock is taken over", _holder(descriptor))

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import sentence
+from headrace.jobs.stores.urls import is_url, split_url
 from headrace.version import __version__
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _input(data: Data) -> Any:
     from openlineage.client.facet_v2 import input_statistics_input_dataset as statistics
 
     amount = statistics.InputStatisticsInputDatasetFacet(rowCount=data.rows, size=data.nbytes, fileCount=data.files)
-    return InputDataset(namespace="file", name=data.path, facets=_schema(data), inputFacets={"inputStatistics": amount})
+    return InputDataset(**_named(data.path), facets=_schema(data), inputFacets={"inputStatistics": amount})
 
 
 def _output(data: Data) -> Any:
@@ -156,7 +157,15 @@ def _output(data: Data) -> Any:
     from openlineage.client.facet_v2 import output_statistics_output_dataset as statistics
 
     amount = statistics.OutputStatisticsOutputDatasetFacet(rowCount=data.rows, size=data.nbytes, fileCount=data.files)
-    return OutputDataset(namespace="file", name=data.path, facets=_schema(data), outputFacets={"outputStatistics": amount})
+    return OutputDataset(**_named(data.path), facets=_schema(data), outputFacets={"outputStatistics": amount})
+
+
+def _named(path: str) -> dict[str, str]:
+    """As OpenLineage names files, and objects of stores."""
+    if not is_url(path):
+        return {"namespace": "file", "name": path}
+    bucket, name = split_url(path)
+    return {"namespace": bucket, "name": name}
 
 
 def _schema(data: Data) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from types import TracebackType
 
 from headrace.errors import JobFailed
 from headrace.jobs.beginning import Begun
-from headrace.jobs.directory import JobDirectory
 from headrace.jobs.flow import Work
+from headrace.jobs.location import Location
 from headrace.jobs.manifest import Done
 from headrace.jobs.outputs import PartWriter, part_path
 from headrace.jobs.split import Piece, output_of, rejects_of
@@ -20,7 +20,7 @@ class Parts:
     """Writes the parts of a job, and records each. A context manager: what is unfinished when it is left is removed.
 
     Args:
-        directory: the output.
+        location: of the output.
         begun: the job.
         most_rejected: rows that may be rejected before this raises.
         rejected: rows that were.
@@ -28,9 +28,9 @@ class Parts:
     """
 
     def __init__(
-        self, directory: JobDirectory, begun: Begun, most_rejected: int, rejected: int, recorded: Callable[[Done], None]
+        self, location: Location, begun: Begun, most_rejected: int, rejected: int, recorded: Callable[[Done], None]
     ) -> None:
-        self._directory, self._begun, self._most, self._recorded = directory, begun, most_rejected, recorded
+        self._location, self._begun, self._most, self._recorded = location, begun, most_rejected, recorded
         self.rejected, self.nbytes, self.splits = rejected, 0, 0
         self._writer: PartWriter | None = None
         self._windows: list[int] = []
@@ -47,7 +47,7 @@ class Parts:
         piece = work.owner
         if self._writer is None:
             self._since = time.monotonic()
-            path = self._directory.temporary(piece.number)
+            path = self._location.temporary(piece.number)
             self._writer = PartWriter(path, self._begun.recipe.schema, self._begun.recipe.options.format)
         if piece.batch is None:
             self._finish(piece, self._writer)
@@ -69,7 +69,8 @@ class Parts:
         written = writer.close()
         self._writer = None
         number = piece.number
-        told = self._directory.put_rejects(number, self._rejects)
+        told = "".join(f"{line}\n" for line in self._rejects).encode()
+        self._location.put_rejects(number, told)
         done = Done(
             split=number,
             part=part_path(self._begun.inputs, piece.split, number, self._begun.recipe.options.format),
@@ -77,10 +78,10 @@ class Parts:
             rejected=len(self._rejects),
             nbytes=written.nbytes,
             sha256=written.sha256,
-            rejects_sha256=None if told is None else hashlib.sha256(told).hexdigest(),
+            rejects_sha256=hashlib.sha256(told).hexdigest() if told else None,
             seconds=round(time.monotonic() - self._since, 3),
         )
-        self._directory.put_part(done)
+        self._location.put_part(done)
         self._rejects, self._windows = [], []
         self.nbytes += written.nbytes
         self.splits += 1

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.fs as pfs
 
 from headrace.errors import HeadraceError, InvalidJob
 from headrace.jobs.beginning import Asked, Begun, gone_on
-from headrace.jobs.directory import JobDirectory
+from headrace.jobs.filesystems import filesystem_of
+from headrace.jobs.location import location_of
 from headrace.jobs.manifest import Done, Manifest
+from headrace.jobs.records import rejects_path
 from headrace.jobs.split import output_of, windows
 
 
@@ -28,7 +31,7 @@ class Verified:
     problems: list[str] = field(default_factory=list[str])
 
 
-def verify_output(output: Path, *, sample: int = 4, seed: int = 0, repository: Path | None = None) -> Verified:
+def verify_output(output: Path | str, *, sample: int = 4, seed: int = 0, repository: Path | None = None) -> Verified:
     """Compute digests again, and a sample of rows.
 
     Args:
@@ -40,15 +43,15 @@ def verify_output(output: Path, *, sample: int = 4, seed: int = 0, repository: P
     Raises:
         InvalidJob: there is no job.
     """
-    directory = JobDirectory(output)
-    manifest = directory.manifest()
+    location = location_of(output)
+    manifest = location.manifest()
     if manifest is None:
         raise InvalidJob(f"{output} is no output of a job: there is no manifest")
-    done, found = directory.done(), Verified()
+    done, found, files = location.done(), Verified(), filesystem_of([location.name])
     if len(done) < len(manifest.splits):
         found.problems.append(f"the job is not finished: {len(done)} of {len(manifest.splits)} splits are; go on with --resume")
     for _, record in sorted(done.items()):
-        told = list(_wrong_files(directory, record))
+        told = list(_wrong_files(location.name, files, record))
         found.problems += told
         if not told:
             found.parts, found.rows = found.parts + 1, found.rows + record.rows
@@ -58,32 +61,40 @@ def verify_output(output: Path, *, sample: int = 4, seed: int = 0, repository: P
         asked = Asked(manifest.graph.name, repository or Path(manifest.repository), manifest.input, manifest.options)
         try:
             with gone_on(manifest, asked) as begun:
-                _compute(directory, begun, done, chosen, found)
+                _compute(location.name, files, begun, done, chosen, found)
         except HeadraceError as error:
             found.problems.append(f"no rows can be computed again: {error.message}")
     return found
 
 
-def _wrong_files(directory: JobDirectory, record: Done) -> Iterator[str]:
-    rejects = directory.rejects_of(record.split)
-    expected = [(directory.root / record.part, record.sha256)]
+def _wrong_files(output: str, files: pfs.FileSystem, record: Done) -> Iterator[str]:
+    rejects = f"{output}/{rejects_path(record.split)}"
+    expected = [(f"{output}/{record.part}", record.sha256)]
     if record.rejects_sha256 is not None:
         expected.append((rejects, record.rejects_sha256))
-    elif rejects.exists():
+    elif files.get_file_info(rejects).type != pfs.FileType.NotFound:
         yield f"{rejects} is there, and no row of its split was rejected"
     for path, digest in expected:
         try:
-            with path.open("rb") as file:
+            with files.open_input_file(path) as file:
                 own = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            yield f"{path} is not there"
+            continue
         except OSError as error:
-            yield f"{path} cannot be read: {error.strerror}"
+            yield f"{path} cannot be read: {error}"
             continue
         if own != digest:
             yield f"{path} has SHA-256 {own[:12]}…, and {digest[:12]}… is recorded"
 
 
 def _compute(
-    directory: JobDirectory, begun: Begun, done: Mapping[int, Done], chosen: list[tuple[int, int]], found: Verified
+    output: str,
+    files: pfs.FileSystem,
+    begun: Begun,
+    done: Mapping[int, Done],
+    chosen: list[tuple[int, int]],
+    found: Verified,
 ) -> None:
     """Compute windows again, each given by its split and its place in that."""
     runner, splits = begun.graph.runner(0), begun.splits
@@ -95,15 +106,16 @@ def _compute(
                     runner.run(work.window, unit)
                 rows = output_of(begun.recipe, work)
                 first = sum(record.windows[:place])
-                if not _same(rows, _rows(directory.root / record.part, begun.manifest, first, rows.num_rows)):
+                part = _part(f"{output}/{record.part}", files, begun.manifest)
+                if not _same(rows, part.slice(first, rows.num_rows)):
                     found.problems.append(f"rows {first} to {first + rows.num_rows} of {record.part} come out otherwise")
                 found.sampled_rows += rows.num_rows
                 break
 
 
-def _rows(part: Path, manifest: Manifest, first: int, count: int) -> pa.Table:
+def _part(path: str, files: pfs.FileSystem, manifest: Manifest) -> pa.Table:
     form = "parquet" if manifest.options.format == "parquet" else "ipc"
-    return ds.dataset(part, format=form).to_table().slice(first, count)
+    return ds.dataset(path, format=form, filesystem=files).to_table()
 
 
 def _same(rows: pa.RecordBatch, recorded: pa.Table) -> bool:
