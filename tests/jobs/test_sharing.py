@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from headrace.clock import MILLISECOND, SECOND
+from headrace.jobs.served import PATIENCE_NS
 from headrace.jobs.sharing import EVERY_NS, FEW, MANY, MOST, Seen, Share, decide
+from headrace.model import Batching
+from headrace.request import Request
+from headrace.scheduling.admission import due, job_level
 
 BASE_NS = 5 * MILLISECOND
 
@@ -103,3 +107,11 @@ def test_whatever_happens_it_stays_within_bounds() -> None:
         assert 0 <= share.limit <= MOST
         assert 1 <= share.ceiling <= MOST
         assert not (burn is not None and burn >= 1 and share.limit)
+
+
+def test_a_row_never_comes_before_a_request_of_others_however_long_it_waits() -> None:
+    """A class is worth an hour in the order of a queue, and no batch of a job waits for more than half a minute."""
+    batching, now = Batching(priority_levels=2, default_priority=1), 100 * SECOND
+    late = now + PATIENCE_NS
+    row = due(Request("m", {}, received=now, priority=job_level(batching), deadline=late), batching, now)
+    assert due(Request("m", {}, received=late), batching, late).key < row.key

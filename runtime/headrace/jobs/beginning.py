@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.engine.profile import Profile
 from headrace.errors import InvalidJob, JobChanged
 from headrace.jobs.columns import check, leaf_types, sources
-from headrace.jobs.compiled import Compiled, compiled, measured
+from headrace.jobs.compiled import Compiled, at_once, compiled, measured
 from headrace.jobs.cutting import in_parallel, shapes_for
 from headrace.jobs.dataset import DataSet
 from headrace.jobs.inputs import Inputs, Split
@@ -139,7 +139,7 @@ def _measured(asked: Asked) -> tuple[Profile | None, tuple[int, int]]:
     if isinstance(repository, Server):
         return None, (MOST, 1)
     profile = measured(repository, asked.graph) if asked.options.batch_rows is None else None
-    return profile, in_parallel(profile, usable_cpus())
+    return profile, in_parallel(profile, usable_cpus(), at_once(repository, asked.graph))
 
 
 def _opened(asked: Asked, threads: int) -> AbstractContextManager[Compiled | Served]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError, InvalidJob, JobFailed, JobStopped, sentence
 from headrace.jobs.beginning import Asked, Begun, Server, begun_anew, gone_on
@@ -21,7 +21,11 @@ from headrace.jobs.manifest import Done, Options
 from headrace.jobs.openlineage import Account, Data, told
 from headrace.jobs.parts import Parts
 from headrace.jobs.split import Piece, windows
+from headrace.jobs.tracing import split_attributes, traced
 from headrace.models.repository import ModelSource
+
+if TYPE_CHECKING:
+    from headrace.telemetry.job_spans import JobTrace
 
 _PLAIN = Options()
 MEMORY = 512 << 20
@@ -95,6 +99,9 @@ class BatchJob:
         self._begun: Begun | None = None
         self._parts: Parts | None = None
         self._done: Mapping[int, Done] = {}
+        self._reading: dict[int, int] = {}
+        """When splits that are under way were begun to be read, in ns since 1970."""
+        self._trace: JobTrace | None = None
         self._since: float | None = None
         self._until: float | None = None
 
@@ -134,23 +141,28 @@ class BatchJob:
             JobLocked: another run works on this output.
             JobFailed: it had to stop. JobStopped: it was told to.
         """
+        if self._since is not None:
+            raise InvalidJob("a job runs once: make another BatchJob, with resume=True")
         self._directory.prepare()
         with self._directory.lock():
             self._directory.tidy()
             with self._opened() as begun:
                 self._done = self._directory.done()
                 account = _account(begun, self._directory.root)
-                with told(account):
+                with told(account), traced(begun.manifest) as self._trace:
                     try:
                         self._work(begun)
                     finally:
                         account.output = self._written(account.output)
+                        if self._trace is not None:
+                            self._trace.rows(self.progress.rows, self.progress.rejected)
         return self.progress
 
     @contextmanager
     def _opened(self) -> Iterator[Begun]:
         manifest = self._directory.manifest()
         if manifest is None:
+            self._check_apart()
             with begun_anew(self._asked) as begun:
                 self._directory.begin(begun.manifest)
                 yield begun
@@ -160,13 +172,21 @@ class BatchJob:
         with gone_on(manifest, self._asked) as begun:
             yield begun
 
+    def _check_apart(self) -> None:
+        """What is written must not be found among what is read, when the job goes on."""
+        root = self._directory.root.absolute()
+        for path in self._asked.input:
+            above, is_deep = Path(path.partition("**")[0]), "**" in path or not any(sign in path for sign in "*?[")
+            if self._asked.filesystem is None and is_deep and root.is_relative_to(above):
+                raise InvalidJob(f"the output, {root}, lies in the input, {path}: choose another output")
+
     def _work(self, begun: Begun) -> None:
         rejected = sum(each.rejected for each in self._done.values())
         runners = [begun.graph.runner(number) for number in range(begun.manifest.shapes.runners)]
         self._begun, self._since = begun, time.monotonic()
         try:
             with (
-                Parts(self._directory, begun, self._most_rejected, rejected) as self._parts,
+                Parts(self._directory, begun, self._most_rejected, rejected, self._recorded) as self._parts,
                 self._flow.working(self._windows(begun), runners) as written,
             ):
                 for work in written:
@@ -181,7 +201,13 @@ class BatchJob:
     def _windows(self, begun: Begun) -> Iterator[Work[Piece]]:
         for number, split in enumerate(begun.splits):
             if number not in self._done:
+                self._reading[number] = time.time_ns()
                 yield from windows(begun.recipe, begun.inputs, number, split)
+
+    def _recorded(self, done: Done) -> None:
+        began = self._reading.pop(done.split)
+        if self._trace is not None:
+            self._trace.split(began, split_attributes(done))
 
     def _written(self, output: Data) -> Data:
         """The output with what there is of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from headrace.errors import JobFailed
@@ -23,10 +24,13 @@ class Parts:
         begun: the job.
         most_rejected: rows that may be rejected before this raises.
         rejected: rows that were.
+        recorded: is told of each part that is.
     """
 
-    def __init__(self, directory: JobDirectory, begun: Begun, most_rejected: int, rejected: int) -> None:
-        self._directory, self._begun, self._most = directory, begun, most_rejected
+    def __init__(
+        self, directory: JobDirectory, begun: Begun, most_rejected: int, rejected: int, recorded: Callable[[Done], None]
+    ) -> None:
+        self._directory, self._begun, self._most, self._recorded = directory, begun, most_rejected, recorded
         self.rejected, self.nbytes, self.splits = rejected, 0, 0
         self._writer: PartWriter | None = None
         self._windows: list[int] = []
@@ -80,6 +84,7 @@ class Parts:
         self._rejects, self._windows = [], []
         self.nbytes += written.nbytes
         self.splits += 1
+        self._recorded(done)
 
     def __enter__(self) -> Parts:
         return self

@@ -26,7 +26,7 @@ from headrace.tensor import TensorSpec
 
 _UNKNOWN_ROWS = 32
 """That may wait at the server, where it does not know yet how long they run."""
-_PATIENCE_NS = 30 * SECOND
+PATIENCE_NS = 30 * SECOND
 """How long a batch may wait at the server. A class is worth an hour there, so that no row ever comes before a request."""
 _NOT_NOW = (Code.RESOURCE_EXHAUSTED, Code.NOT_FOUND)
 """Codes that say nothing about rows. Whether the model is gone, the gate finds out."""
@@ -54,7 +54,7 @@ class ServedSession:
             self._gate.enter(batch)
             try:
                 began = self._clock.now()
-                outputs = self._send(asking, began + _PATIENCE_NS)
+                outputs = self._send(asking, began + PATIENCE_NS)
                 self._gate.answered(self._clock.now() - began)
                 return outputs
             except (Unreachable, TimedOut, Lost):

@@ -25,7 +25,7 @@ from headrace.version import __version__
 
 log = logging.getLogger(__name__)
 
-_MOST_AT_ONCE = 512
+MOST_AT_ONCE = 512
 _EDGES = DURATION_EDGES.tolist()
 _HISTOGRAM_OF = {names.REQUEST: WHOLE, names.QUEUE: "queue", names.EXECUTE: "execute"}
 """Spans that last what a histogram counts."""
@@ -48,6 +48,13 @@ def exporter_of(wish: Wish) -> SpanExporter:
     return GrpcExporter()
 
 
+def shut_down(processor: BatchSpanProcessor, seconds: float) -> None:
+    """Send what waits, for so long at most: the SDK's own shutdown waits for as long as its exporter likes."""
+    ending = threading.Thread(target=processor.shutdown, name="headrace-flush", daemon=True)
+    ending.start()
+    ending.join(seconds)
+
+
 class Sender:
     """Sends spans.
 
@@ -62,7 +69,7 @@ class Sender:
         self._counted = _Counted(exporter, wish.endpoint, tally)
         self._given = 0
         self._processor = BatchSpanProcessor(
-            self._counted, max_queue_size=wish.buffer, max_export_batch_size=min(_MOST_AT_ONCE, wish.buffer)
+            self._counted, max_queue_size=wish.buffer, max_export_batch_size=min(MOST_AT_ONCE, wish.buffer)
         )
 
     @property
@@ -81,10 +88,7 @@ class Sender:
 
     def close(self, seconds: float) -> None:
         """Send what waits, for so long; what then still waits is counted as dropped."""
-        # The SDK's own shutdown waits for as long as its exporter likes.
-        ending = threading.Thread(target=self._processor.shutdown, name="headrace-flush", daemon=True)
-        ending.start()
-        ending.join(seconds)
+        shut_down(self._processor, seconds)
         if left := self._waiting:
             self._tally.spans_unbuffered += left
             log.warning("%d spans were not sent: the endpoint took too long", left)

@@ -79,4 +79,17 @@ FAR_SCATTER = Attribute("headrace.far.scatter_us", "compute output")
 FAR_WAY = Attribute("headrace.far.way_us", "the rest of our execution: there had not got it, or was done with it")
 
 ATTRIBUTES = frozenset(each for each in list(globals().values()) if isinstance(each, Attribute))
-"""All of them."""
+"""All that spans of a server say."""
+
+JOB, SPLIT = "job", "split"
+"""Of a batch job: a run of it, and in that each split that it finished, read to recorded; followed by the name of its graph."""
+
+JOB_ID = Attribute("headrace.job.id", "the job, whichever of its runs this is")
+JOB_SPLIT = Attribute("headrace.job.split", "the number of the split")
+JOB_PART = Attribute("headrace.job.part", "the file that it became")
+JOB_REJECTED = Attribute("headrace.job.rejected", "rows that are in no part")
+
+JOB_ATTRIBUTES = frozenset(
+    (MODEL, VERSION, DIGEST, REQUEST_ROWS, BYTES_OUT, ERROR_TYPE, JOB_ID, JOB_SPLIT, JOB_PART, JOB_REJECTED)
+)
+"""All that spans of jobs say."""
