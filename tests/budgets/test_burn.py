@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headrace.budgets.attribution import CAUSES
-from headrace.budgets.burn import DAY, WORKBOOK, duration_text, pairs_of, rates
+from headrace.budgets.burn import DAY, WORKBOOK, burning, duration_text, pairs_of, rates
 from headrace.budgets.history import HOUR, MINUTE, History
 from headrace.clock import MILLISECOND, SECOND
 from tests.budgets.making import NOON, objective
@@ -91,3 +91,13 @@ def test_an_alert_fires_when_both_windows_burn(share: float, since: int, until: 
 )
 def test_durations_are_written_as_prometheus_reads_them(ns: int, text: str) -> None:
     assert duration_text(ns) == text
+
+
+def test_a_budget_burns_when_it_did_just_now_and_for_some_seconds() -> None:
+    """Not by chance, and not because of what is over."""
+    assert burning(History(objective()), NOON) == 0
+    assert burning(steady(0.02, 10 * SECOND, every=SECOND // 10), NOON) == pytest.approx(2)
+    assert burning(steady(0.02, 10 * SECOND, 2 * SECOND, SECOND // 10), NOON) == 0
+    chance = steady(0, 10 * SECOND, every=SECOND // 10)
+    _go_on(chance, 0.02, SECOND // 10, 0, SECOND // 10)
+    assert 0 < burning(chance, NOON) < 0.1

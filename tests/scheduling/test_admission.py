@@ -22,6 +22,7 @@ from headrace.scheduling.admission import (
     Line,
     due,
     in_share,
+    job_level,
     lateness,
     refusal,
 )
@@ -185,3 +186,8 @@ def test_the_golden_vectors_of_buckets() -> None:
     for vector in json.loads((Path(__file__).parent / "buckets.json").read_text())["vectors"]:
         shapes = tuple(None if shape is None else tuple(shape) for shape in vector["shapes"])
         assert bucket_of(shapes) == int(vector["bucket"])
+
+
+@pytest.mark.parametrize(("levels", "default", "level"), [(0, 0, 0), (1, 1, 0), (2, 1, 2), (5, 3, 5), (5, 5, 0)])
+def test_the_class_of_jobs_is_the_lowest_if_it_is_nobodys_by_default(levels: int, default: int, level: int) -> None:
+    assert job_level(Batching(priority_levels=levels, default_priority=default)) == level

@@ -62,3 +62,13 @@ def test_batches_go_to_the_variant_in_turn_and_each_is_foretold_as_what_it_is(ho
         forecast.saw(np.zeros(0, VIEW), Plan((number,), (), None, Reason.IDLE, 7), 0)
         forecast.saw(np.zeros(0, VIEW), Plan((), (), None, Reason.WAIT), 0)
     assert seen == [(False, 1000), (True, 100)] * 2
+
+
+def test_how_many_rows_are_short_enough_of_whatever_shape(house: House) -> None:
+    forecast = Forecast(house.queue, SetPoints(8), 1)
+    assert forecast.rows_within(MILLISECOND) is None
+    for bucket, row_ns in ((1, 10), (2, 30)):
+        for rows in (1, 8):
+            for _ in range(4):
+                forecast.ran(bucket, rows, 100 + rows * row_ns)
+    assert [forecast.rows_within(ns) for ns in (1, 130, 200, 100_000)] == [1, 1, 3, 8]

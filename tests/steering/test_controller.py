@@ -141,6 +141,18 @@ def test_a_calm_budget_gives_back_slowly_the_classes_first() -> None:
     assert moves.index(Move.SPEND) > shed_gone
 
 
+def test_classes_of_which_nobody_asks_come_back_as_soon_as_it_is_calm() -> None:
+    """Jobs go of their own accord: they would be kept away for nothing."""
+    taken = steps([BURNS] * 25)[-1]
+    deserted = replace(CALM, is_deserted=True)
+    between = decide(taken.state, replace(deserted, fast=0.7), taken.at + SECOND)
+    assert between.levers == taken.levers
+    made = decide(between.state, deserted, between.at + SECOND)
+    assert (made.levers, made.move) == (replace(taken.levers, shed=0.0), Move.GIVE)
+    assert made.why == "nobody asks for what is shed"
+    assert decide(made.state, deserted, made.at + SECOND).levers == made.levers, "the rest as ever"
+
+
 def test_a_budget_that_is_mostly_gone_is_not_spent_on_throughput() -> None:
     made = steps([replace(CALM, left=0.3)] * 100)
     assert made[-1].levers == Levers()

@@ -84,17 +84,25 @@ class Burn:
 
 def rates(history: History, now: int) -> Burn:
     """The burn of a history at an instant (ns of CLOCK_MONOTONIC)."""
-    objective, budget = history.objective, history.objective.budget
-
-    def rate(window: int) -> tuple[float, float]:
-        counts = history.counts(now, window)
-        return (float(counts[BAD] / counts[TOTAL] / budget) if counts[TOTAL] > 0 else 0.0), float(counts[TOTAL])
-
-    (fast, fast_requests), (slow, slow_requests) = rate(FAST), rate(SLOW)
+    objective = history.objective
+    (fast, fast_requests), (slow, slow_requests) = _rate(history, now, FAST), _rate(history, now, SLOW)
     pairs = pairs_of(objective.window_ns)
-    windows = {window: rate(window)[0] for window in sorted({ns for pair in pairs for ns in (pair.short_ns, pair.long_ns)})}
-    left = 1 - rate(objective.window_ns)[0]
+    lengths = sorted({ns for pair in pairs for ns in (pair.short_ns, pair.long_ns)})
+    windows = {window: _rate(history, now, window)[0] for window in lengths}
+    left = 1 - _rate(history, now, objective.window_ns)[0]
     current = windows[pairs[0].long_ns]
     lasts = max(0, round(left * objective.window_ns / current)) if current > 0 else 0 if left <= 0 else None
     firing = tuple(pair for pair in pairs if min(windows[pair.short_ns], windows[pair.long_ns]) > pair.factor)
     return Burn(fast, slow, fast_requests, slow_requests, left, lasts, windows, firing)
+
+
+def burning(history: History, now: int) -> float:
+    """The burn rate over the last second, or over `FAST` if that is lower: above 1 the budget burns now, and not by chance."""
+    return min(_rate(history, now, window)[0] for window in (SECOND, FAST))
+
+
+def _rate(history: History, now: int, window: int) -> tuple[float, float]:
+    """The burn rate over a window, and on how many requests it stands."""
+    counts = history.counts(now, window)
+    requests = float(counts[TOTAL])
+    return (float(counts[BAD]) / requests / history.objective.budget if requests > 0 else 0.0), requests

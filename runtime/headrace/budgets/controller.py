@@ -75,8 +75,8 @@ class Seen:
     second are `requests`, those of them that were `bad`, and those of the bad that were refused because they would have been
     late. `allowed` is the share that may be bad.
 
-    `classes` is how many there are, and `sheddable` how many of the lowest the objective does not speak of. `threshold_ns` is how
-    soon it wants an answer.
+    `classes` is how many there are, and `sheddable` how many of the lowest the objective does not speak of; `is_deserted`: nobody
+    of those that are shed has asked. `threshold_ns` is how soon it wants an answer.
     """
 
     fast: float
@@ -90,6 +90,7 @@ class Seen:
     has_variant: bool = False
     classes: int = 0
     sheddable: int = 0
+    is_deserted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +156,12 @@ def decide(state: State, seen: Seen, now: int) -> Decision:
         after = State(levers, 0, hold, 0 if is_too_soon else state.gave_at, now, is_taking=True)
         return Decision(now, before, levers, move, why, seen, after)
     # What burns less than it may is no reason to keep what was taken for ever, but one to wait longer.
-    calm = state.calm_ns + (lasted if max(seen.fast, last) <= CALM else lasted // 3)
-    levers, move, why = _give(before, seen, calm, state.hold_ns)
+    is_calm = max(seen.fast, last) <= CALM
+    calm = state.calm_ns + (lasted if is_calm else lasted // 3)
+    if before.shed > 0 and seen.is_deserted and is_calm:
+        levers, move, why = replace(before, shed=0.0), Move.GIVE, "nobody asks for what is shed"
+    else:
+        levers, move, why = _give(before, seen, calm, state.hold_ns)
     hold = _HOLD_NS if levers == Levers(levers.caution) and calm > 2 * state.hold_ns else state.hold_ns
     gave_at = now if move is Move.GIVE else state.gave_at
     return Decision(now, before, levers, move, why, seen, State(levers, calm, hold, gave_at, now))

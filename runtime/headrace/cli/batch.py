@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _SWITCH_SECONDS = 0.0005
 """How long a thread keeps the interpreter that others want: runs of small models are short."""
+_NICENESS = 10
+"""Of a job that shares a server."""
 _LOOK_SECONDS = {True: 0.1, False: 1.0}
 """How often is told how far it is, to a terminal or not."""
 
@@ -51,7 +54,15 @@ def run(
         typer.Option(metavar="PATH", help="Files, directories, patterns, URLs; repeatable.", show_default=False),
     ],
     output: Annotated[str, typer.Option(metavar="DIR", help="Where the parts go; or a URL.", show_default=False)],
-    repository: Annotated[Path, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.")],
+    repository: Annotated[
+        Path | None, typer.Option("--repository", "-r", metavar="DIR", help="The folder of models.", show_default=False)
+    ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="A server that runs the graph instead, as far as its other requests do not miss anything."
+        ),
+    ] = None,
     columns: Annotated[
         list[str] | None, typer.Option(metavar="TENSOR=COLUMN", help="Where an input comes from, if its column has another name.")
     ] = None,
@@ -93,12 +104,14 @@ def run(
       headrace batch filetype -r models --input documents --output kinds --columns content=bytes --text label
       headrace batch embed -r models --input 'texts/*.parquet' --output vectors --columns text=body --resume
       headrace batch embed -r models --input 's3://texts/2026/*.parquet' --output s3://vectors/2026 --columns text=body
+      headrace batch embed --share 127.0.0.1:8001 --input 'texts/*.parquet' --output vectors --columns text=body
       headrace batch verify vectors
     """
     from headrace.server.logs import configure_logs
 
     configure_logs(log_level, "auto")
     _check_extra()
+    from headrace.jobs.beginning import Server
     from headrace.jobs.columns import Nulls
     from headrace.jobs.job import BatchJob
     from headrace.jobs.manifest import Options
@@ -113,7 +126,12 @@ def run(
         limit_rows=limit_rows,
         batch_rows=_rows(batch_rows),
     )
-    job = BatchJob(graph, repository, input, output, options, resume=resume, memory=memory, most_rejected=max_rejects)
+    where = Server(share) if share is not None else repository
+    if where is None or (share is not None and repository is not None):
+        raise InvalidJob("give --repository, the folder of models, or --share, the server that runs the graph")
+    if share is not None:
+        os.nice(_NICENESS)  # it may be on this machine
+    job = BatchJob(graph, where, input, output, options, resume=resume, memory=memory, most_rejected=max_rejects)
     sys.setswitchinterval(_SWITCH_SECONDS)
     raise typer.Exit(_run(job, output))
 

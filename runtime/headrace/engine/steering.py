@@ -47,7 +47,7 @@ class SlowLoop:
         self.decisions = Decisions()
         # By model and version: one that takes another's place goes on where that was.
         self._states: dict[tuple[str, int], State] = {}
-        self._refused: dict[int, int] = {}
+        self._refused: dict[tuple[int, Refusal], int] = {}
         self._stopping = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="headrace-steering", daemon=True)
@@ -84,15 +84,17 @@ class SlowLoop:
 
     def _look(self, running: Running, now: int) -> tuple[str, Seen]:
         """What the controller has to know, of the objective that burns most. Called under the ledger's lock: it only adds up."""
-        refused = self._newly_refused(running.route.queue.model_number)
+        number = running.route.queue.model_number
+        refused = self._newly_refused(number, Refusal.CANNOT_MEET_DEADLINE)
+        is_deserted = not self._newly_refused(number, Refusal.CLASS_SHED)
         accounts = self._covering(running)
         # Whoever is refused so that others come first burns because of that.
         shed = running.forecast.steering.shed
         first = [each for each in accounts if not each.objective.classes or not shed.keys() >= set(each.objective.classes)]
-        seen = {each.objective.name: self._seen(running, each, refused, now) for each in first or accounts}
+        seen = {each.objective.name: self._seen(running, each, refused, is_deserted, now) for each in first or accounts}
         return max(seen.items(), key=lambda each: (each[1].fast, each[1].requests))
 
-    def _seen(self, running: Running, account: Account, refused: int, now: int) -> Seen:
+    def _seen(self, running: Running, account: Account, refused: int, is_deserted: bool, now: int) -> Seen:
         objective, burn = account.objective, rates(account.history, now)
         last = account.history.counts(now, _EVERY_NS)
         classes = running.opened.spec.batching.priority_levels
@@ -108,13 +110,14 @@ class SlowLoop:
             has_variant=running.opened.variant is not None,
             classes=classes,
             sheddable=max(0, classes - max(objective.classes)) if objective.classes else 0,
+            is_deserted=is_deserted,
         )
 
-    def _newly_refused(self, number: int) -> int:
-        """Requests that would have been late, and were refused, since the last look."""
+    def _newly_refused(self, number: int, why: Refusal) -> int:
+        """Requests that were refused because of this since the last look."""
         totals = self._statistics.versions.get(number)
-        now = totals.refusals[Refusal.CANNOT_MEET_DEADLINE] if totals is not None else 0
-        before, self._refused[number] = self._refused.get(number, now), now
+        now = totals.refusals[why] if totals is not None else 0
+        before, self._refused[number, why] = self._refused.get((number, why), now), now
         return now - before
 
     def _run(self) -> None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headrace.jobs.beginning import Server
     from headrace.jobs.job import BatchJob, Progress
     from headrace.jobs.manifest import Options
 
-__all__ = ["BatchJob", "Options", "Progress"]
+__all__ = ["BatchJob", "Options", "Progress", "Server"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from headrace.jobs import job
 
         return getattr(job, name)
+    if name == "Server":
+        from headrace.jobs.beginning import Server
+
+        return Server
     if name == "Options":
         from headrace.jobs.manifest import Options
 

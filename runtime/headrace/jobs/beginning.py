@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from headrace.backends.installed import onnxruntime_builds
+from headrace.engine.profile import Profile
 from headrace.errors import InvalidJob, JobChanged
 from headrace.jobs.columns import check, leaf_types, sources
 from headrace.jobs.compiled import Compiled, at_once, compiled, measured
@@ -20,11 +21,24 @@ from headrace.jobs.dataset import DataSet
 from headrace.jobs.inputs import Inputs, Split
 from headrace.jobs.manifest import Manifest, Options, Shapes, changes
 from headrace.jobs.outputs import output_schema
+from headrace.jobs.sharing import MOST
 from headrace.jobs.split import Recipe
 from headrace.machine import usable_cpus
-from headrace.model import ModelSpec
 from headrace.models.repository import ModelSource
 from headrace.version import __version__
+
+if TYPE_CHECKING:
+    from headrace.jobs.served import Served
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that runs the graph, beside its other requests: where it listens for gRPC, HOST:PORT or unix:PATH."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +49,7 @@ class Asked:
     """
 
     graph: str
-    repository: ModelSource | Path | str
+    repository: ModelSource | Path | str | Server
     input: tuple[str, ...]
     options: Options
     filesystem: Any = None
@@ -46,7 +60,7 @@ class Begun:
     """A job that can work."""
 
     manifest: Manifest
-    graph: Compiled
+    graph: Compiled | Served
     inputs: Inputs
     recipe: Recipe
 
@@ -64,9 +78,8 @@ def begun_anew(asked: Asked) -> Iterator[Begun]:
         InvalidJob, InvalidRepository: it cannot.
     """
     options = asked.options
-    profile = measured(asked.repository, asked.graph) if options.batch_rows is None else None
-    parallel = in_parallel(profile, usable_cpus(), at_once(asked.repository, asked.graph))
-    with compiled(asked.repository, asked.graph, parallel[1]) as graph:
+    profile, parallel = _measured(asked)
+    with _opened(asked, parallel[1]) as graph:
         columns = sources(graph.spec.inputs, options.columns, options.nulls)
         types = leaf_types(graph.spec.inputs, columns)
         found = DataSet.open(asked.input, format=options.input_format, types=types, filesystem=asked.filesystem)
@@ -74,21 +87,27 @@ def begun_anew(asked: Asked) -> Iterator[Begun]:
         keep = _kept(columns, found.schema.names, options)
         inputs = found.select(list(dict.fromkeys([*columns.values(), *keep])))
         shapes = shapes_for(
-            graph.spec, profile, parallel, inputs.bytes_per_row, asked=options.batch_rows, has_borders=graph.has_borders
+            graph.spec,
+            profile,
+            parallel,
+            inputs.bytes_per_row,
+            asked=options.batch_rows or graph.batch_rows,
+            has_borders=graph.has_borders,
         )
         manifest = Manifest(
             id=str(uuid.uuid4()),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             repository=str(asked.repository),
             graph=graph.identity(),
-            versions=_versions(),
+            versions=_versions(graph),
             input=asked.input,
             found=inputs.record(),
             options=options,
             shapes=shapes,
+            shared=isinstance(asked.repository, Server),
             splits=tuple(split._asdict() for split in inputs.splits(shapes.split_rows, options.limit_rows)),
         )
-        yield Begun(manifest, graph, inputs, _recipe(graph.spec, shapes, options, inputs))
+        yield Begun(manifest, graph, inputs, _recipe(graph, shapes, options, inputs))
 
 
 @contextmanager
@@ -99,20 +118,43 @@ def gone_on(manifest: Manifest, asked: Asked) -> Iterator[Begun]:
         JobChanged: something is not what it was.
         InvalidRepository: the graph does not load.
     """
-    with compiled(asked.repository, asked.graph, manifest.shapes.threads) as graph:
-        found = list(changes(manifest, graph.identity(), _versions(), asked.input, asked.options))
+    if manifest.shared != isinstance(asked.repository, Server):
+        raise JobChanged(
+            [f"its rows were run {'by a server' if manifest.shared else 'by the job itself'}, and are not to be now"]
+        )
+    with _opened(asked, manifest.shapes.threads) as graph:
+        found = list(changes(manifest, graph.identity(), _versions(graph), asked.input, asked.options))
         try:
             inputs = Inputs.restore(manifest.found, asked.filesystem)
         except JobChanged as error:
             raise JobChanged([*found, *error.changes]) from None
         if found:
             raise JobChanged(found)
-        yield Begun(manifest, graph, inputs, _recipe(graph.spec, manifest.shapes, manifest.options, inputs))
+        yield Begun(manifest, graph, inputs, _recipe(graph, manifest.shapes, manifest.options, inputs))
 
 
-def _versions() -> dict[str, str]:
+def _measured(asked: Asked) -> tuple[Profile | None, tuple[int, int]]:
+    """What is known of how long the graph runs, if that matters; how many batches run at once, and on how many threads each."""
+    repository = asked.repository
+    if isinstance(repository, Server):
+        return None, (MOST, 1)
+    profile = measured(repository, asked.graph) if asked.options.batch_rows is None else None
+    return profile, in_parallel(profile, usable_cpus(), at_once(repository, asked.graph))
+
+
+def _opened(asked: Asked, threads: int) -> AbstractContextManager[Compiled | Served]:
+    if not isinstance(asked.repository, Server):
+        return compiled(asked.repository, asked.graph, threads)
+    if find_spec("tritonclient") is None:
+        raise InvalidJob("jobs that share a server need tritonclient: pip install 'headrace[jobs,triton]'")
+    from headrace.jobs.served import served
+
+    return served(asked.repository.address, asked.graph)
+
+
+def _versions(graph: Compiled | Served) -> dict[str, str]:
     """What the bytes of a part depend on, beside the graph: who computes, and who writes."""
-    return {"headrace": __version__, "pyarrow": metadata.version("pyarrow"), **onnxruntime_builds()}
+    return {"headrace": __version__, "pyarrow": metadata.version("pyarrow"), **graph.versions}
 
 
 def _kept(columns: Mapping[str, str], names: Sequence[str], options: Options) -> list[str]:
@@ -129,7 +171,8 @@ def _kept(columns: Mapping[str, str], names: Sequence[str], options: Options) ->
     return list(options.keep)
 
 
-def _recipe(spec: ModelSpec, shapes: Shapes, options: Options, inputs: Inputs) -> Recipe:
+def _recipe(graph: Compiled | Served, shapes: Shapes, options: Options, inputs: Inputs) -> Recipe:
+    spec = graph.spec
     columns = sources(spec.inputs, options.columns, options.nulls)
     keep = [name for name in _kept(columns, inputs.schema.names, options) if name not in inputs.partitions]
     texts = [output.name for output in spec.outputs if output.datatype == "BYTES"]
@@ -139,5 +182,5 @@ def _recipe(spec: ModelSpec, shapes: Shapes, options: Options, inputs: Inputs) -
                 f"'{name}', which is to be text, is no BYTES output of the graph; those are {', '.join(texts) or 'none'}"
             )
     made_by = {"headrace.graph": f"{spec.name}/{spec.version}", "headrace.digest": spec.digest}
-    made_by |= {f"headrace.version.{name}": version for name, version in _versions().items()}
+    made_by |= {f"headrace.version.{name}": version for name, version in _versions(graph).items()}
     return Recipe(spec, shapes, options, columns, keep, output_schema(inputs, keep, spec.outputs, options.text, made_by))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from headrace.backends.base import Session
+from headrace.backends.installed import onnxruntime_builds
 from headrace.clock import MILLISECOND
 from headrace.engine.engine import Engine, ModelControl, source_of
 from headrace.engine.graphs import graph_of
@@ -64,6 +65,9 @@ class Runner:
 class Compiled:
     """A loaded graph."""
 
+    batch_rows: int | None = None
+    """Rows of a batch, where nobody says how many: what the profile does."""
+
     def __init__(self, running: Running) -> None:
         self._opened = running.opened
         queues = {crew.queue.spec.name: crew.queue for crew in running.behind}
@@ -78,6 +82,11 @@ class Compiled:
     def spec(self) -> ModelSpec:
         """What it takes and gives."""
         return self._opened.spec
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Who computes, beside Headrace."""
+        return onnxruntime_builds()
 
     @property
     def has_borders(self) -> bool:
@@ -116,11 +125,19 @@ def compiled(repository: ModelSource | Path | str, name: str, threads: int) -> I
     engine = Engine(_WithThreads(source_of(repository), threads), control=ModelControl("explicit"), queues=JobQueues)
     with engine:
         running = _loaded(engine, name)
-        spec = running.opened.spec
-        if spec.decoupled or spec.sequences:
-            what = "answers a request several times" if spec.decoupled else "has sequences"
-            raise InvalidJob(f"'{name}' {what}, and a job needs one answer for each row: take another graph")
+        check_answers(running.opened.spec)
         yield Compiled(running)
+
+
+def check_answers(spec: ModelSpec) -> None:
+    """Whether there is one answer for each row.
+
+    Raises:
+        InvalidJob: there is not.
+    """
+    if spec.decoupled or spec.sequences:
+        what = "answers a request several times" if spec.decoupled else "has sequences"
+        raise InvalidJob(f"'{spec.name}' {what}, and a job needs one answer for each row: take another graph")
 
 
 def at_once(repository: ModelSource | Path | str, name: str) -> int | None:

@@ -60,6 +60,9 @@ class Flow(Generic[T]):
         """Let everybody end, each with what he is at. The first error counts."""
         with self._changed:
             self._error = self._error or error
+            for work in self._order:
+                if work.window is not None:
+                    work.window.is_wanted = False
             self._changed.notify_all()
 
     @contextmanager

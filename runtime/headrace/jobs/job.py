@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError, InvalidJob, JobFailed, JobStopped, sentence
-from headrace.jobs.beginning import Asked, Begun, begun_anew, gone_on
+from headrace.jobs.beginning import Asked, Begun, Server, begun_anew, gone_on
 from headrace.jobs.flow import Flow, Work
 from headrace.jobs.location import location_of
 from headrace.jobs.manifest import Done, Options
@@ -67,7 +67,7 @@ class BatchJob:
 
     Args:
         graph: the name of the graph, or model, in `repository`.
-        repository: a directory of models, or what `Engine` takes.
+        repository: a directory of models, or what `Engine` takes; or a server that runs the graph beside its other requests.
         input: files, directories or patterns, which may be URLs of objects, `s3://…` or `gs://…`. See `DataSet.open`.
         output: a directory, which may not be there yet, or such a URL.
         options: what the output depends on.
@@ -80,7 +80,7 @@ class BatchJob:
     def __init__(  # noqa: PLR0913
         self,
         graph: str,
-        repository: ModelSource | Path | str,
+        repository: ModelSource | Path | str | Server,
         input: str | Path | Sequence[str],
         output: Path | str,
         options: Options = _PLAIN,

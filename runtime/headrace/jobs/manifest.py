@@ -66,7 +66,11 @@ class Identity(_Frozen):
 
 
 class Manifest(_Frozen):
-    """See above. `input` is where it was told to look, `found` what `Inputs.record` says was there."""
+    """See above. `input` is where it was told to look, `found` what `Inputs.record` says was there.
+
+    A job that is `shared` has its rows run by a server, in batches of that one's own making: every row is in its output exactly
+    once all the same, but the numbers of another run differ in their last bits.
+    """
 
     format: int = FORMAT
     id: str
@@ -78,6 +82,7 @@ class Manifest(_Frozen):
     found: Mapping[str, Any]
     options: Options
     shapes: Shapes
+    shared: bool = False
     splits: tuple[Mapping[str, Any], ...]
 
 

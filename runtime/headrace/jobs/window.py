@@ -118,6 +118,8 @@ class Window:
         self.running = len(places)
         """Rows that go into the graph."""
         self.units = units(cut(*self._keys(rows), places, shapes), shapes)
+        self.is_wanted = True
+        """Whether anybody still waits for what comes of it."""
 
     def _judged(self, rows: int) -> list[Admitted | None]:
         """Each row as a request of it would be judged."""
@@ -196,7 +198,6 @@ class JobBatch:
     """Rows of a window as a session sees a batch: each is a request of its own. See `scheduling.base.Batch`."""
 
     number = model_number = 0
-    is_wanted = True
 
     def __init__(self, spec: ModelSpec, window: Window, rows: Rows) -> None:
         self._spec, self._window, self._chosen = spec, window, rows
@@ -207,6 +208,11 @@ class JobBatch:
 
     def __len__(self) -> int:
         return self.rows
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the job still goes on."""
+        return self._window.is_wanted
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The inputs by name; gathered by the first call."""

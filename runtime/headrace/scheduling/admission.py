@@ -147,6 +147,11 @@ def level_of(request: Request, batching: Batching) -> int:
     return min(level, _LAST_LEVEL)
 
 
+def job_level(batching: Batching) -> int:
+    """The class of batch jobs: the lowest, where requests are of a higher one unless they say so; 0 if there is none."""
+    return batching.priority_levels if batching.default_priority < batching.priority_levels else 0
+
+
 def due(request: Request, batching: Batching, now: int) -> Due:
     """When a request that arrives now is due, and where it stands in the order.
 

@@ -109,6 +109,11 @@ class Forecast:
             self.points = replace(self._points, margin_ns=margin)
             self._tell()
 
+    def rows_within(self, ns: int) -> int | None:
+        """How many rows run within that time, whatever their shape: 1 at least, the best batch at most. None while unknown."""
+        lines = tuple(self._told.values())
+        return min((max(1, min(line.max_rows, (ns - line.base_ns) // max(1, line.row_ns))) for line in lines), default=None)
+
     def settle(self) -> None:
         """What ran until now was run in order to measure: the best batches follow from it."""
         if self.learned is not None:

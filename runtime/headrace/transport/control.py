@@ -14,9 +14,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from headrace import __version__
 from headrace.backends.fallback import SEVERAL
 from headrace.engine.engine import Engine
+from headrace.engine.lifecycle import Running
 from headrace.engine.regions import Regions
-from headrace.engine.routes import Route
 from headrace.engine.several import backends_of
+from headrace.engine.slack import slack_of
 from headrace.errors import HeadraceError, InvalidRequest, ServerExiting, Unsupported
 from headrace.ledger.views import Total, VersionTotals
 from headrace.model import State
@@ -161,7 +162,10 @@ class Control:
         route = self._engine.routes.resolve(request.name, version)
         spec = route.spec
         ready = [spec.version] if version else [route.spec.version for route in self._engine.routes.ready(request.name)]
-        properties = {"digest": spec.digest, **self._backends_of(route)}
+        running = next((each for each in self._engine.catalog.running() if each.route is route), None)
+        properties = {"digest": spec.digest}
+        if running is not None:
+            properties |= _backends_of(running) | slack_of(self._engine, running).properties()
         message = pb.ModelMetadataResponse(
             name=spec.name, versions=map(str, ready), platform=spec.platform or spec.backend, properties=properties
         )
@@ -169,15 +173,6 @@ class Control:
         _declare(message.inputs, spec.inputs, batch)
         _declare(message.outputs, spec.outputs, batch)
         return message
-
-    def _backends_of(self, route: Route) -> dict[str, str]:
-        """Of a version with several backends: which there are, in order, and which one serves."""
-        if route.spec.backend != SEVERAL:
-            return {}
-        opened = next((each.opened for each in self._engine.catalog.running() if each.route is route), None)
-        backends = backends_of(opened) if opened is not None else {}
-        serving = next((name for name, serves in backends.items() if serves), "")
-        return {"backends": ", ".join(backends), "backend": serving}
 
     def _model_config(self, request: pb.ModelConfigRequest) -> Message:
         return pb.ModelConfigResponse(config=self._engine.routes.resolve(request.name, decode_version(request.version)).config)
@@ -291,6 +286,15 @@ class _ReflectedPool:
                 return getattr(descriptor_pool.Default(), name)(*arguments)
 
         return find
+
+
+def _backends_of(running: Running) -> dict[str, str]:
+    """Of a version with several backends: which there are, in order, and which one serves."""
+    if running.opened.spec.backend != SEVERAL:
+        return {}
+    backends = backends_of(running.opened)
+    serving = next((name for name, serves in backends.items() if serves), "")
+    return {"backends": ", ".join(backends), "backend": serving}
 
 
 def _check_repository_name(name: str) -> None:
