@@ -58,9 +58,11 @@ def write_rows(model: Model, rows: NDArray[Any], directory: Path, form: Form) ->
     directory.mkdir(parents=True)
     for number, part in enumerate(np.array_split(rows, FILES)):
         cells = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), part.shape[1])
-        pq.write_table(
-            pa.table({model.input[0]: cells}), directory / f"{number}.parquet", use_dictionary=False, compression="none"
-        )
+        table = pa.table({model.input[0]: cells})
+        if form == "parquet":
+            pq.write_table(table, directory / f"{number}.parquet", use_dictionary=False, compression="none")
+        else:
+            feather.write_feather(table, str(directory / f"{number}.arrow"), compression="uncompressed", chunksize=1 << 16)
     return directory
 
 

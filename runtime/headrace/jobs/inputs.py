@@ -148,7 +148,7 @@ class Inputs:
             yield self._window(parts, split)
 
     def _fitting(self, split: Split, first: int) -> int:
-        """How many rows of a split, from `first` on, may be in memory together; files as rows are as large as they were listed."""
+        """How many rows of a split, from `first` on, may be in memory together: of files, as large as they were listed."""
         left = split.rows - first
         if not self._format.rows_are_files:
             return left
