@@ -112,6 +112,7 @@ bench: $(VENV)/.dev-installed kernels
 	@$(BIN)/python -m benchmarks.telemetry
 	@$(BIN)/python -m benchmarks.load_check
 	@$(BIN)/python -m benchmarks.startup
+	@$(BIN)/python -m benchmarks.cluster
 
 fix: $(VENV)/.dev-installed
 	@$(BIN)/ruff check --fix .

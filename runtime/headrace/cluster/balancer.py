@@ -209,21 +209,6 @@ def orphans(run: Path) -> list[int]:
     return found
 
 
-def is_running(run: Path) -> bool:
-    """Whether a balancer has this directory, and lives."""
-    try:
-        descriptor = os.open(run, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-
-
 def _has_ended(process: Path) -> bool:
     """Whether it waits for nothing but its parent."""
     return (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from headrace.errors import ChangeUnderWay, InvalidDirectory
-from headrace.files import replace_file
+from headrace.files import is_locked, replace_file
 
 _POLL_SECONDS = 0.05
 _FIRST_SECONDS = 60.0
@@ -256,7 +256,7 @@ class FileDirectory:
         for file in sorted((self._path / kind).glob("[!.]*.json")):
             with suppress(FileNotFoundError):
                 told = json.loads(file.read_bytes())
-                if _is_locked(file.with_suffix(".lock")):
+                if is_locked(file.with_suffix(".lock")):
                     yield file.stem, told
                 else:
                     _unlink(file)
@@ -266,14 +266,3 @@ def _unlink(file: Path) -> None:
     """Remove what was published, and its lock after it."""
     file.unlink(missing_ok=True)
     file.with_suffix(".lock").unlink(missing_ok=True)
-
-
-def _is_locked(lock: Path) -> bool:
-    descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)

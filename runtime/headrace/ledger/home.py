@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headrace.errors import InvalidLedger
+from headrace.files import is_locked
 from headrace.ledger.records import BATCHES, REQUESTS
 from headrace.ledger.ring import HEADER_BYTES, Clocks, make_ring_file
 from headrace.ledger.tally import Tally, make_tally
@@ -155,17 +156,7 @@ def remove_leftovers() -> None:
 
 def is_alive(path: Path) -> bool:
     """Whether the server whose directory this is runs."""
-    try:
-        descriptor = os.open(path / _SERVER, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
+    return is_locked(path / _SERVER)
 
 
 @dataclass(frozen=True, slots=True)
