@@ -19,7 +19,7 @@ from headrace.cluster.processes import Process, processes_of
 from tests.cluster.plain import Load
 
 HEADRACE = [sys.executable, "-m", "headrace"]
-UP_SECONDS = 180
+UP_SECONDS = 400
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def headrace(*words: str | Path, seconds: float = UP_SECONDS, **environment: str
 @contextmanager
 def up(*options: str | Path) -> Iterator[Up]:
     words = tuple(map(str, options))
-    # What is set for another Ray is not meant for ours.
-    done = headrace("up", "--cluster", *words, RAY_ADDRESS="192.0.2.1:6379", RAY_AUTH_TOKEN_PATH="/no/such/token")
     try:
+        # What is set for another Ray is not meant for ours.
+        done = headrace("up", "--cluster", *words, RAY_ADDRESS="192.0.2.1:6379", RAY_AUTH_TOKEN_PATH="/no/such/token")
         assert done.returncode == 0, done.stderr
         told = dict(word.split("=") for word in done.stdout.split()[1:])
         cluster = launch.started()

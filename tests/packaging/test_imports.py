@@ -54,7 +54,7 @@ VIOLATIONS = {
     "tritonclient only in its backend": ("transport.portable", "tritonclient"),
     "onnxruntime only in its backend": ("engine.routes", "onnxruntime"),
     "prometheus_client only in telemetry": ("transport.metrics", "prometheus_client"),
-    "grpc only in transports, between replicas and in the Triton backend": ("cli.serve", "grpc"),
+    "grpc only in transports, in the cluster and in the Triton backend": ("cli.serve", "grpc"),
     "kernels only in the native queue, transport and channel": ("engine.engine", "headrace_kernels"),
     "OpenTelemetry only where spans are made and sent": ("telemetry.metrics", "opentelemetry"),
     "matplotlib only in the load generator": ("ledger.views", "matplotlib"),

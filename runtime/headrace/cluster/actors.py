@@ -23,7 +23,6 @@ from headrace.errors import ChangeUnderWay, DirectoryUnreachable, sentence
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "headrace"
 _BEAT_SECONDS = 1.0
 SILENT_SECONDS = 5.0
 """Who has not been heard of for so long is gone."""
@@ -123,7 +122,7 @@ class _Directory:
     def __init__(self, app: str) -> None:
         context = ray.get_runtime_context()
         self._store = _Store(app)
-        self._register = Register(f"{time.time_ns():x}", context.was_current_actor_reconstructed, time.monotonic())
+        self._register = Register(f"{time.time_ns():x}", bool(context.was_current_actor_reconstructed), time.monotonic())
         self._changed = asyncio.Event()
 
     async def hear(self, who: str, replicas: list[Replica], balancers: list[BalancerReport]) -> None:
@@ -164,7 +163,15 @@ class _Directory:
         self._register.end_turn(who)
 
 
-DirectoryActor = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1024)(_Directory)
+DirectoryActor: Any = ray.remote(_Directory)
+OPTIONS: dict[str, Any] = {
+    "namespace": "headrace",
+    "lifetime": "detached",
+    "get_if_exists": True,
+    "num_cpus": 0,
+    "max_restarts": -1,
+}
+"""Of actors that outlive whoever brings them, and are started again when they die."""
 
 
 class RayDirectory:
@@ -180,9 +187,7 @@ class RayDirectory:
 
     def __init__(self, app: str, who: str) -> None:
         self._who = f"{who}-{time.time_ns():x}"
-        name = f"directory-{app}"
-        options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-        self._actor = DirectoryActor.options(**options).remote(app)
+        self._actor = DirectoryActor.options(name=f"directory-{app}", max_concurrency=1024, **OPTIONS).remote(app)
         self._lock = threading.Lock()
         self._replicas: dict[str, Replica] = {}
         self._balancers: dict[str, BalancerReport] = {}

@@ -11,9 +11,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from headrace.cluster.actors import NAMESPACE, RayDirectory
+from headrace.cluster.actors import OPTIONS, RayDirectory
 from headrace.cluster.agent import Agent
 from headrace.errors import HeadraceError
+from headrace.files import replace_file
 from headrace.server.logs import configure_logs
 
 log = logging.getLogger("headrace.agent")
@@ -29,13 +30,17 @@ class _Agent:
     def __init__(self, app: str, node: str, address: str, run: Path) -> None:
         configure_logs("info", "auto")
         self._name, self._address = _name(app, node), address
+        is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        # Clients know the port that the last one took.
+        taken = run.with_suffix(".address")
         self._directory = RayDirectory(app, f"agent-{node}")
         self._error: HeadraceError | None = None
         try:
-            self._agent = Agent(self._directory, node, address, run)
+            self._agent = Agent(self._directory, node, taken.read_text() if is_restarted and taken.exists() else address, run)
             self._agent.start()
+            replace_file(taken, self._agent.address.encode())
         except HeadraceError as error:
-            if ray.get_runtime_context().was_current_actor_reconstructed:
+            if is_restarted:
                 raise  # nobody asks: Ray tries again
             self._error = error
             return
@@ -65,10 +70,11 @@ class _Agent:
         log.info("there has been no replica for %g s: the balancer ends", _LINGER_SECONDS)
         self._agent.stop()
         self._directory.close()
-        ray.kill(ray.get_actor(self._name, NAMESPACE))
+        myself: Any = ray.get_actor(self._name, OPTIONS["namespace"])
+        ray.kill(myself)
 
 
-AgentActor = ray.remote(num_cpus=0, max_restarts=-1)(_Agent)
+AgentActor: Any = ray.remote(_Agent)
 
 
 def ask_for_balancer(app: str, node: str, address: str, run: Path | None) -> str:
@@ -77,21 +83,15 @@ def ask_for_balancer(app: str, node: str, address: str, run: Path | None) -> str
     Raises:
         HeadraceError: it cannot have one, and the message says why.
     """
-    name = _name(app, node)
-    options: dict[str, Any] = {
-        "name": name,
-        "namespace": NAMESPACE,
-        "lifetime": "detached",
-        "get_if_exists": True,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
-    }
-    agent = AgentActor.options(**options).remote(app, node, address, _run_of(run, app, node))
+    here = NodeAffinitySchedulingStrategy(node, soft=False)
+    actor = AgentActor.options(name=_name(app, node), scheduling_strategy=here, **OPTIONS)
+    agent = actor.remote(app, node, address, _run_of(run, app, node))
     try:
         return ray.get(agent.asked.remote(address), timeout=_UP_SECONDS)
     except HeadraceError as error:
         # Whoever comes next may have more luck.
         ray.kill(agent)
-        raise error.cause if isinstance(error, ray.exceptions.RayTaskError) else error from None
+        raise getattr(error, "cause", error) from None
 
 
 def _name(app: str, node: str) -> str:
