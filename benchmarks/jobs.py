@@ -24,6 +24,7 @@ import onnxruntime as ort
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import feather
 from rich.console import Console
 from rich.table import Table
 
