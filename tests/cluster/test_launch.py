@@ -31,7 +31,12 @@ def ray_started(*words: str, **environment: str) -> Iterator[Path]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, *own]
         marked = {**os.environ, **environment, MARK: directory}
         try:
-            subprocess.run(command, env=marked, check=True, capture_output=True, timeout=300)
+            for _ in range(3):  # its own patience with itself is half a minute
+                done = subprocess.run(command, env=marked, check=False, capture_output=True, text=True, timeout=300)
+                if done.returncode == 0:
+                    break
+                end(Path(directory), 5)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
             yield Path(directory)
         finally:
             end(Path(directory), 5)
