@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from headrace.errors import CannotBalance
+
+log = logging.getLogger("headrace.balance")
 
 
 def balance(
@@ -42,7 +47,10 @@ def balance(
     try:
         print(f"ready grpc={agent.address}", flush=True)
         while signal.sigwait(signals) == signal.SIGHUP:
-            agent.balancer.reload()
+            try:
+                agent.balancer.reload()
+            except CannotBalance as error:  # the old one goes on
+                log.error("HAProxy is not started anew: %s", error.message)
     finally:
         agent.stop()
 

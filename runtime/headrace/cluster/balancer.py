@@ -197,14 +197,15 @@ def end_orphans(run: Path, seconds: float) -> None:
 
 
 def orphans(run: Path) -> list[int]:
-    """The processes that run from this directory."""
+    """The HAProxies that run from this directory: those whose configuration is there, and nobody else who only looks at it."""
     mark = f"{run}/haproxy-".encode()
     found: list[int] = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
-            with suppress(OSError):
-                words = (process / "cmdline").read_bytes().split(b"\0")
-                if any(word.startswith(mark) for word in words) and not _has_ended(process):
+            with suppress(OSError, IndexError):
+                words = (process / "cmdline").read_bytes().removesuffix(b"\0").split(b"\0")
+                is_haproxy = words[0].rpartition(b"/")[2] == b"haproxy"
+                if is_haproxy and words[-2] == b"-f" and words[-1].startswith(mark) and not _has_ended(process):
                     found.append(int(process.name))
     return found
 
