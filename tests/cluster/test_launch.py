@@ -1,4 +1,4 @@
-"""Clusters among other Rays: a foreign one, one that died, and a second node that dies."""
+"""Clusters and Ray: a foreign one, one that died, and one whose GCS is killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from headrace.cluster import launch
 from headrace.cluster.processes import MARK, end, processes_of
-from tests.cluster.clusters import check, free_port, headrace, processes, up, write_config
+from tests.cluster.clusters import check, free_port, headrace, up, write_config
 from tests.cluster.plain import Load, add_logged_model
 from tests.waiting import until
 
@@ -31,7 +31,12 @@ def ray_started(*words: str, **environment: str) -> Iterator[Path]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, *own]
         marked = {**os.environ, **environment, MARK: directory}
         try:
-            subprocess.run(command, env=marked, check=True, capture_output=True, timeout=300)
+            for _ in range(3):  # its own patience with itself is half a minute
+                done = subprocess.run(command, env=marked, check=False, capture_output=True, text=True, timeout=300)
+                if done.returncode == 0:
+                    break
+                end(Path(directory), 5)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
             yield Path(directory)
         finally:
             end(Path(directory), 5)
@@ -67,24 +72,6 @@ def test_what_a_dead_cluster_left_is_ended(tmp_path: Path) -> None:
             assert again.grpc == running.grpc
             with Load(again.grpc) as load:
                 load.wait_for(50)
-
-
-def test_a_node_dies_with_all_that_is_on_it(tmp_path: Path) -> None:
-    add_logged_model(tmp_path / "models", "m", tmp_path / "log")
-    each = {"args": {"host": None}, "deployment": {"max_replicas_per_node": 1}}
-    with up(write_config(tmp_path, 1, **each)) as running:
-        cluster = running.cluster
-        joins = ("--address", cluster.ray_address, "--node-ip-address=127.0.0.2")
-        with ray_started(*joins, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=cluster.token) as second:
-            done = running.again(write_config(tmp_path, 2, **each))
-            assert done.returncode == 0, done.stderr
-            with Load(running.grpc) as load:
-                until(lambda: len(processes(load, tmp_path / "log")) == 2, 60)
-                for process in processes_of(second):
-                    os.kill(process.pid, signal.SIGKILL)
-                load.wait_for(1000)
-            check(load, tmp_path / "log", lost=16)
-            assert len(processes(load, tmp_path / "log")) == 2
 
 
 def test_answers_go_on_while_gcs_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
