@@ -23,7 +23,7 @@ from headrace.errors import JobFailed, JobLocked
 from headrace.jobs.stores.objects import Objects
 
 if TYPE_CHECKING:
-    from obstore import UpdateVersion
+    from headrace.jobs.stores.objects import Version
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _FREE = b""
 class Lease:
     """A lock that is held, and written anew by a thread until `release`. Made by `leased`."""
 
-    def __init__(self, objects: Objects, url: str, holder: dict[str, Any], since: float, version: UpdateVersion) -> None:
+    def __init__(self, objects: Objects, url: str, holder: dict[str, Any], since: float, version: Version) -> None:
         self._objects, self._url, self._holder, self._since, self._version = objects, url, holder, since, version
         self._lost: str | None = None
         self._ended = threading.Event()
@@ -80,7 +80,7 @@ class Lease:
                 return
             self._version, self._since = version, now
 
-    def _found(self) -> UpdateVersion | None:
+    def _found(self) -> Version | None:
         """The version that is there, if it is ours: of a time that we were not told it had been written."""
         try:
             content, version = self._objects.read(self._url)
@@ -129,7 +129,7 @@ def leased(url: str, output: str, machine: str) -> Iterator[Lease]:
         lease.release()
 
 
-def _see_that_it_is_stale(objects: Objects, url: str, output: str, machine: str, seen: bytes, version: UpdateVersion) -> None:
+def _see_that_it_is_stale(objects: Objects, url: str, output: str, machine: str, seen: bytes, version: Version) -> None:
     """Look at a lock for as long as it holds without being written anew.
 
     Raises:
