@@ -1,8 +1,8 @@
 """`python -m benchmarks.cluster`: Headrace's balancer and replicas beside Ray Serve's own ways in, and beside one process alone.
 
 All serve the same model, the tiny perceptron, each replica with one instance of one thread; `headrace bench load` asks, in a
-closed loop. `ray batch` is Ray's gRPC proxy and `@serve.batch`, as documented; `ray best` its HAProxy, tuned for throughput, with a
-work-conserving batcher. Each server is started anew for every round: how long that takes, and what memory it has then, is told,
+closed loop. `ray batch` is Ray's gRPC proxy and `@serve.batch`, as documented; `ray best` its HAProxy, tuned for throughput, with
+a work-conserving batcher. Each server is started anew for every round: how long that takes, and what memory it has then, is told,
 too. Writes benchmarks/results/cluster.json and .svg, and prints tables.
 """
 

@@ -81,7 +81,7 @@ def main() -> None:
     """Serve until killed."""
     mode, model, repository, replicas = sys.argv[1:]
     count, port = int(replicas), free_port()
-    ray.init(num_cpus=count + 1, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
+    ray.init("local", num_cpus=count + 1, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
     if mode == "headrace":
         serve.start(proxy_location="Disabled")
         serve.run(_headrace(repository, port, count))

@@ -165,6 +165,8 @@ def as_tensor(value: object) -> Tensor:
     if isinstance(value, BytesTensor):
         return value
     array = np.asarray(value)
+    if array.dtype.kind in "SU" and not isinstance(value, np.ndarray):
+        array = np.asarray(value, np.object_)  # numpy's own texts end at the last that is not zero
     if array.dtype.kind in "OSU":
         elements: list[Any] = array.reshape(-1).tolist()
         wrong = next((e for e in elements if not isinstance(e, (str, bytes))), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -44,6 +45,11 @@ class Up:
         return headrace("up", "--cluster", *(options or self.options))
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
 def headrace(*words: str | Path, seconds: float = UP_SECONDS, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [*HEADRACE, *map(str, words)]
     return subprocess.run(
@@ -54,7 +60,8 @@ def headrace(*words: str | Path, seconds: float = UP_SECONDS, **environment: str
 @contextmanager
 def up(*options: str | Path) -> Iterator[Up]:
     words = tuple(map(str, options))
-    done = headrace("up", "--cluster", *words)
+    # What is set for another Ray is not meant for ours.
+    done = headrace("up", "--cluster", *words, RAY_ADDRESS="192.0.2.1:6379", RAY_AUTH_TOKEN_PATH="/no/such/token")
     try:
         assert done.returncode == 0, done.stderr
         told = dict(word.split("=") for word in done.stdout.split()[1:])
@@ -76,8 +83,9 @@ def executions(log: Path) -> dict[int, list[int]]:
 
 def processes(load: Load, log: Path) -> Counter[int]:
     """How many of the answers came from which process, so far."""
+    answered = [number for number, outcome in list(load.outcomes.items()) if outcome == "answered"]
     ran = executions(log)
-    return Counter(ran[number][0] for number, outcome in list(load.outcomes.items()) if outcome == "answered")
+    return Counter(ran[number][0] for number in answered)
 
 
 def check(load: Load, log: Path, *, lost: int = 0) -> None:

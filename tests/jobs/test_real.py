@@ -57,10 +57,11 @@ def test_what_kind_of_files_there_are(tmp_path: Path) -> None:
     with Engine(tmp_path / "models") as engine:
         assert all(status.state is State.READY for status in engine.statuses())
         for first in range(0, 60, 4):
-            contents = [[file.read_bytes()] for file in files[first : first + 4]]
+            # As objects: numpy's own bytes end at the last that is not zero.
+            contents = np.array([[file.read_bytes()] for file in files[first : first + 4]], object)
             expected = engine.infer("filetype", {"content": contents})
             assert [label.decode() for label in expected["label"][:, 0]] == table.column("label").to_pylist()[first : first + 4]
-            np.testing.assert_allclose(expected["score"][:, 0], column(table, "score")[first : first + 4], atol=1e-5)
+            np.testing.assert_array_equal(expected["score"][:, 0], column(table, "score")[first : first + 4])
 
 
 @pytest.mark.slow
@@ -84,7 +85,7 @@ def lines_of_python() -> Iterator[str]:
         for line in file.read_text("utf-8", "replace").splitlines():
             text = " ".join(line.split())
             digest = hashlib.md5(text.lower().encode(), usedforsecurity=False).digest()
-            if 20 <= len(text) <= 200 and digest not in seen:
+            if 20 <= len(text) <= 60 and digest not in seen:
                 seen.add(digest)
                 yield text
 

@@ -276,7 +276,7 @@ def test_one_of_two_takes_a_stale_lock(repository: Path, s3: FaultyS3, bucket: s
 
 
 def run_and_lose_the_lock(s3: FaultyS3, repository: Path, bucket: str, files: Path, lose: Callable[[], None], why: str) -> None:
-    """A job whose lock is lost before its second part is uploaded: nothing more is."""
+    """A job whose lock is lost while its second part is uploaded: that is not recorded, and nothing more is uploaded."""
 
     def fault(asked: Asked) -> str | None:
         if asked.method == "PUT" and asked.name == "out/part-00001.parquet":

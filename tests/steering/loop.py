@@ -38,13 +38,14 @@ class Loop:
     """Steers a simulation, or only looks on where `fixed` says how it is steered.
 
     `classes` is how many the model has; the objective is of the first `covered` of them, 0 is all. `predicts`: whether execution
-    times are foretold.
+    times are foretold. `delay_ns` is how long the configuration allows to wait for company.
     """
 
     has_variant: bool = True
     classes: int = 0
     covered: int = 0
     predicts: bool = True
+    delay_ns: int = 0
     fixed: Steering | None = None
     made: list[Decision] = field(default_factory=list)
     _state: State = field(default_factory=State)
@@ -92,6 +93,7 @@ def arrivals(seed: int, *parts: tuple[float, int], priority: int = 0, deadline_n
 def run(loop: Loop, asked: list[Arrival], factor: Callable[[int], float] = lambda now: 1.0) -> Report:
     batching = Batching(
         enabled=True,
+        delay_ns=loop.delay_ns,
         objective_ns=THRESHOLD_NS,
         predicts=loop.predicts,
         priority_levels=loop.classes,

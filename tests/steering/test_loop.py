@@ -9,7 +9,7 @@ from statistics import mean
 import pytest
 
 from headrace.budgets.controller import Move
-from headrace.clock import SECOND
+from headrace.clock import MILLISECOND, SECOND
 from headrace.ledger.records import Outcome
 from headrace.scheduling.simulate import Arrival
 from headrace.scheduling.steering import Steering
@@ -63,6 +63,18 @@ def test_a_burst_costs_a_fraction_of_the_budget_and_is_forgotten() -> None:
     assert sum(map(is_good, during)) > sum(is_good(fate) for fate in plain.fates if 15 * SECOND <= fate.arrival.at < 25 * SECOND)
     assert steered.made[-1].levers.variant == 0
     assert any(made.move is Move.GIVE for made in steered.made)
+
+
+def test_a_healthy_budget_is_spent_on_larger_batches_and_kept() -> None:
+    """Twice the time to wait for company, where the configuration allows any; and back as soon as it burns."""
+    asked = arrivals(8, (0.15, 80), (1.4, 10))
+    steered, fixed = (Loop(has_variant=False, delay_ns=40 * MILLISECOND, fixed=by) for by in (None, Steering(quantile=0.5)))
+    ours, plain = run(steered, asked), run(fixed, asked)
+    rows = [mean(rows for at, rows in report.batches if 60 * SECOND < at < 80 * SECOND) for report in (ours, plain)]
+    assert rows[0] > 1.3 * rows[1], rows
+    assert steered.made[79].steering.patience == 2
+    assert all(is_good(fate) for fate in ours.fates if fate.arrival.at < 79 * SECOND)
+    assert steered.made[-1].levers.caution > -1, "the load has doubled"
 
 
 def test_low_classes_make_room_and_are_served_again_and_again() -> None:

@@ -17,9 +17,8 @@ from headrace.budgets.slo import Objective
 from headrace.clock import MILLISECOND
 from headrace.errors import BackendFailed, Code, Draining, HeadraceError, InvalidRequest, ModelNotFound, QueueClosed, QueueFull
 from headrace.ledger.histograms import DURATION_EDGES
-from headrace.ledger.outside import OutsideReport, write_outside
 from headrace.ledger.records import Outcome, Refusal
-from headrace.ledger.report import key_of
+from headrace.ledger.report import OutsideReport, key_of, write_report
 from headrace.protocol import headrace_pb2 as pb
 from headrace.request import Request
 from headrace.scheduling.entry import Answer, Entry, refusal_of
@@ -77,7 +76,7 @@ CLIENTS_TOLD = OutsideReport(durations={key_of("network", "echo", 1): ([3, *[0] 
 
 def test_every_name_is_registered_and_every_registered_name_is_emitted(observe: Observe, tmp_path: Path) -> None:
     seen = observe(STEERED, objectives=[SOON])
-    write_outside(tmp_path, CLIENTS_TOLD)
+    write_report(tmp_path, CLIENTS_TOLD)
     seen.ask()
     seen.engine.steering.step()
     page, _ = seen.metrics.render()
@@ -95,7 +94,7 @@ def test_every_name_is_registered_and_every_registered_name_is_emitted(observe: 
 
 def test_types_are_those_of_the_registry_and_tritons_counters_are_counters(observe: Observe, tmp_path: Path) -> None:
     seen = observe(STEERED, objectives=[SOON])
-    write_outside(tmp_path, CLIENTS_TOLD)
+    write_report(tmp_path, CLIENTS_TOLD)
     seen.engine.steering.step()
     page, _ = seen.metrics.render()
     types = dict(line.split()[2:] for line in page.decode().splitlines() if line.startswith("# TYPE"))

@@ -10,7 +10,7 @@ from prometheus_client.samples import Sample
 from headrace.backends.fake import Script
 from headrace.clock import MICROSECOND
 from headrace.engine.observed import metrics_of
-from headrace.ledger.report import REPORT_FILE, Example, Report, key_of, read_report, write_report
+from headrace.ledger.report import Example, OutsideReport, Report, key_of, read_outside, read_report, write_report
 from tests.telemetry.conftest import Observe
 from tests.telemetry.reading import Observed
 from tests.transport.serving import ECHO
@@ -48,7 +48,11 @@ def test_what_the_side_process_tells_is_on_the_page(observe: Observe) -> None:
 def test_a_report_that_is_broken_or_not_there_says_nothing(observe: Observe) -> None:
     seen: Observed = observe({"echo": (ECHO, Script())})
     assert read_report(seen.root) == Report()
+    assert read_outside(seen.root) == OutsideReport()
     for broken in ("", "{", "[]", '{"examples": 3}', '{"examples": {"a": {"1": [1]}}, "left": {}, "positions": {}}'):
-        (seen.root / REPORT_FILE).write_text(broken)
+        (seen.root / Report.file).write_text(broken)
         assert read_report(seen.root) == Report()
+    for broken in ("", "[]", "{}", *(f'{{"durations": {{"network 1 echo": {each}}}}}' for each in ("3", "[[1], 1]", '["x", 1]'))):
+        (seen.root / OutsideReport.file).write_text(broken)
+        assert read_outside(seen.root).histograms() == {}
     assert in_page(metrics_of(seen.engine, directory=seen.root).render("application/openmetrics-text")[0]) == []

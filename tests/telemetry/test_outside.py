@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanKind, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from headrace.clock import MILLISECOND, SECOND
-from headrace.ledger.outside import read_outside
+from headrace.ledger.report import read_outside
 from tests.budgets.making import OPENSLO
 from tests.ledger.servers import Gate, Served, served
 from tests.telemetry.exporting import Books

@@ -15,7 +15,7 @@ import tritonclient.grpc as triton
 
 from headrace.budgets.outside import FAR, FAR_WAY
 from headrace.ledger.identity import Identity, Part
-from headrace.ledger.outside import read_outside
+from headrace.ledger.report import read_outside
 from tests.budgets.making import OPENSLO
 from tests.build_models import add_model
 from tests.ledger.servers import served

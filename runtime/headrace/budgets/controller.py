@@ -2,7 +2,7 @@
 
 Three levers, each moved by a step that has a bound:
 
-    caution   prediction quantile, margin and patience, between -1 (a budget to spend on throughput) and 1
+    caution   prediction quantile, margin and patience with company, between -1 (a budget to spend on throughput) and 1
     variant   the share of batches that run on the declared cheaper variant, 0 to 1
     shed      how many classes are refused, the lowest first; a part of one is a part of its requests
 
@@ -128,7 +128,7 @@ class Decision:
         return Steering(
             quantile=usual + caution * (high - usual if caution > 0 else usual - low),
             margin_ns=int(max(0.0, caution) * seen.threshold_ns) // _MOST_MARGIN,
-            patience=1 - max(0.0, caution),
+            patience=1 - caution,
             shed=_shed(self.levers.shed, seen.classes),
             variant=round(self.levers.variant * SHARE_OF),
         )

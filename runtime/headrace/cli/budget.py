@@ -17,7 +17,7 @@ from headrace.cli.observe import server_of
 from headrace.clock import SECOND
 from headrace.errors import InvalidLedger, InvalidObjective
 from headrace.ledger.collect import Collector
-from headrace.ledger.outside import read_outside
+from headrace.ledger.report import read_outside
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -60,7 +60,8 @@ def run_observer(
     """
     wish = environment.wish_of(os.environ)
     if ledger is None and wish is None and otlp is None:
-        raise InvalidLedger("nothing to do: give --ledger DIR or --otlp, or say in OTEL_EXPORTER_OTLP_ENDPOINT where traces go")
+        where = "say in OTEL_EXPORTER_OTLP_ENDPOINT where traces go, or by --otlp where spans come"
+        raise InvalidLedger(f"nothing to do: give --ledger DIR, or {where}")
     server = server_of(of)
     tally = server.tally
     if not tally.claim():

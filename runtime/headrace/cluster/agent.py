@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from headrace.cluster.balancer import Balancer
 from headrace.cluster.directory import BalancerReport, Directory, Replica, ReplicaState, View
-from headrace.cluster.haproxy import BACKENDS, SERVER_OPTIONS, TUNING, Admin, Server, Tuning
+from headrace.cluster.haproxy import SERVER_OPTIONS, TUNING, Admin, Server, Tuning
 from headrace.errors import CannotBalance, sentence
 
 log = logging.getLogger(__name__)
@@ -127,13 +127,15 @@ class Agent:
         if not self._serving.issuperset(_ready(self._view)):
             self._report(self._serving.union(_ready(self._view)))
             self._view = self._directory.view()
-        serving: set[str] = set()
-        for backend in BACKENDS:
-            for edit in edits(self._view.replicas, self.balancer.admin.servers(backend)):
-                self._apply(backend, edit)
-            servers = self.balancer.admin.servers(backend)
-            serving.update(name for name, server in servers.items() if server.admin is Admin.READY)
-        self._report(frozenset(serving))
+        backends = self.balancer.admin.servers()
+        wanted = [(backend, edit) for backend, servers in backends.items() for edit in edits(self._view.replicas, servers)]
+        for backend, edit in wanted:
+            self._apply(backend, edit)
+        if wanted:
+            backends = self.balancer.admin.servers()
+        self._report(
+            frozenset(name for servers in backends.values() for name, server in servers.items() if server.admin is Admin.READY)
+        )
 
     def _report(self, serving: frozenset[str]) -> None:
         if serving != self._serving or self._id not in self._view.balancers:

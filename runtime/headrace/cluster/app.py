@@ -1,5 +1,7 @@
 """The Serve application: `serve run headrace.cluster.app:app repository=/srv/models`, or `import_path` in a Serve YAML."""
 
+from typing import Any
+
 from ray.serve import Application
 
 from headrace.cluster.replica import STOPPING_SECONDS, Headrace
@@ -14,7 +16,8 @@ def app(config: ClusterConfig) -> Application:
     What Serve decides – how many replicas, where, with which resources – is said where Serve has it: `deployments` in the YAML.
     """
     patience = config.server.drain_grace + config.server.drain_seconds
-    return Headrace.options(
+    deployment: Any = Headrace
+    return deployment.options(
         user_config=Holding().model_dump(mode="json"),
         graceful_shutdown_timeout_s=patience + STOPPING_SECONDS,
     ).bind(config)

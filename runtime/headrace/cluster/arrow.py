@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -17,9 +17,12 @@ from headrace.jobs.ragged import Ragged
 from headrace.model import ModelSpec
 from headrace.tensor import Tensor, TensorSpec, as_tensor, concatenate, rows_of
 
+T = TypeVar("T")
+Table: TypeAlias = "pa.Table | pa.RecordBatch"
+
 
 async def infer_table(
-    engine: Engine, model: str, table: pa.Table | pa.RecordBatch, *, version: int, outputs: Sequence[str], timeout: float | None
+    engine: Engine, model: str, table: Table, *, version: int, outputs: Sequence[str], timeout: float | None
 ) -> pa.Table:
     """The outputs of a model, a column each, for the rows of a table, whose columns are named as the inputs; in its order.
 
@@ -39,7 +42,7 @@ async def infer_table(
         HeadraceError: with the code and message that a remote client would get; the first, and nothing is left in the queue.
     """
     spec = engine.routes.resolve(model, version).spec
-    whole = pa.table(table) if isinstance(table, pa.RecordBatch) else table
+    whole = pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
     columns = sources(spec.inputs, {name: name for name in whole.column_names if name in {i.name for i in spec.inputs}}, Nulls())
     check(whole.schema, spec.inputs, columns)
     parts = [
@@ -48,14 +51,21 @@ async def infer_table(
         if batch.num_rows
         for part in _parts(decode(batch, spec.inputs, columns, Nulls()), spec)
     ]
-    async with asyncio.TaskGroup() as asking:
-        asked = [
-            asking.create_task(engine.infer_async(model, part, version=version, outputs=outputs, timeout=timeout)) for part in parts
-        ]
-    answers = [done.result() for done in asked]
+    asked = (engine.infer_async(model, part, version=version, outputs=outputs, timeout=timeout) for part in parts)
+    answers = await _all(asked)
     wanted = [output for output in spec.outputs if not outputs or output.name in outputs]
     columns_out = [encode(each, _rows(each, [answer[each.name] for answer in answers], spec)) for each in wanted]
     return pa.table(columns_out, [each.name for each in wanted])
+
+
+async def _all(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of them return; the first error ends the others."""
+    tasks = [asyncio.ensure_future(each) for each in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _parts(decoded: Decoded, spec: ModelSpec) -> list[Mapping[str, Tensor]]:

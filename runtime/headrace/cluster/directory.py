@@ -42,7 +42,7 @@ class Replica:
 
     Attributes:
         id: tells it from every other one that there has been; letters, digits, `-`, `_` and `.`.
-        address: where balancers send requests: HOST:PORT.
+        address: where balancers send requests: IP:PORT.
         private: where the other replicas call it: HOST:PORT. Not for clients.
         state: what it does with requests.
         node: the machine it runs on.

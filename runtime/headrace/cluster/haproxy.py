@@ -6,6 +6,7 @@ See HAProxy's Configuration Manual and Management Guide, 2.8.
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import socket
@@ -25,6 +26,8 @@ BACKENDS = (REPLICAS, SEQUENCES)
 """Of requests, and of those that say which sequence they are of. Each has all servers."""
 _STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 _TALK_SECONDS = 5.0
+_STOPPED = "0"
+"""The `srv_op_state` of a server that does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,21 +260,22 @@ class AdminSocket:
         if not re.fullmatch(expected, told):
             raise CannotBalance(f"HAProxy answers '{command}' with '{told}'")
 
-    def servers(self, backend: str) -> dict[str, Server]:
-        """The servers of a backend, by name.
+    def servers(self) -> dict[str, dict[str, Server]]:
+        """The servers by backend and name.
 
         Raises:
             CannotBalance: it does not say.
         """
         # Two tables: one has what was decided, the other what is going on.
-        heads, *rows = (line.split() for line in self.ask(f"show servers state {backend}").splitlines()[1:] if line)
-        decided = [dict(zip(heads[1:], row, strict=False)) for row in rows]  # the first word of the head is `#`
-        heads, *rows = (line.split(",") for line in self.ask(f"show stat {backend} 4 -1").splitlines() if line)
-        going_on = {row["svname"]: row for row in (dict(zip(heads, each, strict=False)) for each in rows)}
-        found: dict[str, Server] = {}
+        words = [line.split() for line in self.ask("show servers state").splitlines()]
+        decided = [dict(zip(words[1][1:], row, strict=False)) for row in words[2:]]  # the first word of the head is `#`
+        going_on = csv.DictReader(self.ask("show stat -1 4 -1").splitlines())
+        streams = {(row["# pxname"], row["svname"]): int(row["scur"]) for row in going_on}
+        found: dict[str, dict[str, Server]] = {backend: {} for backend in BACKENDS}
         for row in decided:
-            name = row["srv_name"]
-            streams = int(going_on[name]["scur"]) if name in going_on else 0
+            backend, name = row["be_name"], row["srv_name"]
             admin = Admin(int(row["srv_admin_state"]) & (Admin.MAINTENANCE | Admin.DRAINED))
-            found[name] = Server(f"{row['srv_addr']}:{row['srv_port']}", admin, row["srv_op_state"] != "0", streams)
+            is_up = row["srv_op_state"] != _STOPPED
+            host = f"[{row['srv_addr']}]" if ":" in row["srv_addr"] else row["srv_addr"]
+            found[backend][name] = Server(f"{host}:{row['srv_port']}", admin, is_up, streams.get((backend, name), 0))
         return found

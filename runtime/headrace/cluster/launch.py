@@ -205,7 +205,8 @@ def deploy(cluster: Cluster, plan: Plan, say: Say) -> None:
         logging_config=schema.logging_config,
         tracing_config=schema.tracing_config,
     )
-    _get_global_client().deploy_apps(schema)
+    client: Any = _get_global_client()
+    client.deploy_apps(schema)
     until, told = time.monotonic() + _APP_UP_SECONDS, ""
     while True:
         status = serve.status().applications.get(plan.app)
@@ -247,6 +248,7 @@ def _schema(cluster: Cluster, plan: Plan) -> dict[str, Any]:
 
 def _connect(cluster: Cluster) -> None:
     import ray
+    from ray.exceptions import RayError
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -257,13 +259,12 @@ def _connect(cluster: Cluster) -> None:
             configure_logging=False,
             log_to_driver=False,
         )
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+    except (ConnectionError, RuntimeError, RayError) as error:
         raise ClusterFailed(f"Ray at {cluster.ray_address} does not answer: {sentence(error)}") from None
 
 
 def _shut_down(cluster: Cluster) -> None:
     """Have Serve drain and end its replicas. What hangs is not waited for: everything is ended after it."""
-
     from ray import serve
 
     _connect(cluster)

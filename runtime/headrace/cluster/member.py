@@ -14,7 +14,7 @@ from headrace.errors import InvalidRepository
 from headrace.server.server import Server
 from headrace.transport.listening import is_unix
 
-_ANY = ("0.0.0.0", "[::]")
+_LOCAL = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}
 
 
 class Member:
@@ -52,7 +52,7 @@ class Member:
         """
         host, _, port = self._server.addresses["grpc"].rpartition(":")
         self._peers.start(f"{host}:0")
-        address, private = (_reachable(each) for each in (f"{host}:{port}", self._peers.address))
+        address, private = (reachable(each) for each in (f"{host}:{port}", self._peers.address))
         replica = Replica(self._id, address, private, self._wants, self._node)
         self._presence = Presence(self._directory, replica, self._state)
         self._presence.start()
@@ -77,7 +77,15 @@ class Member:
         return ReplicaState.DRAINING if is_ready and not self._is_well() else self._wants
 
 
-def _reachable(address: str) -> str:
-    """An address of all interfaces as those on this machine write it: the directory is one of this machine."""
+def reachable(address: str) -> str:
+    """An address as everybody on this machine can use it, in numbers, as HAProxy repeats them: one of all interfaces is local.
+
+    Raises:
+        InvalidRepository: there is no such host.
+    """
     host, _, port = address.rpartition(":")
-    return f"127.0.0.1:{port}" if host in _ANY else address
+    try:
+        found = socket.getaddrinfo(_LOCAL.get(host, host.strip("[]")), int(port), type=socket.SOCK_STREAM)[0][4][0]
+    except OSError as error:
+        raise InvalidRepository(f"balancers cannot reach {address}: {error.strerror}") from None
+    return f"[{found}]:{port}" if ":" in str(found) else f"{found}:{port}"

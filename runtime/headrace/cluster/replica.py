@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from headrace.cluster.peers import replica_config
 from headrace.cluster.settings import ClusterConfig, Holding
 from headrace.errors import BackendFailed, InvalidRepository
 from headrace.server.server import Server
+
+if TYPE_CHECKING:
+    from headrace.cluster.arrow import Table
 
 log = logging.getLogger("headrace.replica")
 
@@ -101,21 +104,28 @@ class Replica:
     async def infer(
         self,
         model: str,
-        tensors: Mapping[str, object],
+        inputs: Mapping[str, object] | Table,
         *,
         version: int = 0,
         outputs: Sequence[str] = (),
         timeout: float | None = None,
         request_id: str = "",
-    ) -> dict[str, NDArray[Any]]:
-        """`Engine.infer_async`, through the same queue as everybody's.
+    ) -> dict[str, NDArray[Any]] | Table:
+        """Arrays by name for arrays by name, as `Engine.infer`; a table for a table, as `arrow.infer_table`.
+
+        Both wait in the same queue as everybody's requests.
 
         Raises:
             HeadraceError: with the code and message that a remote client would get.
         """
-        return await self._server.engine.infer_async(
-            model, tensors, version=version, outputs=outputs, timeout=timeout, request_id=request_id
-        )
+        engine = self._server.engine
+        if isinstance(inputs, Mapping):
+            return await engine.infer_async(
+                model, inputs, version=version, outputs=outputs, timeout=timeout, request_id=request_id
+            )
+        from headrace.cluster.arrow import infer_table
+
+        return await infer_table(engine, model, inputs, version=version, outputs=outputs, timeout=timeout)
 
     async def status(self) -> dict[str, Any]:
         """Its `process`, where it listens (`addresses`), and its `models`: name/version → state, and what is wrong with it."""

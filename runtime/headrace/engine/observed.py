@@ -13,8 +13,7 @@ from headrace.engine.engine import Engine
 from headrace.engine.lifecycle import Running
 from headrace.engine.several import backends_of
 from headrace.engine.variants import name_in_ledger, variant_of
-from headrace.ledger.outside import OutsideReport, read_outside
-from headrace.ledger.report import Report, read_report
+from headrace.ledger.report import OutsideReport, Report, read_outside, read_report
 from headrace.ledger.tally import Tally
 from headrace.scheduling.steering import Steering
 from headrace.telemetry.metrics import Metrics, Present, RunningVersion

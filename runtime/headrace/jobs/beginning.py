@@ -14,7 +14,7 @@ from typing import Any
 from headrace.backends.installed import onnxruntime_builds
 from headrace.errors import InvalidJob, JobChanged
 from headrace.jobs.columns import check, leaf_types, sources
-from headrace.jobs.compiled import Compiled, compiled, measured
+from headrace.jobs.compiled import Compiled, at_once, compiled, measured
 from headrace.jobs.cutting import in_parallel, shapes_for
 from headrace.jobs.dataset import DataSet
 from headrace.jobs.inputs import Inputs, Split
@@ -65,7 +65,7 @@ def begun_anew(asked: Asked) -> Iterator[Begun]:
     """
     options = asked.options
     profile = measured(asked.repository, asked.graph) if options.batch_rows is None else None
-    parallel = in_parallel(profile, usable_cpus())
+    parallel = in_parallel(profile, usable_cpus(), at_once(asked.repository, asked.graph))
     with compiled(asked.repository, asked.graph, parallel[1]) as graph:
         columns = sources(graph.spec.inputs, options.columns, options.nulls)
         types = leaf_types(graph.spec.inputs, columns)

@@ -11,21 +11,26 @@ from pathlib import Path
 from headrace.backends.base import Session
 from headrace.clock import MILLISECOND
 from headrace.engine.engine import Engine, ModelControl, source_of
+from headrace.engine.graphs import graph_of
 from headrace.engine.lifecycle import Opened, Running, goes_back
 from headrace.engine.profile import Profile
 from headrace.engine.profiles import Profiles
 from headrace.errors import InvalidJob
+from headrace.graph.nodes import BUILT_IN
 from headrace.jobs.cutting import Rows
 from headrace.jobs.inner import InnerQueue, JobQueues
 from headrace.jobs.manifest import Identity
 from headrace.jobs.window import Window
 from headrace.model import ModelSpec
 from headrace.models.files import ModelFiles
+from headrace.models.fill import GRAPHS
 from headrace.models.repository import ModelSource
 from headrace.protocol.headrace_pb2 import ModelConfig
 
 _LOOK_NS = 100 * MILLISECOND
 _THREADS = "intra_op_thread_count"
+_FREE = ("onnxruntime", "triton", "several")
+"""Backends whose sessions any number of threads may call."""
 _COLLECTED = 64 << 20
 """Bytes of rows that have crossed a border when they are run, although more of their unit are to come."""
 
@@ -47,6 +52,8 @@ class Runner:
             if sum(queue.nbytes_here for queue, _ in self._inner) > _COLLECTED:
                 self._settle()
         self._settle()
+        for rows in unit:
+            window.results.close(rows)
 
     def _settle(self) -> None:
         """Run what has crossed borders, and what that has sent on."""
@@ -116,6 +123,27 @@ def compiled(repository: ModelSource | Path | str, name: str, threads: int) -> I
         yield Compiled(running)
 
 
+def at_once(repository: ModelSource | Path | str, name: str) -> int | None:
+    """How many of its batches may run at once, as its own code expects; None: as many as one likes.
+
+    Sessions of models and the nodes of Headrace may be called by any number of threads. A class of somebody else may be by as
+    many as it has instances.
+
+    Raises:
+        InvalidJob, InvalidRepository: it cannot be read.
+    """
+    source = source_of(repository)
+    _check_name(source, name)
+    files = source.read(name)
+    if files.config.platform not in GRAPHS:
+        free = files.config.backend in _FREE
+        return None if free else max(1, sum(group.count for group in files.config.instance_group))
+    graph = graph_of(files)
+    own = any(node.run and node.run not in BUILT_IN for node in graph.nodes.values())
+    limits = [limit for model in graph.models if (limit := at_once(source, model)) is not None]
+    return min([*limits, *([graph.instances or 1] if own else [])], default=None)
+
+
 def measured(repository: ModelSource | Path | str, name: str) -> Profile | None:
     """What is known of how long a graph runs; measured now, if it was not before. None where that cannot be.
 
@@ -131,10 +159,14 @@ def measured(repository: ModelSource | Path | str, name: str) -> Profile | None:
         return running.profile
 
 
-def _loaded(engine: Engine, name: str) -> Running:
-    names = engine.repository.names()
+def _check_name(source: ModelSource, name: str) -> None:
+    names = source.names()
     if name not in names:
-        raise InvalidJob(f"there is no graph '{name}' in {engine.repository}; there are {', '.join(names) or 'none'}")
+        raise InvalidJob(f"there is no graph '{name}' in {source}; there are {', '.join(names) or 'none'}")
+
+
+def _loaded(engine: Engine, name: str) -> Running:
+    _check_name(engine.repository, name)
     engine.load(name)
     return max((one for one in engine.catalog.running() if one.opened.spec.name == name), key=lambda one: one.opened.spec.version)
 

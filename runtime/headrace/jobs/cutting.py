@@ -30,11 +30,15 @@ _SPLIT_SECONDS, _SPLIT_WINDOWS = 20, 64
 _UNPROFILED_BATCH = 64
 
 
-def in_parallel(profile: Profile | None, cpus: int) -> tuple[int, int]:
-    """How many batches run at once, and on how many threads each: one a core, unless one on all cores was measured to do more."""
+def in_parallel(profile: Profile | None, cpus: int, most: int | None = None) -> tuple[int, int]:
+    """How many batches run at once, and on how many threads each.
+
+    One a core, unless one on all cores was measured to do more; or `most`, which share the cores.
+    """
     if profile is not None and profile.calls is not None and profile.calls.better == "threads_per_call":
         return 1, cpus
-    return cpus, 1
+    runners = cpus if most is None else min(most, cpus)
+    return runners, cpus // runners
 
 
 def shapes_for(

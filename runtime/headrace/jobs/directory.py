@@ -113,7 +113,8 @@ class JobDirectory:
         part = self.root / done.part
         part.parent.mkdir(parents=True, exist_ok=True)
         self.temporary(done.split).replace(part)
-        sync_directory(part.parent)
-        if part.parent != self.root:
-            sync_directory(part.parent.parent)
+        for directory in (part.parent, *part.parent.parents):  # that of a partition may be new
+            sync_directory(directory)
+            if directory == self.root:
+                break
         replace_file(self._splits / f"{done.split:05}.json", done.model_dump_json().encode())

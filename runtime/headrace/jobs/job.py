@@ -142,6 +142,8 @@ class BatchJob:
             JobLocked: another run works on this output.
             JobFailed: it had to stop. JobStopped: it was told to.
         """
+        if self._since is not None:
+            raise InvalidJob("a job runs once: make another BatchJob, with resume=True")
         self._location.prepare()
         with self._location.lock():
             self._location.tidy()
@@ -161,6 +163,7 @@ class BatchJob:
     def _opened(self) -> Iterator[Begun]:
         manifest = self._location.manifest()
         if manifest is None:
+            self._check_apart()
             with begun_anew(self._asked) as begun:
                 self._location.begin(begun.manifest)
                 yield begun
@@ -169,6 +172,15 @@ class BatchJob:
             raise InvalidJob(f"{self._location.name} has a job already: go on with it (--resume), or choose another output")
         with gone_on(manifest, self._asked) as begun:
             yield begun
+
+    def _check_apart(self) -> None:
+        """What is written must not be found among what is read, when the job goes on."""
+        name = self._location.name
+        root = name if is_url(name) else str(Path(name).absolute())
+        for path in self._asked.input:
+            above, is_deep = Path(path.partition("**")[0]), "**" in path or not any(sign in path for sign in "*?[")
+            if self._asked.filesystem is None and is_deep and Path(root).is_relative_to(above):
+                raise InvalidJob(f"the output, {root}, lies in the input, {path}: choose another output")
 
     def _work(self, begun: Begun) -> None:
         rejected = sum(each.rejected for each in self._done.values())

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.ipc as pipc
@@ -79,16 +79,12 @@ class PartWriter:
         if format == "parquet":
             # Of numbers that a model gives hardly two are the same: to look for that costs more than all the rest. And of what
             # is in lists nobody asks for the least.
-            texts = [one.name for one in schema if is_bytes(one.type)]
-            flat = [one.name for one in schema if not pa.types.is_nested(one.type)]
+            encoded: dict[str, Any] = {
+                "use_dictionary": [one.name for one in schema if is_bytes(one.type)],
+                "write_statistics": [one.name for one in schema if not pa.types.is_nested(one.type)],
+            }
             self._writer = pq.ParquetWriter(
-                self._sink,
-                schema,
-                version="2.6",
-                compression="zstd",
-                use_dictionary=texts,
-                write_statistics=flat,
-                write_page_checksum=True,
+                self._sink, schema, version="2.6", compression="zstd", write_page_checksum=True, **encoded
             )
         else:
             self._writer = pipc.new_file(self._sink, schema)

@@ -44,9 +44,11 @@ class Results:
             else:
                 self._fixed[output.name] = np.empty((rows, *output.dims), DTYPES[output.datatype])
         self.failed: dict[int, str] = {}
+        self._is_there = np.zeros(rows, np.bool_)
 
     def put(self, rows: Rows, outputs: Mapping[str, Tensor]) -> None:
         """The outputs of some rows, stacked."""
+        self._is_there[rows] = True
         for name, to in self._fixed.items():
             to[rows] = outputs[name]
         if self._single:
@@ -57,6 +59,7 @@ class Results:
 
     def put_row(self, row: int, outputs: Mapping[str, Tensor]) -> None:
         """The outputs of one row, without a dimension of rows."""
+        self._is_there[row] = True
         for name, to in self._fixed.items():
             to[row] = outputs[name]
         for name, kept in self._single.items():
@@ -65,6 +68,13 @@ class Results:
     def fail(self, row: int, error: BaseException) -> None:
         """There is nothing for a row."""
         self.failed[row] = sentence(error)
+
+    def close(self, rows: Rows) -> None:
+        """Nothing more comes for these rows: those that nobody has answered have failed."""
+        if not self._is_there[rows].all():
+            for row in _places(rows):
+                if not self._is_there[row] and row not in self.failed:
+                    self.fail(row, BackendFailed("the graph did not answer this row"))
 
     def of(self, rows: NDArray[np.intp]) -> dict[str, Tensor | list[Tensor]]:
         """The outputs of these rows, none of which failed: stacked, or one by one where their shapes vary."""

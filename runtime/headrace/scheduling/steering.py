@@ -13,8 +13,8 @@ QUANTILE = 0.75
 class Steering:
     """By default, everything is as it is configured.
 
-    `quantile` is that of the predictor, 0 to 1; `margin_ns` is added to that of plans and door. Of what the configuration allows
-    to wait for company, `patience` (0 to 1) is made use of. Of `SHARE_OF` requests of a class, `shed` refuses so many; of so many
+    `quantile` is that of the predictor, 0 to 1; `margin_ns` is added to that of plans and door. What the configuration allows to
+    wait for company is multiplied by `patience`, 0 to 2. Of `SHARE_OF` requests of a class, `shed` refuses so many; of so many
     batches, `variant` run on the cheaper variant.
     """
 

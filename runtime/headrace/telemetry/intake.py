@@ -17,9 +17,8 @@ from headrace.ledger.collect import REQUEST_KIND, Collector
 from headrace.ledger.histograms import DURATION_EDGES, Histogram
 from headrace.ledger.home import Neighbour
 from headrace.ledger.identity import Identity
-from headrace.ledger.outside import OutsideReport, read_outside, write_outside
 from headrace.ledger.records import Records
-from headrace.ledger.report import key_of
+from headrace.ledger.report import OutsideReport, key_of, read_outside, write_report
 from headrace.telemetry.joining import PATIENCE_NS, Fate, Joiner, Run
 from headrace.telemetry.otlp import Span, answer, read_message, refusal
 
@@ -143,7 +142,7 @@ class Intake:
         if report != self._told:
             self._told = report
             with contextlib.suppress(OSError):  # the directory of a server that has ended, or no room: it is told the next time
-                write_outside(self._server.path, report)
+                write_report(self._server.path, report)
 
     def _objectives(self) -> dict[str, Mapping[str, Any]]:
         objectives: Sequence[Mapping[str, Any]] = ()

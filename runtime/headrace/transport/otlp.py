@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Http
@@ -24,6 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from headrace.errors import CannotListen, Code, InvalidRequest
 from headrace.protocol.http_coding import CODINGS, Oversized, UnsupportedCoding, check_coding, decompress
+from headrace.transport.http import http_server
 from headrace.transport.listening import listen, next_port
 from headrace.transport.loop import LoopThread
 
@@ -135,19 +135,8 @@ class OtlpReceiver:
         except BaseException:
             listener.close()
             raise
-        self._http = uvicorn.Server(
-            uvicorn.Config(
-                Starlette(routes=[Route("/v1/traces", self._post, methods=["POST"])]),
-                http=self._connection,  # pyright: ignore  # annotated as a class; it is what makes one
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="critical",
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=int(_IDLE_SECONDS),
-            )
-        )
+        application = Starlette(routes=[Route("/v1/traces", self._post, methods=["POST"])])
+        self._http = http_server(application, self._connection, log_level="critical", timeout_keep_alive=int(_IDLE_SECONDS))
         hosts = {name: address.rpartition(":")[0] for name, address in self.addresses.items()}
         self.addresses = {"grpc": f"{hosts['grpc']}:{port}", "http": f"{hosts['http']}:{listener.getsockname()[1]}"}
         self._serving = asyncio.create_task(self._http.serve([listener]))

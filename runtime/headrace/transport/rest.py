@@ -48,6 +48,7 @@ from headrace.scheduling.entry import Answer
 from headrace.scheduling.sinks import LoopSink
 from headrace.transport import openapi
 from headrace.transport.base import ControlCalls
+from headrace.transport.http import http_server
 from headrace.transport.listening import listen
 from headrace.transport.loop import LoopThread
 
@@ -110,21 +111,15 @@ class RestTransport:
     async def _start(self, routes: Routes, control: ControlCalls) -> None:
         self._routes, self._control = routes, control
         self._sink = LoopSink(routes.push, self._clock, self._thread.loop)
-        config = uvicorn.Config(
+        listener = listen(self.address)
+        self.address = f"{self.address.rpartition(':')[0]}:{listener.getsockname()[1]}"
+        self._server = http_server(
             self._application(),
-            http=partial(_HttpProtocol, self._clock),  # pyright: ignore  # annotated as a class; it is what makes one
-            ws="none",
-            lifespan="off",
-            log_config=None,
+            partial(_HttpProtocol, self._clock),
             log_level="error",
-            access_log=False,
-            server_header=False,
             h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
-        listener = listen(self.address)
-        self.address = f"{self.address.rpartition(':')[0]}:{listener.getsockname()[1]}"
-        self._server = uvicorn.Server(config)
         # The listener takes connections already; whoever comes before uvicorn does, waits a moment.
         self._serving = asyncio.create_task(self._server.serve([listener]))
 
