@@ -12,18 +12,18 @@ import logging
 import os
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import JobFailed, JobLocked
 from headrace.jobs.stores.objects import Objects
 
 if TYPE_CHECKING:
-    from obstore import UpdateVersion
+    from headrace.jobs.stores.objects import Version
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _FREE = b""
 class Lease:
     """A lock that is held, and written anew by a thread until `release`. Made by `leased`."""
 
-    def __init__(self, objects: Objects, url: str, holder: dict[str, Any], since: float, version: UpdateVersion) -> None:
+    def __init__(self, objects: Objects, url: str, holder: dict[str, Any], since: float, version: Version) -> None:
         self._objects, self._url, self._holder, self._since, self._version = objects, url, holder, since, version
         self._lost: str | None = None
         self._ended = threading.Event()
@@ -50,7 +50,7 @@ class Lease:
         Raises:
             JobFailed: it is not, or nobody knows.
         """
-        if self._lost is None and time.monotonic() - self._since > self._holder["seconds"]:
+        if self._lost is None and monotonic() - self._since > self._holder["seconds"]:
             self._lost = f"it could not be written anew for {self._holder['seconds']:g} s"
         if self._lost is not None:
             raise JobFailed(f"the lock {self._url} is not held any more: {self._lost}")
@@ -67,7 +67,7 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(self._holder["seconds"] / 4):
-            now = time.monotonic()
+            now = monotonic()
             self._holder["renewals"] += 1  # what is written must differ, and so its ETag
             try:
                 version = self._objects.replace(self._url, json.dumps(self._holder).encode(), self._version)
@@ -80,7 +80,7 @@ class Lease:
                 return
             self._version, self._since = version, now
 
-    def _found(self) -> UpdateVersion | None:
+    def _found(self) -> Version | None:
         """The version that is there, if it is ours: of a time that we were not told it had been written."""
         try:
             content, version = self._objects.read(self._url)
@@ -112,13 +112,13 @@ def leased(url: str, output: str, machine: str) -> Iterator[Lease]:
         "renewals": 0,
     }
     content = json.dumps(holder).encode()
-    since = time.monotonic()
+    since = monotonic()
     version = objects.create(url, content)
     if version is None:
         seen, found = objects.read(url)
         if seen != _FREE:
             _see_that_it_is_stale(objects, url, output, machine, seen, found)
-        since = time.monotonic()
+        since = monotonic()
         version = objects.replace(url, content, found)
     if version is None:
         raise JobLocked(f"another run works on {output}, which has just begun; wait for it, or choose another output")
@@ -129,7 +129,7 @@ def leased(url: str, output: str, machine: str) -> Iterator[Lease]:
         lease.release()
 
 
-def _see_that_it_is_stale(objects: Objects, url: str, output: str, machine: str, seen: bytes, version: UpdateVersion) -> None:
+def _see_that_it_is_stale(objects: Objects, url: str, output: str, machine: str, seen: bytes, version: Version) -> None:
     """Look at a lock for as long as it holds without being written anew.
 
     Raises:
@@ -141,9 +141,9 @@ def _see_that_it_is_stale(objects: Objects, url: str, output: str, machine: str,
         seconds, is_dead = float(holder["seconds"]), holder["machine"] == machine
     except (ValueError, KeyError, TypeError):
         who, seconds, is_dead = "who, it does not say", _SECONDS, False
-    end = time.monotonic() + seconds
-    while not is_dead and time.monotonic() < end:
-        time.sleep(min(1.0, seconds / 8))
+    end = monotonic() + seconds
+    while not is_dead and monotonic() < end:
+        sleep(min(1.0, seconds / 8))
         now = objects.find(url)
         if now is None or now.version != version:
             raise JobLocked(f"another run works on {output}: {who}; wait for it, or choose another output")

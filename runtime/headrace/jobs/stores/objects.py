@@ -21,7 +21,8 @@ from headrace.errors import JobFailed
 from headrace.jobs.stores.urls import split_url
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta, UpdateVersion
+    from obstore import ObjectMeta
+    from obstore import UpdateVersion as Version
     from obstore.store import ObjectStore
     from typing_extensions import Buffer
 
@@ -52,7 +53,7 @@ class Object(NamedTuple):
     url: str
     size: int
     modified_ns: int
-    version: UpdateVersion
+    version: Version
 
 
 class Objects:
@@ -86,14 +87,14 @@ class Objects:
         """Whether there is one."""
         return self._ask(url, lambda store, name: any(obstore.list(store, name or None, chunk_size=1)))
 
-    def read(self, url: str) -> tuple[bytes, UpdateVersion]:
+    def read(self, url: str) -> tuple[bytes, Version]:
         """What is in an object, and of which version that is.
 
         Raises:
             FileNotFoundError: it is not there.
         """
 
-        def read(store: ObjectStore, name: str) -> tuple[bytes, UpdateVersion]:
+        def read(store: ObjectStore, name: str) -> tuple[bytes, Version]:
             answer = obstore.get(store, name)
             return answer.bytes().to_bytes(), _version(answer.meta)
 
@@ -111,14 +112,14 @@ class Objects:
         except PreconditionError:
             raise OSError(f"{one.url} was written anew") from None
 
-    def create(self, url: str, content: Buffer) -> UpdateVersion | None:
+    def create(self, url: str, content: Buffer) -> Version | None:
         """Put an object where there is none; None if there is another one."""
         try:
             return _version(self._ask(url, lambda store, name: obstore.put(store, name, content, mode="create")))
         except AlreadyExistsError:
             return self._same(url, content)
 
-    def replace(self, url: str, content: Buffer, version: UpdateVersion) -> UpdateVersion | None:
+    def replace(self, url: str, content: Buffer, version: Version) -> Version | None:
         """Put an object in the place of one that was seen; None if that is not there any more."""
         try:
             return _version(self._ask(url, lambda store, name: obstore.put(store, name, content, mode=version)))
@@ -130,11 +131,11 @@ class Objects:
         with suppress(FileNotFoundError):
             self._ask(url, lambda store, name: obstore.delete(store, name))
 
-    def _same(self, url: str, content: Buffer) -> UpdateVersion | None:
+    def _same(self, url: str, content: Buffer) -> Version | None:
         """What is there, if it is what was to be: the answer to an upload was lost, or another run has made the same."""
         wanted = memoryview(content)
 
-        def same(store: ObjectStore, name: str) -> UpdateVersion | None:
+        def same(store: ObjectStore, name: str) -> Version | None:
             answer = obstore.get(store, name)
             if answer.meta["size"] != wanted.nbytes:
                 return None
@@ -188,7 +189,7 @@ def _object(url: str, listed: ObjectMeta) -> Object:
     return Object(url, listed["size"], int(listed["last_modified"].timestamp()) * _SECOND_NS, _version(listed))
 
 
-def _version(seen: Mapping[str, Any]) -> UpdateVersion:
+def _version(seen: Mapping[str, Any]) -> Version:
     # S3 tells versions by their ETag, Google by a number beside it.
     return {key: seen[key] for key in ("e_tag", "version") if seen.get(key) is not None}  # type: ignore[return-value]
 
