@@ -1,8 +1,10 @@
 """`python -m benchmarks.jobs`: a batch job beside onnxruntime in a loop over the same rows in memory.
 
 The loop has the rows as an array, its best size of batches and a thread for each core; it reads nothing and writes nothing. The
-job reads Parquet and writes Parquet. Its time is that from the first read to the last record: that the model is loaded and
-measured is not in it. And what it costs to stop a job half way and to go on with it. Writes benchmarks/results/jobs.json.
+job reads Parquet and writes Parquet, or Arrow and Arrow: of the tiny model, pyarrow takes about as long to decode the lists of a
+row from Parquet as the model takes for the row. A job's time is that from the first read to the last record: that the model is
+loaded and measured is not in it. And what it costs to stop a job half way and to go on with it. Writes
+benchmarks/results/jobs.json.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import threading
 import time
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import feather
 from rich.console import Console
 from rich.table import Table
 
@@ -30,11 +33,13 @@ from benchmarks.models import MODELS, Model, build_repository
 from benchmarks.raw_loop import rows_per_second, session_of
 from benchmarks.servers import BUILD, REPOSITORY
 from headrace.errors import JobStopped
-from headrace.jobs import BatchJob
+from headrace.jobs import BatchJob, Options
 from headrace.tensor import DTYPES
 
 NAMES = ("tiny", "mid", "magika")
 FILES = 4
+Form = Literal["parquet", "arrow"]
+FORMS: tuple[Form, ...] = ("parquet", "arrow")
 SWITCH_SECONDS = 0.0005
 """As the command line has it."""
 
@@ -48,15 +53,17 @@ def rows_of(model: Model, rows: int) -> NDArray[Any]:
     return random.integers(0, 256, (rows, size)).astype(DTYPES[datatype])
 
 
-def write_rows(model: Model, rows: NDArray[Any], directory: Path) -> Path:
-    """The rows as Parquet files, a fixed-size list each."""
+def write_rows(model: Model, rows: NDArray[Any], directory: Path, form: Form) -> Path:
+    """The rows as files, a fixed-size list each."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     for number, part in enumerate(np.array_split(rows, FILES)):
         cells = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), part.shape[1])
-        pq.write_table(
-            pa.table({model.input[0]: cells}), directory / f"{number}.parquet", use_dictionary=False, compression="none"
-        )
+        table = pa.table({model.input[0]: cells})
+        if form == "parquet":
+            pq.write_table(table, directory / f"{number}.parquet", use_dictionary=False, compression="none")
+        else:
+            feather.write_feather(table, str(directory / f"{number}.arrow"), compression="uncompressed", chunksize=1 << 16)
     return directory
 
 
@@ -77,20 +84,21 @@ def loop(session: ort.InferenceSession, model: Model, rows: NDArray[Any], size: 
     return len(rows) / (time.perf_counter() - began)
 
 
-def job(model: Model, files: Path, *, is_interrupted: bool = False) -> tuple[float, float]:
+def job(model: Model, files: Path, form: Form, *, is_interrupted: bool = False) -> tuple[float, float]:
     """Rows a second of a job; and how long all of it took, in s, of which two runs if it was stopped half way."""
     output = BUILD / "jobs" / "out"
     shutil.rmtree(output, ignore_errors=True)
+    options = Options(format=form)
     began = time.perf_counter()
     if is_interrupted:
-        first = BatchJob(model.name, REPOSITORY, files, output)
+        first = BatchJob(model.name, REPOSITORY, files, output, options)
         threading.Thread(target=_stop_half_way, args=(first,), daemon=True).start()
         try:
             first.run()
             sys.exit("the job was over before it could be stopped: give it more seconds")
         except JobStopped:
             pass
-    done = BatchJob(model.name, REPOSITORY, files, output, resume=is_interrupted).run()
+    done = BatchJob(model.name, REPOSITORY, files, output, options, resume=is_interrupted).run()
     return done.rate, time.perf_counter() - began
 
 
@@ -110,25 +118,29 @@ def main() -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     build_repository(REPOSITORY)
     found: dict[str, Any] = {}
-    table = Table("model", "rows/s beside the loop", "time, stopped half way", title="A job, Parquet to Parquet")
+    table = Table(
+        "model", "Parquet, rows/s", "Arrow, rows/s", "time, stopped half way", title="A job beside a loop over the same rows"
+    )
     for name in given.models:
         model = MODELS[name]
         session = session_of(REPOSITORY, model)
         sizes = {size: rows_per_second(session, model, size, 0.5) for size in (1 << power for power in range(7))}
         size = max(sizes, key=lambda size: sizes[size])
         rows = rows_of(model, int(given.seconds * sizes[size] * (os.cpu_count() or 1)) // size * size)
-        files = write_rows(model, rows, BUILD / "jobs" / name)
-        job(model, files)  # measures the model, once for all
-        readings: dict[str, list[float]] = {"loop": [], "job": [], "whole": [], "resumed": []}
+        files = {form: write_rows(model, rows, BUILD / "jobs" / f"{name}-{form}", form) for form in FORMS}
+        job(model, files["arrow"], "arrow")  # measures the model, once for all
+        readings: dict[str, list[float]] = {"loop": [], "whole": [], "resumed": [], **{form: [] for form in FORMS}}
         for _ in range(given.rounds):
             readings["loop"].append(loop(session, model, rows, size))
-            rate, whole = job(model, files)
-            readings["job"].append(rate)
+            readings["arrow"].append(job(model, files["arrow"], "arrow")[0])
+            rate, whole = job(model, files["parquet"], "parquet")
+            readings["parquet"].append(rate)
             readings["whole"].append(whole)
-            readings["resumed"].append(job(model, files, is_interrupted=True)[1])
-        beside = ratios(readings["job"], readings["loop"])
+            readings["resumed"].append(job(model, files["parquet"], "parquet", is_interrupted=True)[1])
+        beside = {form: ratios(readings[form], readings["loop"]) for form in FORMS}
         resumed = ratios(readings["resumed"], readings["whole"])
-        table.add_row(name, *(f"{median:.3f} ({least:.3f} – {most:.3f})" for median, least, most in (beside, resumed)))
+        told = (*beside.values(), resumed)
+        table.add_row(name, *(f"{median:.3f} ({least:.3f} – {most:.3f})" for median, least, most in told))
         found[name] = {"rows": len(rows), "loop_batch": size, "beside_loop": beside, "resumed": resumed, "readings": readings}
     Console().print(table)
     write("jobs", {"rounds": given.rounds, "models": found})

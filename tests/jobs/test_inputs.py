@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.errors import InvalidJob, JobChanged, JobFailed
+from headrace.jobs import inputs as inputs_module
 from headrace.jobs.columns import Rejected
 from headrace.jobs.dataset import DataSet
 from headrace.jobs.inputs import Inputs
@@ -344,3 +345,14 @@ def test_a_cell_of_a_gigabyte_is_rejected_and_its_neighbours_are_read(tmp_path: 
     assert sum(window.batch.num_rows for window in windows) == (2 if suffix == "files" else 3)
     if suffix != "parquet":  # whose reader makes whole pages
         assert grown < 256 << 10
+
+
+def test_a_window_of_large_files_has_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [10, 50, 50, 60, 200, 10, 10, 10, 10, 90]
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number}.bin").write_bytes(bytes(size))
+    monkeypatch.setattr(inputs_module, "WINDOW_BYTES", 100)
+    inputs = DataSet.open([str(tmp_path)], format="files").select(["bytes"])
+    (split,) = inputs.splits(100)
+    windows = [window.batch.column("bytes").to_pylist() for window in inputs.read(split, 3)]
+    assert [[len(content) for content in window] for window in windows] == [[10, 50], [50], [60], [200], [10, 10, 10], [10, 90]]

@@ -45,6 +45,7 @@ def test_finished_splits_are_not_opened_again(run: Run, repository: Path, tmp_pa
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
     assert len(before) == 3
     assert not list((tmp_path / "out" / "_headrace" / "tmp").iterdir())
+    assert (tmp_path / "out" / "_headrace" / "lock").read_bytes() == b""
     counting = Counting()
     run("mlp", files, resume=True, filesystem=counting.filesystem)
     assert {Path(path).name for path in counting.opened} == {"002.parquet", "003.parquet"}

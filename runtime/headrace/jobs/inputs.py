@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from itertools import accumulate, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,8 @@ from headrace.jobs.listing import Found, file_of, find, partition_values
 
 CELL_BYTES = 64 << 20
 """What a cell may have, unless somebody says otherwise."""
+WINDOW_BYTES = 32 << 20
+"""What a window of files may have, unless it is one file."""
 
 FORMATS: dict[str, Format] = {"parquet": Parquet(), "arrow": ArrowIpc(), "csv": Csv(), "json": JsonLines(), "files": Blobs()}
 
@@ -124,6 +127,8 @@ class Inputs:
     def read(self, split: Split, window_rows: int) -> Iterator[Window]:
         """The rows of a split, so many at a time: always the same, but for the last window none has fewer.
 
+        Where files are rows, a window ends before its files are too large together.
+
         Raises:
             JobFailed: a file cannot be read, or is not the one any more that it was.
         """
@@ -131,7 +136,7 @@ class Inputs:
         done = 0
         while done < split.rows:
             parts: list[Piece] = []
-            wanted = min(window_rows, split.rows - done)
+            wanted = min(window_rows, self._fitting(split, done))
             while wanted and (part := self._taken(cursor, wanted, split)) is not None:
                 parts.append(part)
                 wanted -= part.batch.num_rows
@@ -141,6 +146,15 @@ class Inputs:
             if wanted:
                 raise JobFailed(f"{self.place(split, 0)[0]} has {wanted} rows less than it had when the job began")
             yield self._window(parts, split)
+
+    def _fitting(self, split: Split, first: int) -> int:
+        """How many rows of a split, from `first` on, may be in memory together: of files, as large as they were listed."""
+        left = split.rows - first
+        if not self._format.rows_are_files:
+            return left
+        files = self.files[split.file + first : split.file + split.rows]
+        sizes = accumulate(min(file.found.size, self._reading.cell_bytes) for file in files)
+        return max(1, sum(1 for _ in takewhile(lambda size: size <= WINDOW_BYTES, sizes)))
 
     def place(self, split: Split, row: int) -> tuple[str, int]:
         """Where a row of a split is from: its file, and its number in it."""

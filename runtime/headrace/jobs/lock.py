@@ -40,9 +40,11 @@ def locked(file: Path) -> Iterator[None]:
         who = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(who).encode(), 0)
-        yield
-        # Empty, and still there: whoever waits for a file that is removed has the lock of nothing.
-        os.ftruncate(descriptor, 0)
+        try:
+            yield
+        finally:
+            # Empty, and still there: whoever waits for a file that is removed has the lock of nothing.
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
