@@ -9,8 +9,8 @@ from headrace.engine.lifecycle import Running
 from headrace.protocol.slack import Slack
 from headrace.scheduling.admission import job_level
 
-_HELD_UP = 20
-"""A batch of a job lasts so small a part of the objective: as long may a request have to wait for one."""
+_HELD_UP = 40
+"""Rows of jobs last so small a part of the objective: so long may a request have to wait for them, and so much longer run."""
 
 
 def slack_of(engine: Engine, running: Running) -> Slack:

@@ -13,7 +13,7 @@ from headrace.backends.triton.client import Client
 from headrace.backends.triton.messages import Asking, Header, pb, tensors_of
 from headrace.backends.triton.session import words_of
 from headrace.backends.triton.settings import Settings
-from headrace.clock import SECOND, MonotonicClock
+from headrace.clock import SECOND, Clock, MonotonicClock
 from headrace.errors import BackendFailed, Code, InvalidJob, ModelError
 from headrace.jobs.compiled import Runner, check_answers
 from headrace.jobs.gate import Gate
@@ -38,7 +38,7 @@ class ServedSession:
     replayable = True
     io = GraphIO((), ())
 
-    def __init__(self, client: Client, header: Header, gate: Gate, clock: MonotonicClock) -> None:
+    def __init__(self, client: Client, header: Header, gate: Gate, clock: Clock) -> None:
         self._client, self._header, self._gate, self._clock = client, header, gate, clock
 
     def run(self, batch: Batch) -> Outputs:
@@ -156,7 +156,7 @@ def _spec(told: ModelMetadataResponse, config: Any) -> ModelSpec:
 
     return ModelSpec(
         name=told.name,
-        version=max(map(int, told.versions)),
+        version=max(map(int, told.versions), default=0),
         digest=told.properties["digest"],
         backend=told.platform,
         platform=told.platform,
