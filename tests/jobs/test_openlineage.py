@@ -37,7 +37,10 @@ def account() -> Account:
     columns = [("id", "int64"), ("text", "string")]
     inputs = [Data("/data/*.parquet", columns, rows=20, nbytes=1000, files=2)]
     return Account(
-        "embed", inputs, Data("/out", [("vector", "fixed_size_list<float>[384]")]), {"graph": {"digest": "ab"}, "job": "7"}
+        "embed",
+        inputs,
+        Data("s3://bucket/a/out", [("vector", "fixed_size_list<float>[384]")]),
+        {"graph": {"digest": "ab"}, "job": "7"},
     )
 
 
@@ -99,6 +102,8 @@ def test_the_story_of_a_job_in_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
         assert event["run"]["facets"]["headrace_manifest"]["graph"] == {"digest": "ab"}
         assert event["inputs"][0]["inputFacets"]["inputStatistics"]["rowCount"] == 20
         assert event["inputs"][0]["facets"]["schema"]["fields"][1]["type"] == "string"
+        assert (event["inputs"][0]["namespace"], event["inputs"][0]["name"]) == ("file", "/data/*.parquet")
+        assert (event["outputs"][0]["namespace"], event["outputs"][0]["name"]) == ("s3://bucket", "a/out")
     assert events[1]["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == 19
     assert events[3]["run"]["facets"]["errorMessage"]["message"] == "the disk is full"
 

@@ -306,6 +306,38 @@ def test_a_lock_that_another_run_has_taken(
     assert content(f"{bucket}/out")["_headrace/lock"] == b'{"owner": "another"}'
 
 
+def test_a_lock_that_was_written_anew_and_nobody_heard(
+    repository: Path,
+    s3: FaultyS3,
+    bucket: str,
+    files: Path,
+    expected: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The answer is lost, and whatever is asked about it; later it is found to be ours, and the job goes on."""
+    monkeypatch.setattr(lease, "_RENEWALS", 600)
+    lost: list[Asked] = []
+    heard: list[str] = []
+
+    def fault(asked: Asked) -> str | None:
+        if asked.name == "out/part-00001.parquet":
+            until(lambda: len(heard) > 3, 30)
+        if asked.name != "out/_headrace/lock" or asked.condition == "*":
+            return None
+        if "the store does not answer" in caplog.text:
+            heard.append(asked.method)
+            return None
+        lost.append(asked)
+        return "cut after" if len(lost) == 1 else "cut before"
+
+    s3.fault = fault
+    BatchJob("mlp", repository, files, f"{bucket}/out", OPTIONS).run()
+    s3.fault = lambda asked: None
+    assert heard[:4] == ["PUT", "GET", "GET", "PUT"]
+    assert stored(f"{bucket}/out") == expected
+
+
 def test_a_lock_that_could_not_be_written_anew(
     repository: Path, s3: FaultyS3, bucket: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _SECONDS = 60.0
 """How long a lock holds that is not written anew."""
+_RENEWALS = 4
+"""How often it is, in that time."""
 _REQUEST_SECONDS = 10.0
 _FREE = b""
 """What is in a lock that nobody has; it is not removed, for a store cannot be asked to remove only what was seen."""
@@ -66,26 +68,27 @@ class Lease:
                 log.warning("the lock %s is left as it is, and holds for %g s: %s", self._url, self._holder["seconds"], error)
 
     def _renew(self) -> None:
-        while not self._ended.wait(self._holder["seconds"] / 4):
+        while not self._ended.wait(self._holder["seconds"] / _RENEWALS):
             now = monotonic()
             self._holder["renewals"] += 1  # what is written must differ, and so its ETag
             try:
                 version = self._objects.replace(self._url, json.dumps(self._holder).encode(), self._version)
+                if version is not None:
+                    self._version, self._since = version, now
+                elif (version := self._found()) is not None:
+                    self._version = version  # written before, by a request of which nothing was heard
+                else:
+                    self._lost = "another run has taken it over"
+                    return
             except JobFailed as error:
                 log.warning("%s", error)
-                continue
-            version = version or self._found()
-            if version is None:
-                self._lost = "another run has taken it over"
-                return
-            self._version, self._since = version, now
 
     def _found(self) -> Version | None:
-        """The version that is there, if it is ours: of a time that we were not told it had been written."""
+        """The version that is there, if it is ours."""
         try:
             content, version = self._objects.read(self._url)
             return version if json.loads(content)["owner"] == self._holder["owner"] else None
-        except (FileNotFoundError, JobFailed, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
 
