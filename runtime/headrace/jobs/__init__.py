@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headrace.jobs.job import BatchJob, Progress
     from headrace.jobs.manifest import Options
+    from headrace.jobs.stage import Stage
 
-__all__ = ["BatchJob", "Options", "Progress"]
+__all__ = ["BatchJob", "Options", "Progress", "Stage"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from headrace.jobs.manifest import Options
 
         return Options
+    if name == "Stage":
+        from headrace.jobs.stage import Stage
+
+        return Stage
     raise AttributeError(f"module 'headrace.jobs' has no attribute '{name}'")

@@ -19,7 +19,7 @@ from headrace.jobs.cutting import in_parallel, shapes_for
 from headrace.jobs.dataset import DataSet
 from headrace.jobs.inputs import Inputs, Split
 from headrace.jobs.manifest import Manifest, Options, Shapes, changes
-from headrace.jobs.outputs import output_schema
+from headrace.jobs.outputs import Read, output_schema
 from headrace.jobs.split import Recipe
 from headrace.machine import usable_cpus
 from headrace.model import ModelSpec
@@ -31,7 +31,8 @@ from headrace.version import __version__
 class Asked:
     """What a job is told: a graph of a repository, where its input is, and what its output depends on beside them.
 
-    `filesystem` is where the input is, as pyarrow sees it; None is the local one.
+    `filesystem` is where the input is, as pyarrow sees it; None is the local one. `cpus` are the cores of a process that works on
+    it; None is what this one has.
     """
 
     graph: str
@@ -39,14 +40,14 @@ class Asked:
     input: tuple[str, ...]
     options: Options
     filesystem: Any = None
+    cpus: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """A job that can work."""
+class Known:
+    """A job, whoever works on it."""
 
     manifest: Manifest
-    graph: Compiled
     inputs: Inputs
     recipe: Recipe
 
@@ -54,6 +55,19 @@ class Begun:
     def splits(self) -> list[Split]:
         """All of them; a split is known by its place."""
         return [Split(**split) for split in self.manifest.splits]
+
+    def address(self, number: int) -> str:
+        """What a split is of, for people."""
+        split = self.splits[number]
+        path, first = self.inputs.place(split, 0)
+        return f"split {number} ({split.rows} rows from row {first} of {path} on)"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun(Known):
+    """A job that can work here."""
+
+    graph: Compiled
 
 
 @contextmanager
@@ -65,7 +79,7 @@ def begun_anew(asked: Asked) -> Iterator[Begun]:
     """
     options = asked.options
     profile = measured(asked.repository, asked.graph) if options.batch_rows is None else None
-    parallel = in_parallel(profile, usable_cpus(), at_once(asked.repository, asked.graph))
+    parallel = in_parallel(profile, asked.cpus or usable_cpus(), at_once(asked.repository, asked.graph))
     with compiled(asked.repository, asked.graph, parallel[1]) as graph:
         columns = sources(graph.spec.inputs, options.columns, options.nulls)
         types = leaf_types(graph.spec.inputs, columns)
@@ -88,7 +102,7 @@ def begun_anew(asked: Asked) -> Iterator[Begun]:
             shapes=shapes,
             splits=tuple(split._asdict() for split in inputs.splits(shapes.split_rows, options.limit_rows)),
         )
-        yield Begun(manifest, graph, inputs, _recipe(graph.spec, shapes, options, inputs))
+        yield Begun(manifest, inputs, recipe_of(graph.spec, shapes, options, inputs), graph)
 
 
 @contextmanager
@@ -107,7 +121,7 @@ def gone_on(manifest: Manifest, asked: Asked) -> Iterator[Begun]:
             raise JobChanged([*found, *error.changes]) from None
         if found:
             raise JobChanged(found)
-        yield Begun(manifest, graph, inputs, _recipe(graph.spec, manifest.shapes, manifest.options, inputs))
+        yield Begun(manifest, inputs, recipe_of(graph.spec, manifest.shapes, manifest.options, inputs), graph)
 
 
 def _versions() -> dict[str, str]:
@@ -129,9 +143,14 @@ def _kept(columns: Mapping[str, str], names: Sequence[str], options: Options) ->
     return list(options.keep)
 
 
-def _recipe(spec: ModelSpec, shapes: Shapes, options: Options, inputs: Inputs) -> Recipe:
+def recipe_of(spec: ModelSpec, shapes: Shapes, options: Options, read: Read) -> Recipe:
+    """How rows of what is read become rows of the output.
+
+    Raises:
+        InvalidJob: they cannot, with these options.
+    """
     columns = sources(spec.inputs, options.columns, options.nulls)
-    keep = [name for name in _kept(columns, inputs.schema.names, options) if name not in inputs.partitions]
+    keep = [name for name in _kept(columns, read.schema.names, options) if name not in read.partitions]
     texts = [output.name for output in spec.outputs if output.datatype == "BYTES"]
     for name in options.text:
         if name not in texts:
@@ -140,4 +159,4 @@ def _recipe(spec: ModelSpec, shapes: Shapes, options: Options, inputs: Inputs) -
             )
     made_by = {"headrace.graph": f"{spec.name}/{spec.version}", "headrace.digest": spec.digest}
     made_by |= {f"headrace.version.{name}": version for name, version in _versions().items()}
-    return Recipe(spec, shapes, options, columns, keep, output_schema(inputs, keep, spec.outputs, options.text, made_by))
+    return Recipe(spec, shapes, options, columns, keep, output_schema(read, keep, spec.outputs, options.text, made_by))
