@@ -4,36 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from headrace.cluster import launch
-from headrace.cluster.processes import MARK, end, processes_of
-from tests.cluster.clusters import free_port, headrace, up
+from headrace.cluster.processes import processes_of
+from tests.cluster.clusters import free_port, headrace, ray_started, up
 from tests.cluster.plain import Load, add_logged_model
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@contextmanager
-def ray_started(*words: str, **environment: str) -> Iterator[Path]:
-    """Processes of Ray that `headrace up` has not started, with a mark by which they are ended; the directory of their files."""
-    with tempfile.TemporaryDirectory(prefix="foreign-", ignore_cleanup_errors=True) as directory:
-        own = [f"--temp-dir={directory}", "--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats"]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, *own]
-        marked = {**os.environ, **environment, MARK: directory}
-        try:
-            subprocess.run(command, env=marked, check=True, capture_output=True, timeout=300)
-            yield Path(directory)
-        finally:
-            end(Path(directory), 5)
 
 
 def test_a_foreign_ray_is_left_alone(tmp_path: Path) -> None:

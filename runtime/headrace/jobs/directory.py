@@ -32,10 +32,13 @@ _OWN = "_headrace"
 
 
 class JobDirectory:
-    """The directory `root`, which need not exist yet."""
+    """The directory `root`, which need not exist yet.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Of several that write parts of one job, each has a `writer` of its own: one that is taken for dead may still write.
+    """
+
+    def __init__(self, root: Path, writer: str = "") -> None:
+        self.root, self._writer = root, writer
         self._own = root / _OWN
         self._manifest, self._splits, self._tmp = self._own / "manifest.json", self._own / "splits", self._own / "tmp"
 
@@ -114,7 +117,7 @@ class JobDirectory:
 
     def temporary(self, split: int) -> Path:
         """Where a part is written."""
-        return self._tmp / f"{split:05}"
+        return self._tmp / f"{split:05}{self._writer}"
 
     def rejects_of(self, split: int) -> Path:
         """Where the rejected rows of a split are told."""
