@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from headrace.cli.app import main
 
 def refusal(*arguments: object, capture: pytest.CaptureFixture[str]) -> str:
     """What `headrace` says of arguments that are a mistake, on stderr; it ends with status 2."""
-    with pytest.MonkeyPatch.context() as patch, _logs_kept():
+    with pytest.MonkeyPatch.context() as patch, _process_kept():
         patch.setattr(sys, "argv", ["headrace", *map(str, arguments)])
         capture.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -26,12 +27,16 @@ def refusal(*arguments: object, capture: pytest.CaptureFixture[str]) -> str:
 
 
 @contextmanager
-def _logs_kept() -> Iterator[None]:
+def _process_kept() -> Iterator[None]:
+    """What a command does to its process, for which there is no other one, is undone."""
     root, hook = logging.getLogger(), threading.excepthook
     handlers, level = root.handlers[:], root.level
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
+        for number, handler in signals.items():
+            signal.signal(number, handler)
         root.handlers[:], threading.excepthook = handlers, hook
         root.setLevel(level)
         logging.captureWarnings(False)

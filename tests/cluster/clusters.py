@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from headrace.cluster import launch
-from headrace.cluster.processes import Process, processes_of
+from headrace.cluster.processes import MARK, Process, end, processes_of
 from tests.cluster.plain import Load
 
 HEADRACE = [sys.executable, "-m", "headrace"]
@@ -112,6 +113,20 @@ def up(*options: str | Path) -> Iterator[Up]:
         yield Up(told["grpc"], cluster, words)
     finally:
         headrace("down")
+
+
+@contextmanager
+def ray_started(*words: str, cpus: int = 1, **environment: str) -> Iterator[Path]:
+    """Processes of Ray that `headrace up` has not started, with a mark by which they are ended; the directory of their files."""
+    with tempfile.TemporaryDirectory(prefix="foreign-", ignore_cleanup_errors=True) as directory:
+        own = [f"--temp-dir={directory}", f"--num-cpus={cpus}", "--object-store-memory=80000000", "--disable-usage-stats"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, *own]
+        marked = {**os.environ, **environment, MARK: directory}
+        try:
+            subprocess.run(command, env=marked, check=True, capture_output=True, timeout=300)
+            yield Path(directory)
+        finally:
+            end(Path(directory), 5)
 
 
 def executions(log: Path) -> dict[int, list[int]]:

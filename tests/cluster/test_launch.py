@@ -6,40 +6,18 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from headrace.cluster import launch
-from headrace.cluster.processes import MARK, end, processes_of
-from tests.cluster.clusters import check, free_port, headrace, up, write_config
+from headrace.cluster.processes import processes_of
+from tests.cluster.clusters import check, free_port, headrace, ray_started, up, write_config
 from tests.cluster.plain import Load, add_logged_model
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@contextmanager
-def ray_started(*words: str, **environment: str) -> Iterator[Path]:
-    """Processes of Ray that `headrace up` has not started, with a mark by which they are ended; the directory of their files."""
-    with tempfile.TemporaryDirectory(prefix="foreign-", ignore_cleanup_errors=True) as directory:
-        own = [f"--temp-dir={directory}", "--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats"]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, *own]
-        marked = {**os.environ, **environment, MARK: directory}
-        try:
-            for _ in range(3):  # its own patience with itself is half a minute
-                done = subprocess.run(command, env=marked, check=False, capture_output=True, text=True, timeout=300)
-                if done.returncode == 0:
-                    break
-                end(Path(directory), 5)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-            yield Path(directory)
-        finally:
-            end(Path(directory), 5)
 
 
 def test_a_foreign_ray_is_left_alone(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from headrace.cli.app import app
 from headrace.errors import HeadraceError, InvalidJob, JobChanged, JobFailed, JobStopped
 from headrace.jobs import BatchJob, Options, Server
+from headrace.jobs.beginning import Begun
 from headrace.jobs.served import Served
 from headrace.jobs.verify import verify_output
 from tests.jobs.conftest import column, read
@@ -97,8 +98,8 @@ class Running:
     @property
     def limit(self) -> int:
         """Batches that may be under way."""
-        graph = self.job._begun.graph if self.job._begun is not None else None
-        return graph.gate.limit if isinstance(graph, Served) else 0
+        begun = self.job._begun
+        return begun.graph.gate.limit if isinstance(begun, Begun) and isinstance(begun.graph, Served) else 0
 
     def end(self) -> HeadraceError | None:
         self._thread.join(60)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -90,6 +92,13 @@ def run(
     memory: Annotated[
         int, typer.Option(metavar="BYTES", help="What may be on its way between input and output.", min=1 << 20)
     ] = 512 << 20,
+    on: Annotated[
+        Literal["ray"] | None,
+        typer.Option(metavar="ray", help="Spread it over actors: of the Ray of RAY_ADDRESS, else of one that ends with the job."),
+    ] = None,
+    actors: Annotated[int | None, typer.Option(metavar="N", help="[as many as Ray has room for]", min=1)] = None,
+    actor_cpus: Annotated[int | None, typer.Option(metavar="N", help="CPUs of each actor. [1]", min=1)] = None,
+    actor_gpus: Annotated[float, typer.Option(metavar="N", help="GPUs of each actor.", min=0)] = 0,
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(metavar="LEVEL")] = "warning",
 ) -> None:
     """Run a graph over a data set: Parquet, Arrow, CSV, JSON lines, or files as rows; into Parquet or Arrow.
@@ -105,6 +114,7 @@ def run(
       headrace batch embed -r models --input 'texts/*.parquet' --output vectors --columns text=body --resume
       headrace batch embed -r models --input 's3://texts/2026/*.parquet' --output s3://vectors/2026 --columns text=body
       headrace batch embed --share 127.0.0.1:8001 --input 'texts/*.parquet' --output vectors --columns text=body
+      headrace batch embed -r models --input 'texts/*.parquet' --output vectors --columns text=body --on ray --actors 4
       headrace batch verify vectors
     """
     from headrace.server.logs import configure_logs
@@ -130,8 +140,11 @@ def run(
     if where is None or (share is not None and repository is not None):
         raise InvalidJob("give --repository, the folder of models, or --share, the server that runs the graph")
     if share is not None:
+        if on is not None:
+            raise InvalidJob("--share and --on do not go together: a job that shares a server runs nothing itself")
         os.nice(_NICENESS)  # it may be on this machine
-    job = BatchJob(graph, where, input, output, options, resume=resume, memory=memory, most_rejected=max_rejects)
+    kind = BatchJob if on is None else _ray_job(actors, actor_cpus, actor_gpus)
+    job = kind(graph, where, input, output, options, resume=resume, memory=memory, most_rejected=max_rejects)
     sys.setswitchinterval(_SWITCH_SECONDS)
     raise typer.Exit(_run(job, output))
 
@@ -173,6 +186,18 @@ def verify(
 def _check_extra() -> None:
     if find_spec("pyarrow") is None:
         raise InvalidJob("batch jobs need pyarrow: pip install 'headrace[jobs]'")
+
+
+def _ray_job(count: int | None, cpus: int | None, gpus: float) -> Callable[..., BatchJob]:
+    if find_spec("ray") is None:
+        raise InvalidJob("--on ray needs Ray: pip install 'headrace[jobs,ray]'")
+    if "RAY_ADDRESS" not in os.environ:
+        from headrace.cluster.launch import let_in
+
+        let_in(secrets.token_hex(32))  # into the Ray that is started
+    from headrace.cluster.batch import Actors, RayJob
+
+    return partial(RayJob, Actors(count, cpus, gpus))
 
 
 def _run(job: BatchJob, output: str) -> int:
@@ -237,17 +262,18 @@ def _draw(job: BatchJob, ended: threading.Event) -> None:
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("rows · {task.fields[rate]:,.0f}/s · batches of {task.fields[batches]} · {task.fields[rejected]} rejected ·"),
+        TextColumn("rows · {task.fields[rate]:,.0f}/s · batches of {task.fields[batches]} · {task.fields[rejected]} rejected"),
+        TextColumn("{task.fields[actors]}·"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("", total=None, rate=0.0, batches="", rejected=0)
+        task = bar.add_task("", total=None, rate=0.0, batches="", rejected=0, actors="")
         while not ended.wait(_LOOK_SECONDS[True]):
             now = job.progress
             if now.total_rows:
-                bar.update(
-                    task, completed=now.rows, total=now.total_rows, rate=now.rate, batches=_batches(now), rejected=now.rejected
-                )
+                told = {"rate": now.rate, "batches": _batches(now), "rejected": now.rejected}
+                told["actors"] = f"· {len(now.actors)} actors " if now.actors else ""
+                bar.update(task, completed=now.rows, total=now.total_rows, **told)
 
 
 def _print_summary(progress: Progress, output: str) -> None:
@@ -260,6 +286,7 @@ def _print_summary(progress: Progress, output: str) -> None:
         ("rejected", f"{progress.rejected:,}" + (f", see {output}/_rejects" if progress.rejected else "")),
         ("parts", f"{progress.splits:,}, {progress.nbytes / 2**20:,.1f} MiB in this run"),
         ("batches of", _batches(progress)),
+        *[(f"actor {each.name}", f"{each.rows:,} rows, {each.rows_per_second:,.0f} rows/s") for each in progress.actors],
         ("time", f"{progress.seconds:,.1f} s, {progress.rate:,.0f} rows/s"),
         ("output", output),
     ):
@@ -273,9 +300,11 @@ def _batches(progress: Progress) -> str:
 
 
 def _record(progress: Progress) -> dict[str, Any]:
-    left = progress.left_seconds
+    left, told = progress.left_seconds, asdict(progress)
+    if not progress.actors:
+        del told["actors"]
     return {
-        **asdict(progress),
+        **told,
         "rows_per_second": round(progress.rate, 1),
         "left_seconds": None if left is None else round(left, 1),
     }

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from headrace.jobs.beginning import Server
     from headrace.jobs.job import BatchJob, Progress
     from headrace.jobs.manifest import Options
+    from headrace.jobs.stage import Stage
 
-__all__ = ["BatchJob", "Options", "Progress", "Server"]
+__all__ = ["BatchJob", "Options", "Progress", "Server", "Stage"]
 
 
 def __getattr__(name: str) -> Any:
@@ -33,4 +34,8 @@ def __getattr__(name: str) -> Any:
         from headrace.jobs.manifest import Options
 
         return Options
+    if name == "Stage":
+        from headrace.jobs.stage import Stage
+
+        return Stage
     raise AttributeError(f"module 'headrace.jobs' has no attribute '{name}'")

@@ -20,10 +20,11 @@ from headrace.jobs.cutting import in_parallel, shapes_for
 from headrace.jobs.dataset import DataSet
 from headrace.jobs.inputs import Inputs, Split
 from headrace.jobs.manifest import Manifest, Options, Shapes, changes
-from headrace.jobs.outputs import output_schema
+from headrace.jobs.outputs import Read, output_schema
 from headrace.jobs.sharing import MOST
 from headrace.jobs.split import Recipe
 from headrace.machine import usable_cpus
+from headrace.model import ModelSpec
 from headrace.models.repository import ModelSource
 from headrace.version import __version__
 
@@ -45,7 +46,8 @@ class Server:
 class Asked:
     """What a job is told: a graph of a repository, where its input is, and what its output depends on beside them.
 
-    `filesystem` is where the input is, as pyarrow sees it; None is the local one.
+    `filesystem` is where the input is, as pyarrow sees it; None is the local one. `cpus` are the cores of a process that works on
+    it; None is what this one has.
     """
 
     graph: str
@@ -53,14 +55,14 @@ class Asked:
     input: tuple[str, ...]
     options: Options
     filesystem: Any = None
+    cpus: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """A job that can work."""
+class Known:
+    """A job, whoever works on it."""
 
     manifest: Manifest
-    graph: Compiled | Served
     inputs: Inputs
     recipe: Recipe
 
@@ -68,6 +70,19 @@ class Begun:
     def splits(self) -> list[Split]:
         """All of them; a split is known by its place."""
         return [Split(**split) for split in self.manifest.splits]
+
+    def address(self, number: int) -> str:
+        """What a split is of, for people."""
+        split = self.splits[number]
+        path, first = self.inputs.place(split, 0)
+        return f"split {number} ({split.rows} rows from row {first} of {path} on)"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun(Known):
+    """A job that can work here."""
+
+    graph: Compiled | Served
 
 
 @contextmanager
@@ -99,7 +114,7 @@ def begun_anew(asked: Asked) -> Iterator[Begun]:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             repository=str(asked.repository),
             graph=graph.identity(),
-            versions=_versions(graph),
+            versions=versions_of(graph),
             input=asked.input,
             found=inputs.record(),
             options=options,
@@ -107,7 +122,7 @@ def begun_anew(asked: Asked) -> Iterator[Begun]:
             shared=isinstance(asked.repository, Server),
             splits=tuple(split._asdict() for split in inputs.splits(shapes.split_rows, options.limit_rows)),
         )
-        yield Begun(manifest, graph, inputs, _recipe(graph, shapes, options, inputs))
+        yield Begun(manifest, inputs, recipe_of(graph.spec, shapes, options, inputs, versions_of(graph)), graph)
 
 
 @contextmanager
@@ -123,14 +138,15 @@ def gone_on(manifest: Manifest, asked: Asked) -> Iterator[Begun]:
             [f"its rows were run {'by a server' if manifest.shared else 'by the job itself'}, and are not to be now"]
         )
     with _opened(asked, manifest.shapes.threads) as graph:
-        found = list(changes(manifest, graph.identity(), _versions(graph), asked.input, asked.options))
+        found = list(changes(manifest, graph.identity(), versions_of(graph), asked.input, asked.options))
         try:
             inputs = Inputs.restore(manifest.found, asked.filesystem)
         except JobChanged as error:
             raise JobChanged([*found, *error.changes]) from None
         if found:
             raise JobChanged(found)
-        yield Begun(manifest, graph, inputs, _recipe(graph, manifest.shapes, manifest.options, inputs))
+        recipe = recipe_of(graph.spec, manifest.shapes, manifest.options, inputs, manifest.versions)
+        yield Begun(manifest, inputs, recipe, graph)
 
 
 def _measured(asked: Asked) -> tuple[Profile | None, tuple[int, int]]:
@@ -139,7 +155,7 @@ def _measured(asked: Asked) -> tuple[Profile | None, tuple[int, int]]:
     if isinstance(repository, Server):
         return None, (MOST, 1)
     profile = measured(repository, asked.graph) if asked.options.batch_rows is None else None
-    return profile, in_parallel(profile, usable_cpus(), at_once(repository, asked.graph))
+    return profile, in_parallel(profile, asked.cpus or usable_cpus(), at_once(repository, asked.graph))
 
 
 def _opened(asked: Asked, threads: int) -> AbstractContextManager[Compiled | Served]:
@@ -152,7 +168,7 @@ def _opened(asked: Asked, threads: int) -> AbstractContextManager[Compiled | Ser
     return served(asked.repository.address, asked.graph)
 
 
-def _versions(graph: Compiled | Served) -> dict[str, str]:
+def versions_of(graph: Compiled | Served) -> dict[str, str]:
     """What the bytes of a part depend on, beside the graph: who computes, and who writes."""
     return {"headrace": __version__, "pyarrow": metadata.version("pyarrow"), **graph.versions}
 
@@ -171,10 +187,14 @@ def _kept(columns: Mapping[str, str], names: Sequence[str], options: Options) ->
     return list(options.keep)
 
 
-def _recipe(graph: Compiled | Served, shapes: Shapes, options: Options, inputs: Inputs) -> Recipe:
-    spec = graph.spec
+def recipe_of(spec: ModelSpec, shapes: Shapes, options: Options, read: Read, versions: Mapping[str, str]) -> Recipe:
+    """How rows of what is read become rows of the output.
+
+    Raises:
+        InvalidJob: they cannot, with these options.
+    """
     columns = sources(spec.inputs, options.columns, options.nulls)
-    keep = [name for name in _kept(columns, inputs.schema.names, options) if name not in inputs.partitions]
+    keep = [name for name in _kept(columns, read.schema.names, options) if name not in read.partitions]
     texts = [output.name for output in spec.outputs if output.datatype == "BYTES"]
     for name in options.text:
         if name not in texts:
@@ -182,5 +202,5 @@ def _recipe(graph: Compiled | Served, shapes: Shapes, options: Options, inputs: 
                 f"'{name}', which is to be text, is no BYTES output of the graph; those are {', '.join(texts) or 'none'}"
             )
     made_by = {"headrace.graph": f"{spec.name}/{spec.version}", "headrace.digest": spec.digest}
-    made_by |= {f"headrace.version.{name}": version for name, version in _versions(graph).items()}
-    return Recipe(spec, shapes, options, columns, keep, output_schema(inputs, keep, spec.outputs, options.text, made_by))
+    made_by |= {f"headrace.version.{name}": version for name, version in versions.items()}
+    return Recipe(spec, shapes, options, columns, keep, output_schema(read, keep, spec.outputs, options.text, made_by))

@@ -26,10 +26,13 @@ from headrace.jobs.records import OWN, done_of, manifest_of, rejects_path, unrea
 
 
 class JobDirectory:
-    """The directory `root`, which need not exist yet."""
+    """The directory `root`, which need not exist yet.
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.name = root, str(root)
+    Of several that write parts of one job, each has a `writer` of its own: one that is taken for dead may still write.
+    """
+
+    def __init__(self, root: Path, writer: str = "") -> None:
+        self.root, self.name, self._writer = root, str(root), writer
         self._own = root / OWN
         self._manifest, self._splits, self._tmp = self._own / "manifest.json", self._own / "splits", self._own / "tmp"
 
@@ -97,7 +100,7 @@ class JobDirectory:
 
     def temporary(self, split: int) -> Path:
         """Where a part is written."""
-        return self._tmp / f"{split:05}"
+        return self._tmp / f"{split:05}{self._writer}"
 
     def put_rejects(self, split: int, content: bytes) -> None:
         """Write down the rejected rows of a split, if there are any."""

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import HeadraceError, InvalidJob, JobFailed, JobStopped, sentence
-from headrace.jobs.beginning import Asked, Begun, Server, begun_anew, gone_on
+from headrace.jobs.beginning import Asked, Known, Server, begun_anew, gone_on
+from headrace.jobs.compiled import Runner
 from headrace.jobs.flow import Flow, Work
 from headrace.jobs.location import location_of
-from headrace.jobs.manifest import Done, Options
+from headrace.jobs.manifest import Done, Manifest, Options
 from headrace.jobs.openlineage import Account, Data, told
 from headrace.jobs.parts import Parts
 from headrace.jobs.split import Piece, windows
@@ -34,11 +35,22 @@ MOST_REJECTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
+class ActorProgress:
+    """What one of several processes has done of a job: `name` is its machine and its number there."""
+
+    name: str
+    rows: int
+    splits: int
+    rows_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a job is.
 
     `rows` of its input have run, or were rejected; `before` of them in runs before this one, which works for `seconds`. `nbytes`
-    are those of the parts that this run has made. `batch_rows` are the smallest and the largest batch that it is cut into.
+    are those of the parts that this run has made. `batch_rows` are the smallest and the largest batch that it is cut into. On
+    Ray there are `actors`, and have been.
     """
 
     rows: int = 0
@@ -50,6 +62,7 @@ class Progress:
     nbytes: int = 0
     batch_rows: tuple[int, int] = (0, 0)
     seconds: float = 0.0
+    actors: tuple[ActorProgress, ...] = ()
 
     @property
     def rate(self) -> float:
@@ -95,9 +108,10 @@ class BatchJob:
             where = [path if is_url(path) else str(Path(path).absolute()) for path in where]
         self._asked = Asked(graph, repository, tuple(where), options, filesystem)
         self._location = location_of(output)
-        self._resume, self._most_rejected = resume, most_rejected
+        self._resume, self._memory, self._most_rejected = resume, memory, most_rejected
         self._flow: Flow[Piece] = Flow(memory)
-        self._begun: Begun | None = None
+        self._runners: list[Runner] = []
+        self._begun: Known | None = None
         self._parts: Parts | None = None
         self._done: Mapping[int, Done] = {}
         self._reading: dict[int, int] = {}
@@ -159,18 +173,22 @@ class BatchJob:
                             self._trace.rows(self.progress.rows, self.progress.rejected)
         return self.progress
 
-    @contextmanager
-    def _opened(self) -> Iterator[Begun]:
+    def _found(self) -> Manifest | None:
+        """What was begun there, if something was, and may go on."""
         manifest = self._location.manifest()
+        if manifest is not None and not self._resume:
+            raise InvalidJob(f"{self._location.name} has a job already: go on with it (--resume), or choose another output")
         if manifest is None:
             self._check_apart()
-            with begun_anew(self._asked) as begun:
+        return manifest
+
+    @contextmanager
+    def _opened(self) -> Iterator[Known]:
+        manifest = self._found()
+        with begun_anew(self._asked) if manifest is None else gone_on(manifest, self._asked) as begun:
+            if manifest is None:
                 self._location.begin(begun.manifest)
-                yield begun
-            return
-        if not self._resume:
-            raise InvalidJob(f"{self._location.name} has a job already: go on with it (--resume), or choose another output")
-        with gone_on(manifest, self._asked) as begun:
+            self._runners = [begun.graph.runner(number) for number in range(begun.manifest.shapes.runners)]
             yield begun
 
     def _check_apart(self) -> None:
@@ -182,17 +200,10 @@ class BatchJob:
             if self._asked.filesystem is None and is_deep and Path(root).is_relative_to(above):
                 raise InvalidJob(f"the output, {root}, lies in the input, {path}: choose another output")
 
-    def _work(self, begun: Begun) -> None:
-        rejected = sum(each.rejected for each in self._done.values())
-        runners = [begun.graph.runner(number) for number in range(begun.manifest.shapes.runners)]
+    def _work(self, begun: Known) -> None:
         self._begun, self._since = begun, time.monotonic()
         try:
-            with (
-                Parts(self._location, begun, self._most_rejected, rejected, self._recorded) as self._parts,
-                self._flow.working(self._windows(begun), runners) as written,
-            ):
-                for work in written:
-                    self._parts.add(work)
+            self._make(begun)
         except JobStopped:
             raise
         except (OSError, MemoryError, HeadraceError) as error:
@@ -200,7 +211,17 @@ class BatchJob:
         finally:
             self._until = time.monotonic()
 
-    def _windows(self, begun: Begun) -> Iterator[Work[Piece]]:
+    def _make(self, begun: Known) -> None:
+        """Make all parts that are not there yet."""
+        rejected = sum(each.rejected for each in self._done.values())
+        with (
+            Parts(self._location, begun, self._most_rejected, rejected, self._recorded) as self._parts,
+            self._flow.working(self._windows(begun), self._runners) as written,
+        ):
+            for work in written:
+                self._parts.add(work)
+
+    def _windows(self, begun: Known) -> Iterator[Work[Piece]]:
         for number, split in enumerate(begun.splits):
             if number not in self._done:
                 self._reading[number] = time.time_ns()
@@ -223,7 +244,7 @@ class BatchJob:
         return f"{finished}; when this is mended, go on with --resume"
 
 
-def _account(begun: Begun, output: str) -> Account:
+def _account(begun: Known, output: str) -> Account:
     """What others are told of a job: all of its manifest but lists of files and splits."""
     manifest, files = begun.manifest, begun.inputs.files
     columns = [(one.name, str(one.type)) for one in begun.inputs.schema]

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.ipc as pipc
@@ -39,8 +39,18 @@ class Written(NamedTuple):
     sha256: str
 
 
+class Read(Protocol):
+    """What is read: its columns, of which `partitions` are directories."""
+
+    @property
+    def schema(self) -> pa.Schema: ...  # noqa: D102
+
+    @property
+    def partitions(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
 def output_schema(
-    inputs: Inputs, keep: Sequence[str], outputs: Sequence[TensorSpec], text: Collection[str], metadata: Mapping[str, str]
+    read: Read, keep: Sequence[str], outputs: Sequence[TensorSpec], text: Collection[str], metadata: Mapping[str, str]
 ) -> pa.Schema:
     """The columns of the parts: those of the input that are kept, and the outputs, of which some are `text`.
 
@@ -50,7 +60,7 @@ def output_schema(
     both = next((spec.name for spec in outputs if spec.name in keep), None)
     if both is not None:
         raise InvalidJob(f"'{both}' is an output of the graph and a column that is kept; keep other columns")
-    fields = [inputs.schema.field(name) for name in keep] + [field(spec, text=spec.name in text) for spec in outputs]
+    fields = [read.schema.field(name) for name in keep] + [field(spec, text=spec.name in text) for spec in outputs]
     return pa.schema(fields, metadata=dict(metadata))
 
 

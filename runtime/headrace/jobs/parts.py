@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from headrace.errors import JobFailed
-from headrace.jobs.beginning import Begun
+from headrace.jobs.beginning import Known
 from headrace.jobs.flow import Work
 from headrace.jobs.location import Location
 from headrace.jobs.manifest import Done
@@ -28,7 +28,7 @@ class Parts:
     """
 
     def __init__(
-        self, location: Location, begun: Begun, most_rejected: int, rejected: int, recorded: Callable[[Done], None]
+        self, location: Location, begun: Known, most_rejected: int, rejected: int, recorded: Callable[[Done], None]
     ) -> None:
         self._location, self._begun, self._most, self._recorded = location, begun, most_rejected, recorded
         self.rejected, self.nbytes, self.splits = rejected, 0, 0

@@ -105,15 +105,20 @@ def _encoded(recipe: Recipe, results: Results, rows: NDArray[np.intp]) -> list[p
     return [encode(o, outputs[o.name], text=o.name in recipe.options.text) for o in recipe.spec.outputs]
 
 
+def rejected_of(work: Work[Piece]) -> list[Rejected]:
+    """The rows of a window of which there is no output, in order. `output_of` has been called."""
+    decoded, window = work.owner.decoded, work.window
+    assert decoded is not None
+    assert window is not None
+    failed = [Rejected(int(decoded.places[row]), "", reason) for row, reason in window.results.failed.items()]
+    return sorted([*decoded.rejected, *failed])
+
+
 def rejects_of(inputs: Inputs, work: Work[Piece]) -> list[str]:
     """A line of JSON for each row of a window that is not in its part, in order."""
-    piece, window = work.owner, work.window
-    assert piece.decoded is not None
-    assert window is not None
-    told = [(rejected.place, rejected.column, rejected.reason) for rejected in piece.decoded.rejected]
-    told += [(int(piece.decoded.places[row]), "", reason) for row, reason in window.results.failed.items()]
+    piece = work.owner
     lines: list[str] = []
-    for place, column, reason in sorted(told):
+    for place, column, reason in rejected_of(work):
         file, row = inputs.place(piece.split, piece.first + place)
         lines.append(json.dumps({"file": file, "row": row, "column": column or None, "reason": reason}, ensure_ascii=False))
     return lines

@@ -1,0 +1,222 @@
+"""Batch jobs on real Ray: their parts are those of a job without it, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headrace.errors import InvalidRepository, JobFailed, JobStopped
+from headrace.jobs import BatchJob, Options, Stage
+from headrace.jobs.manifest import Done
+from tests.cluster.clusters import ray_started
+from tests.jobs.conftest import build_repository, column, digests, read, write_vectors
+from tests.waiting import until
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+
+SIXTEEN = Options(batch_rows=16)
+ROWS = (3000, 100, 3000)
+DEADLY = """
+max_batch_size: 16
+inputs: {x: "FP32[32]", id: "INT64[1]"}
+outputs: {y: "FP32[1]"}
+nodes:
+  deadly:
+    run: nodes.py:Deadly
+    inputs: {x: x, id: id}
+    outputs: {y: y}
+"""
+DEADLY_NODE = """
+import os, signal
+from pathlib import Path
+
+class Deadly:
+    inputs = {{"x": "FP32[32]", "id": "INT64[1]"}}
+    outputs = {{"y": "FP32[1]"}}
+
+    def load(self, context):
+        pass
+
+    def run(self, tensors):
+        lives = Path({lives!r})
+        left = int(lives.read_text())
+        if left and (tensors["id"] == 2500).any():
+            lives.write_text(str(left - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {{"y": tensors["x"][:, :1] * 2}}
+"""
+"""Kills its process in the middle of a split, as often as a file says."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("ray-jobs")
+    repository = build_repository(place / "models")
+    (repository / "deadly").mkdir()
+    (repository / "deadly/graph.yaml").write_text(DEADLY)
+    (repository / "deadly/nodes.py").write_text(DEADLY_NODE.format(lives=str(place / "lives")))
+    (repository / "broken/1").mkdir(parents=True)
+    (repository / "broken/1/model.onnx").write_bytes(b"no model")
+    (place / "lives").write_text("0")
+    write_vectors(place / "in", ROWS)
+    return place
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """This process is a driver of a slim Ray."""
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    slim = ("--head", "--port=0", "--dashboard-agent-listen-port=0", "--include-dashboard=False", "--no-monitor")
+    with pytest.MonkeyPatch.context() as patch, ray_started(*slim, cpus=4, **variables) as directory:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        import ray
+
+        handler = signal.getsignal(signal.SIGTERM)
+        address = (directory / "ray_current_cluster").read_text().strip()
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        yield ray
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, handler)
+
+
+def on_ray(place: Path, graph: str, output: Path, *, resume: bool = False, count: int = 2) -> BatchJob:
+    from headrace.cluster.batch import Actors, RayJob
+
+    return RayJob(Actors(count), graph, place / "models", place / "in", output, SIXTEEN, resume=resume)
+
+
+def here(place: Path, graph: str, output: Path, *, resume: bool = False) -> BatchJob:
+    return BatchJob(graph, place / "models", place / "in", output, SIXTEEN, resume=resume)
+
+
+def stopped(job: BatchJob, patch: pytest.MonkeyPatch) -> int:
+    """Run it, and stop it when it has recorded a split; how many it has."""
+    record: Callable[[Done], None] = job._recorded
+
+    def recorded(done: Done) -> None:
+        record(done)
+        job.stop()
+
+    patch.setattr(job, "_recorded", recorded)
+    with pytest.raises(JobStopped):
+        job.run()
+    return job.progress.splits
+
+
+@pytest.fixture(scope="module")
+def expected(place: Path) -> dict[str, str]:
+    here(place, "mlp", place / "expected").run()
+    return digests(place / "expected")
+
+
+def test_the_same_parts_as_without_ray(ray: Any, place: Path, tmp_path: Path, expected: dict[str, str]) -> None:
+    progress = on_ray(place, "mlp", tmp_path / "out").run()
+    assert digests(tmp_path / "out") == expected
+    assert read(tmp_path / "out").column("id").to_pylist() == list(range(sum(ROWS)))
+    assert (progress.rows, progress.splits, progress.rejected) == (sum(ROWS), len(expected), 0)
+    assert sum(actor.rows for actor in progress.actors) == sum(ROWS)
+    assert sum(actor.splits for actor in progress.actors) == len(expected)
+    assert list((tmp_path / "out/_headrace/tmp").iterdir()) == []
+
+
+def test_begun_here_gone_on_with_there_and_back(
+    ray: Any, place: Path, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    first = stopped(here(place, "mlp", output), monkeypatch)
+    second = stopped(on_ray(place, "mlp", output, resume=True, count=1), monkeypatch)
+    assert 0 < first < second < len(expected)
+    here(place, "mlp", output, resume=True).run()
+    assert digests(output) == expected
+
+
+@pytest.mark.slow
+def test_begun_on_ray(ray: Any, place: Path, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < stopped(on_ray(place, "mlp", tmp_path / "out", count=1), monkeypatch) < len(expected)
+    here(place, "mlp", tmp_path / "out", resume=True).run()
+    assert digests(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+def test_an_actor_dies_in_the_middle_of_a_split(ray: Any, place: Path, tmp_path: Path) -> None:
+    here(place, "deadly", tmp_path / "expected").run()
+    (place / "lives").write_text("2")
+    progress = on_ray(place, "deadly", tmp_path / "out").run()
+    assert (place / "lives").read_text() == "0"
+    assert digests(tmp_path / "out") == digests(tmp_path / "expected")
+    assert progress.rows == sum(actor.rows for actor in progress.actors) == sum(ROWS)
+    assert list((tmp_path / "out/_headrace/tmp").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_split_that_every_actor_dies_of(ray: Any, place: Path, tmp_path: Path) -> None:
+    (place / "lives").write_text("9")
+    told = r"actors die of split 2 \(\d+ rows from row 2\d+ of .*/000.parquet on\); the last one, .*/\d+: .* go on with --resume"
+    with pytest.raises(JobFailed, match=told):
+        on_ray(place, "deadly", tmp_path / "out").run()
+    (place / "lives").write_text("0")
+    on_ray(place, "deadly", tmp_path / "out", resume=True).run()
+    here(place, "deadly", tmp_path / "expected").run()
+    assert digests(tmp_path / "out") == digests(tmp_path / "expected")
+
+
+def test_a_graph_that_does_not_load(ray: Any, place: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRepository, match=f"broken.*, on {os.uname().nodename}"):
+        on_ray(place, "broken", tmp_path / "out").run()
+
+
+def test_a_stage_in_ray_data(ray: Any, place: Path, expected: dict[str, str]) -> None:
+    """As actors and as tasks; there is a CPU left for those who read."""
+    from ray import data
+
+    told = {"graph": "mlp", "repository": str(place / "models"), "batch_rows": 16}
+    options = {"batch_format": "pyarrow", "batch_size": 1024, "num_cpus": 1}
+    pool = {"compute": data.ActorPoolStrategy(size=2), "fn_constructor_kwargs": told}
+    for stage, more in ((Stage, pool), (Stage(**told), {})):
+        made = data.read_parquet(str(place / "in")).map_batches(stage, **options, **more).take_all()
+        made.sort(key=lambda row: row["id"])
+        assert [row["id"] for row in made] == list(range(sum(ROWS)))
+        np.testing.assert_allclose(
+            np.stack([row["y"] for row in made]), column(read(place / "expected"), "y"), rtol=1e-5, atol=1e-6
+        )
+
+
+# The command line, with a Ray of its own.
+
+
+def command(place: Path, output: Path, *more: str) -> list[str]:
+    words = ["batch", "mlp", "-r", place / "models", "--input", place / "in", "--output", output, "--batch-rows=16", *more]
+    return [sys.executable, "-m", "headrace", *map(str, words)]
+
+
+@pytest.mark.slow
+def test_the_command_line(place: Path, tmp_path: Path, expected: dict[str, str]) -> None:
+    job = command(place, tmp_path / "out", "--on", "ray", "--actors", "2")
+    done = subprocess.run(job, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (told["event"], told["rows"]) == ("done", sum(ROWS))
+    assert set(told["actors"][0]) == {"name", "rows", "splits", "rows_per_second"}
+    assert digests(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [(), ("--on", "ray", "--actors", "1")], ids=["here", "on Ray"])
+def test_the_driver_is_killed(place: Path, tmp_path: Path, expected: dict[str, str], again: tuple[str, ...]) -> None:
+    output, splits = tmp_path / "out", tmp_path / "out/_headrace/splits"
+    job = subprocess.Popen(command(place, output, "--on", "ray", "--actors", "1"), stdout=subprocess.DEVNULL)
+    until(lambda: job.poll() is not None or (splits.is_dir() and len(list(splits.iterdir())) >= 2), 200)
+    job.send_signal(signal.SIGKILL)
+    assert job.wait() == -signal.SIGKILL
+    assert subprocess.run(command(place, output, "--resume", *again), check=False, timeout=200).returncode == 0
+    assert digests(output) == expected
