@@ -104,7 +104,7 @@ def run(
       headrace batch embed -r models --input 'texts/*.parquet' --output vectors --columns text=body --on ray --actors 4
       headrace batch verify vectors
     """
-    from headrace.cli.logs import configure_logs
+    from headrace.server.logs import configure_logs
 
     configure_logs(log_level, "auto")
     _check_extra()
@@ -146,7 +146,7 @@ def verify(
     Example:
       headrace batch verify vectors
     """
-    from headrace.cli.logs import configure_logs
+    from headrace.server.logs import configure_logs
 
     configure_logs("warning", "auto")
     _check_extra()
