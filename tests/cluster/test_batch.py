@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headrace.cluster.processes import processes_of
 from headrace.errors import InvalidRepository, JobFailed, JobStopped
 from headrace.jobs import BatchJob, Options, Stage
 from headrace.jobs.manifest import Done
@@ -21,7 +22,10 @@ from tests.cluster.clusters import ray_started
 from tests.jobs.conftest import build_repository, column, digests, read, write_vectors
 from tests.waiting import until
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
 
 SIXTEEN = Options(batch_rows=16)
 ROWS = (3000, 100, 3000)
@@ -76,7 +80,7 @@ def ray() -> Iterator[Any]:
     """This process is a driver of a slim Ray."""
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     slim = ("--head", "--port=0", "--dashboard-agent-listen-port=0", "--include-dashboard=False", "--no-monitor")
-    with pytest.MonkeyPatch.context() as patch, ray_started(*slim, cpus=4, **variables) as directory:
+    with pytest.MonkeyPatch.context() as patch, ray_started(*slim, cpus=3, **variables) as directory:
         for name, value in variables.items():
             patch.setenv(name, value)
         import ray
@@ -170,25 +174,45 @@ def test_a_split_that_every_actor_dies_of(ray: Any, place: Path, tmp_path: Path)
     assert digests(tmp_path / "out") == digests(tmp_path / "expected")
 
 
+@pytest.mark.slow
+def test_a_node_dies(ray: Any, place: Path, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with ray_started(f"--address={ray.get_runtime_context().gcs_address}") as node:
+        until(lambda: ray.cluster_resources()["CPU"] == 4, 60)
+        job = on_ray(place, "mlp", tmp_path / "out", count=4)
+        record: Callable[[Done], None] = job._recorded
+
+        def recorded(done: Done) -> None:
+            record(done)
+            for process in processes_of(node):
+                os.kill(process.pid, signal.SIGKILL)
+
+        monkeypatch.setattr(job, "_recorded", recorded)
+        assert job.run().rows == sum(ROWS)
+    assert digests(tmp_path / "out") == expected
+
+
 def test_a_graph_that_does_not_load(ray: Any, place: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRepository, match=f"broken.*, on {os.uname().nodename}"):
+    with pytest.raises(InvalidRepository, match=f"^on {os.uname().nodename}: .*broken"):
         on_ray(place, "broken", tmp_path / "out").run()
 
 
-def test_a_stage_in_ray_data(ray: Any, place: Path, expected: dict[str, str]) -> None:
-    """As actors and as tasks; there is a CPU left for those who read."""
+@pytest.mark.parametrize("kind", ["actors", pytest.param("tasks", marks=pytest.mark.slow)])
+def test_a_stage_in_ray_data(ray: Any, place: Path, expected: dict[str, str], kind: str) -> None:
+    """There is a CPU left for those who read."""
     from ray import data
 
     told = {"graph": "mlp", "repository": str(place / "models"), "batch_rows": 16}
-    options = {"batch_format": "pyarrow", "batch_size": 1024, "num_cpus": 1}
-    pool = {"compute": data.ActorPoolStrategy(size=2), "fn_constructor_kwargs": told}
-    for stage, more in ((Stage, pool), (Stage(**told), {})):
-        made = data.read_parquet(str(place / "in")).map_batches(stage, **options, **more).take_all()
-        made.sort(key=lambda row: row["id"])
-        assert [row["id"] for row in made] == list(range(sum(ROWS)))
-        np.testing.assert_allclose(
-            np.stack([row["y"] for row in made]), column(read(place / "expected"), "y"), rtol=1e-5, atol=1e-6
-        )
+    options: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1024, "num_cpus": 1}
+    if kind == "actors":
+        stage: Any = Stage
+        options |= {"compute": data.ActorPoolStrategy(size=1), "fn_constructor_kwargs": told}
+    else:
+        stage = Stage(**told)
+    made = data.read_parquet(str(place / "in")).map_batches(stage, **options).take_all()
+    made.sort(key=lambda row: row["id"])
+    whole = read(place / "expected")
+    assert [row["id"] for row in made] == whole["id"].to_pylist()
+    np.testing.assert_allclose(np.stack([row["y"] for row in made]), column(whole, "y"), rtol=1e-5, atol=1e-6)
 
 
 # The command line, with a Ray of its own.

@@ -8,30 +8,25 @@ is not recorded.
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from headrace.backends.installed import usable_gpus
-from headrace.cluster.plan import OBJECT_STORE_BYTES, check_shared_memory
+from headrace.cluster.connection import Actors, connected, room_for
 from headrace.cluster.rota import AHEAD, Rota
-from headrace.errors import HeadraceError, InvalidJob, JobFailed, JobStopped, sentence
-from headrace.jobs.beginning import Known
+from headrace.errors import HeadraceError, JobFailed, JobStopped, sentence
+from headrace.jobs.beginning import Known, Server
+from headrace.jobs.directory import JobDirectory
 from headrace.jobs.inputs import Inputs
 from headrace.jobs.job import ActorProgress, BatchJob, Progress
 from headrace.jobs.manifest import Done, Manifest
 from headrace.jobs.worker import Opening, Worker
-from headrace.machine import usable_cpus
 
 log = logging.getLogger("headrace.batch")
 
@@ -42,18 +37,6 @@ _PATIENCE_SECONDS = 30.0
 _END_SECONDS = 10.0
 _UNOPENED = 3
 """Actors in a row that may die before they have opened the graph."""
-
-
-@dataclass(frozen=True, slots=True)
-class Actors:
-    """How many actors work on a job, and what Ray sets aside for each on its node.
-
-    `count` None is as many as there is room for; `cpus` None is 1, or what a batch of the job that goes on has threads.
-    """
-
-    count: int | None = None
-    cpus: int | None = None
-    gpus: float = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -103,13 +86,18 @@ class RayJob(BatchJob):
 
     def __init__(self, actors: Actors, *told: Any, **more: Any) -> None:
         super().__init__(*told, **more)
-        self._wanted = actors
+        if not isinstance(self._location, JobDirectory):
+            raise InvalidJob(f"{self._location.name} is in an object store, and a job on Ray writes to a directory of all nodes")
+        if isinstance(self._asked.repository, Server):
+            raise InvalidJob("a job runs on Ray or shares a server, not both")
+        self._wanted, self._output = actors, self._location.root.absolute()
         self._stopping = threading.Event()
         self._actors: list[_Actor] = []
         """All that there were."""
         self._under_way: dict[ray.ObjectRef, tuple[_Actor, str, int]] = {}
         """Of each call, its actor, the method, and the split."""
         self._count, self._unopened = 1, 0
+        self._idle_since: float | None = None
 
     def stop(self) -> None:
         """See `BatchJob`."""
@@ -149,11 +137,11 @@ class RayJob(BatchJob):
         cpus = self._wanted.cpus or (manifest.shapes.threads if manifest is not None else 1)
         self._wanted = replace(self._wanted, cpus=cpus)
         self._asked = replace(self._asked, cpus=cpus)
-        with _connected(self._wanted):
+        with connected(self._wanted):
             try:
                 opening = self._first(manifest)
                 if manifest is None:
-                    self._directory.begin(opening.manifest)
+                    self._location.begin(opening.manifest)
                 yield Known(opening.manifest, Inputs(opening.manifest.found, self._asked.filesystem), opening.recipe)
             finally:
                 self._end()
@@ -171,7 +159,7 @@ class RayJob(BatchJob):
 
     def _make(self, begun: Known) -> None:
         rota = Rota(number for number in range(len(begun.splits)) if number not in self._done)
-        self._count = min(self._wanted.count or _room(self._wanted), max(1, rota.waiting))
+        self._count = min(self._wanted.count or room_for(self._wanted), max(1, rota.waiting))
         while not rota.is_done:
             self._employ(begun, rota)
             for actor, method, number, result in self._results():
@@ -188,7 +176,7 @@ class RayJob(BatchJob):
                     rota.made(actor.number, number)
                     self._made(actor, result)
         self._end()
-        self._directory.tidy()  # of actors that died
+        self._location.tidy()  # of actors that died
 
     def _employ(self, begun: Known, rota: Rota) -> None:
         """Give every actor what it can take, and see that there are enough."""
@@ -224,7 +212,7 @@ class RayJob(BatchJob):
         handle = (
             ray.remote(Worker)
             .options(**options)
-            .remote(self._asked, self._directory.root.absolute(), self._memory, self._most_rejected - rejected)
+            .remote(self._asked, self._output, self._memory, self._most_rejected - rejected)
         )
         actor = _Actor(len(self._actors), handle)
         self._actors.append(actor)
@@ -285,8 +273,6 @@ class RayJob(BatchJob):
                 ray.available_resources(),
             )
 
-    _idle_since: float | None = None
-
     def _end(self) -> None:
         """End all actors, those that work within a batch."""
         alive = [actor for actor in self._actors if actor.handle is not None]
@@ -302,60 +288,3 @@ class RayJob(BatchJob):
 def _why(error: Exception) -> str:
     """Of what Ray says of a death, what it begins with: it goes on with all that may have been the cause."""
     return sentence(error).splitlines()[0].rstrip(".")
-
-
-def _room(wanted: Actors) -> int:
-    """How many actors Ray has room for, those of others and nodes that it may yet start not counted in; at least 1."""
-    there = ray.cluster_resources()
-    room = [there.get("CPU", 0) / (wanted.cpus or 1)] + ([there.get("GPU", 0) / wanted.gpus] if wanted.gpus else [])
-    return max(1, int(min(room)))
-
-
-@contextmanager
-def _connected(wanted: Actors) -> Iterator[None]:
-    """See `RayJob`."""
-    if ray.is_initialized():
-        yield
-        return
-    directory = None
-    told: dict[str, Any] = {"address": os.environ.get("RAY_ADDRESS")}
-    if not told["address"]:
-        told, directory = _of_its_own(wanted), tempfile.mkdtemp(prefix="headrace-")
-        told["_temp_dir"] = directory
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    is_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM) if is_main else None
-    try:
-        try:
-            ray.init(**told, namespace="headrace", configure_logging=False, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-            raise JobFailed(f"Ray does not answer, or does not start: {sentence(error)}") from None
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)  # Ray has put its own there
-        yield
-    finally:
-        ray.shutdown()
-        if directory is not None:
-            with suppress(OSError):
-                shutil.rmtree(directory)
-
-
-def _of_its_own(wanted: Actors) -> dict[str, Any]:
-    """How a Ray of this machine is started: with as many CPUs as the actors take.
-
-    Raises:
-        InvalidJob: this machine has less than one of them takes.
-    """
-    cpus = wanted.cpus or 1
-    for what, each, there in (("CPUs", cpus, usable_cpus()), ("GPUs", wanted.gpus, usable_gpus())):
-        if each > there:
-            raise InvalidJob(
-                f"an actor is to have {each:g} {what}, and this machine has {there}: give it less, or set RAY_ADDRESS"
-            )
-    check_shared_memory()
-    return {
-        "address": "local",
-        "num_cpus": (wanted.count or usable_cpus() // cpus) * cpus,
-        "object_store_memory": OBJECT_STORE_BYTES,
-        "include_dashboard": False,
-    }

@@ -74,7 +74,7 @@ class Worker:
         try:
             self._begun = self._open.enter_context(begun)
         except InvalidRepository as error:
-            raise InvalidRepository(f"{error.message}, on {socket.gethostname()}") from None
+            raise InvalidRepository(f"on {socket.gethostname()}: {error.message}") from None
         return Opening(self.name, self._begun.manifest, self._begun.recipe)
 
     def make(self, number: int) -> Done:
