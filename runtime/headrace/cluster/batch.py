@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from headrace.cluster.connection import Actors, connected, room_for
 from headrace.cluster.rota import AHEAD, Rota
-from headrace.errors import HeadraceError, JobFailed, JobStopped, sentence
+from headrace.errors import HeadraceError, InvalidJob, JobFailed, JobStopped, sentence
 from headrace.jobs.beginning import Known, Server
 from headrace.jobs.directory import JobDirectory
 from headrace.jobs.inputs import Inputs
@@ -82,6 +82,9 @@ class RayJob(BatchJob):
     Args:
         actors: how many, and what they take.
         told, more: as for `BatchJob`; `memory` is of each actor, and graph, input and output are the same on all nodes.
+
+    Raises:
+        InvalidJob: the output is in an object store, or the graph is to be run by a server.
     """
 
     def __init__(self, actors: Actors, *told: Any, **more: Any) -> None:
@@ -210,9 +213,7 @@ class RayJob(BatchJob):
         }
         rejected = sum(done.rejected for done in self._done.values())
         handle = (
-            ray.remote(Worker)
-            .options(**options)
-            .remote(self._asked, self._output, self._memory, self._most_rejected - rejected)
+            ray.remote(Worker).options(**options).remote(self._asked, self._output, self._memory, self._most_rejected - rejected)
         )
         actor = _Actor(len(self._actors), handle)
         self._actors.append(actor)
