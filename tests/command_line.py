@@ -29,8 +29,8 @@ def refusal(*arguments: object, capture: pytest.CaptureFixture[str]) -> str:
 @contextmanager
 def _process_kept() -> Iterator[None]:
     """What a command does to its process, for which there is no other one, is undone."""
-    root, hook = logging.getLogger(), threading.excepthook
-    handlers, level = root.handlers[:], root.level
+    root, own, hook = logging.getLogger(), logging.getLogger("headrace"), threading.excepthook
+    handlers, levels = root.handlers[:], (root.level, own.level)
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -38,5 +38,6 @@ def _process_kept() -> Iterator[None]:
         for number, handler in signals.items():
             signal.signal(number, handler)
         root.handlers[:], threading.excepthook = handlers, hook
-        root.setLevel(level)
+        for logger, level in zip((root, own), levels, strict=True):
+            logger.setLevel(level)
         logging.captureWarnings(False)

@@ -84,7 +84,9 @@ def ray() -> Iterator[Any]:
         for name, value in variables.items():
             patch.setenv(name, value)
         import ray
+        from ray._private.authentication_test_utils import reset_auth_token_state
 
+        reset_auth_token_state()  # another test may have imported Ray before the variables were there
         handler = signal.getsignal(signal.SIGTERM)
         address = (directory / "ray_current_cluster").read_text().strip()
         ray.init(address=address, log_to_driver=False, configure_logging=False)

@@ -19,7 +19,7 @@ from headrace.clock import MILLISECOND
 from headrace.engine import instance
 from headrace.ledger.records import STAGES, RequestRecord
 from headrace.scheduling import batch
-from headrace.transport import portable, rest, streams
+from headrace.transport import portable, rest, streams, unary
 from tests.ledger.reading import Reader, reading
 from tests.rest.resting import Rest, resting
 from tests.transport.serving import PATIENCE, TRANSPORTS, message
@@ -187,7 +187,7 @@ def inject(monkeypatch: pytest.MonkeyPatch, stage: str, transport: str, way: str
             delay(monkeypatch, where, "response_of", is_asked_for)
         case _:
             where, name = {
-                "unary": (portable, "encode_response"),
+                "unary": (unary, "encode_response"),
                 "stream": (streams, "encode_stream_response"),
                 "rest": (rest, "encode_inference"),
             }[way]

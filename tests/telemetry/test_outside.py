@@ -21,11 +21,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from headrace.cli.observe import check_spans
 from headrace.clock import MILLISECOND, SECOND
 from headrace.config import server_config
 from headrace.errors import CannotListen, InvalidRepository
 from headrace.ledger.report import read_outside
+from headrace.server.extras import check_spans
 from tests.budgets.making import OPENSLO
 from tests.ledger.servers import Gate, Served, served
 from tests.telemetry.exporting import Books
