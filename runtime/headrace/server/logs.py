@@ -22,8 +22,8 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        extra = "".join(f" {key}={value}" for key, value in vars(record).items() if key not in _PLAIN and value not in ("", ()))
-        return super().format(record) + extra
+        own = {key: value for key, value in vars(record).items() if key not in _PLAIN and not key.startswith("_")}  # Ray's does
+        return super().format(record) + "".join(f" {key}={value}" for key, value in own.items() if value not in ("", ()))
 
 
 _PLAIN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
