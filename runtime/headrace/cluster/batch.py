@@ -121,7 +121,7 @@ class RayJob(BatchJob):
             rows=before + sum(actor.rows for actor in actors),
             total_rows=sum(split.rows for split in splits),
             before=before,
-            rejected=sum(done.rejected for done in self._done.values()) + sum(actor.rejected for actor in actors),
+            rejected=self._rejected,
             splits=len(self._done) + len(made),
             total_splits=len(splits),
             nbytes=sum(done.nbytes for done in made),
@@ -133,6 +133,12 @@ class RayJob(BatchJob):
                 if actor.opened
             ),
         )
+
+    @property
+    def _rejected(self) -> int:
+        """Rows, in runs before this one and by all actors."""
+        before = sum(done.rejected for done in self._done.values())
+        return before + sum(actor.rejected for actor in list(self._actors))
 
     @contextmanager
     def _opened(self) -> Iterator[Known]:
@@ -199,8 +205,8 @@ class RayJob(BatchJob):
     def _made(self, actor: _Actor, done: Done) -> None:
         actor.made(done)
         self._recorded(done)
-        if (rejected := self.progress.rejected) > self._most_rejected:
-            raise JobFailed(f"{rejected} rows were rejected, and at most {self._most_rejected} may be (--max-rejects)")
+        if self._rejected > self._most_rejected:
+            raise JobFailed(f"{self._rejected} rows were rejected, and at most {self._most_rejected} may be (--max-rejects)")
 
     # Actors, and calls of them.
 

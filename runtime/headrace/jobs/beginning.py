@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,7 +59,7 @@ class Asked:
     cpus: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Known:
     """A job, whoever works on it."""
 
@@ -66,7 +67,7 @@ class Known:
     inputs: Inputs
     recipe: Recipe
 
-    @property
+    @cached_property
     def splits(self) -> list[Split]:
         """All of them; a split is known by its place."""
         return [Split(**split) for split in self.manifest.splits]
@@ -78,7 +79,7 @@ class Known:
         return f"split {number} ({split.rows} rows from row {first} of {path} on)"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Begun(Known):
     """A job that can work here."""
 

@@ -10,6 +10,8 @@ from enum import IntEnum
 from hashlib import blake2b
 from zlib import crc32
 
+from headrace.protocol.origin import mixed
+
 _MASK = (1 << 64) - 1
 
 
@@ -60,8 +62,5 @@ def ring_number(ring: str) -> int:
 
 
 def _mix(number: int) -> int:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014)."""
-    number = (number + 0x9E3779B97F4A7C15) & _MASK
-    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-    number = (number ^ number >> 27) * 0x94D049BB133111EB & _MASK
-    return number ^ number >> 31
+    """A step of splitmix64."""
+    return mixed((number + 0x9E3779B97F4A7C15) & _MASK)

@@ -63,9 +63,14 @@ def pseudonym(name: str | bytes) -> int:
     number = 0xCBF29CE484222325
     for byte in name.encode("latin-1", "replace") if isinstance(name, str) else name:
         number = (number ^ byte) * 0x100000001B3 & _MASK
+    return mixed(number) or 1
+
+
+def mixed(number: int) -> int:
+    """64 bits, each of which depends on all that were given: the last step of splitmix64 (Steele, Lea and Flood, 2014)."""
     number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     number = (number ^ number >> 27) * 0x94D049BB133111EB & _MASK
-    return (number ^ number >> 31) or 1
+    return number ^ number >> 31
 
 
 @lru_cache(1024)

@@ -112,9 +112,10 @@ def _wants_traces() -> bool:
     """Whether the environment asks for traces. It may be that of a whole machine: where they cannot be made, that is said."""
     if environment.wish_of(os.environ) is None:
         return False
-    if not can_trace():
-        log.warning("OpenTelemetry's variables ask for traces, and there will be none: %s", environment.EXTRA)
-    return can_trace()
+    if can_trace():
+        return True
+    log.warning("OpenTelemetry's variables ask for traces, and there will be none: %s", environment.EXTRA)
+    return False
 
 
 def _check_directory(path: Path) -> None:

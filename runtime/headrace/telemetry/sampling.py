@@ -140,7 +140,7 @@ def _bits(*given: tuple[NDArray[np.bool_], Why]) -> NDArray[np.uint8]:
 
 
 def _mix(numbers: Any) -> Any:
-    """The finaliser of splitmix64, of many at once; see `ledger.identity`."""
+    """A step of splitmix64, of many at once; see `ledger.identity`."""
     with np.errstate(over="ignore"):
         numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
         numbers = (numbers ^ numbers >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
