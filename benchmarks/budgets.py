@@ -35,6 +35,7 @@ from benchmarks.models import MODELS, build_repository, build_variant, perceptro
 from benchmarks.servers import BUILD, REPOSITORY, Server
 from headrace.clock import MILLISECOND, SECOND
 from headrace.load.generator import LoadPlan, run
+from headrace.machine import SWITCH_SECONDS
 from headrace.scheduling.admission import SHARE_OF
 from headrace.scheduling.steering import Steering
 
@@ -156,7 +157,7 @@ def serve(root: Path, steering: Steering) -> None:
     from headrace.transport.control import Control
     from headrace.transport.ways import open_transport
 
-    sys.setswitchinterval(0.0005)  # as `headrace serve` does
+    sys.setswitchinterval(SWITCH_SECONDS)  # as `headrace serve` does
     grpc = open_transport("native", "127.0.0.1:0")
     with Engine(root, queues=grpc.queues, profiles=Profiles()) as engine:
         grpc.start(engine.routes, Control(engine, "headrace", False))

@@ -34,14 +34,13 @@ from benchmarks.raw_loop import rows_per_second, session_of
 from benchmarks.servers import BUILD, REPOSITORY
 from headrace.errors import JobStopped
 from headrace.jobs import BatchJob, Options
+from headrace.machine import SWITCH_SECONDS
 from headrace.tensor import DTYPES
 
 NAMES = ("tiny", "mid", "magika")
 FILES = 4
 Form = Literal["parquet", "arrow"]
 FORMS: tuple[Form, ...] = ("parquet", "arrow")
-SWITCH_SECONDS = 0.0005
-"""As the command line has it."""
 
 
 def rows_of(model: Model, rows: int) -> NDArray[Any]:
@@ -115,7 +114,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of one loop, about")
     given = parser.parse_args()
-    sys.setswitchinterval(SWITCH_SECONDS)
+    sys.setswitchinterval(SWITCH_SECONDS)  # as `headrace batch` does
     build_repository(REPOSITORY)
     found: dict[str, Any] = {}
     table = Table(

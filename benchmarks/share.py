@@ -52,8 +52,9 @@ CLASSES = "priority_levels: 2 default_priority_level: 1"
 JOB = """
 import os, sys, threading, time
 from headrace.jobs import BatchJob, Server
+from headrace.machine import SWITCH_SECONDS
 os.nice(10)
-sys.setswitchinterval(0.0005)
+sys.setswitchinterval(SWITCH_SECONDS)
 job = BatchJob("mid", Server(sys.argv[1]), sys.argv[2], sys.argv[3])
 threading.Thread(target=job.run, daemon=True).start()
 while True:

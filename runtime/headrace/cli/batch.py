@@ -21,12 +21,11 @@ import typer
 from typer.core import TyperGroup
 
 from headrace.errors import InvalidJob, JobStopped
+from headrace.machine import SWITCH_SECONDS
 
 if TYPE_CHECKING:
     from headrace.jobs.job import BatchJob, Progress
 
-_SWITCH_SECONDS = 0.0005
-"""How long a thread keeps the interpreter that others want: runs of small models are short."""
 _NICENESS = 10
 """Of a job that shares a server."""
 _LOOK_SECONDS = {True: 0.1, False: 1.0}
@@ -145,7 +144,7 @@ def run(
         os.nice(_NICENESS)  # it may be on this machine
     kind = BatchJob if on is None else _ray_job(actors, actor_cpus, actor_gpus)
     job = kind(graph, where, input, output, options, resume=resume, memory=memory, most_rejected=max_rejects)
-    sys.setswitchinterval(_SWITCH_SECONDS)
+    sys.setswitchinterval(SWITCH_SECONDS)
     raise typer.Exit(_run(job, output))
 
 

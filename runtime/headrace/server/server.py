@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from headrace.config import ServerConfig
 from headrace.errors import InvalidRepository
+from headrace.machine import SWITCH_SECONDS
 from headrace.model import State
 from headrace.server.keeper import Keeper
 from headrace.server.logs import configure_logs
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from headrace.transport.metrics import MetricsEndpoint
 
 log = logging.getLogger("headrace.serve")
-
-_SWITCH_SECONDS = 0.0005
 
 
 class Server:
@@ -57,8 +56,7 @@ class Server:
         from headrace.engine.profiles import Profiles
         from headrace.transport.control import Control
 
-        # A thread that wants the interpreter waits for at most this long: a tenth of Python's default.
-        sys.setswitchinterval(_SWITCH_SECONDS)
+        sys.setswitchinterval(SWITCH_SECONDS)
         grpc = open_transport(self.transport, config.grpc, header_forward_pattern=config.grpc_header_forward_pattern)
         self.engine = Engine(
             source,
