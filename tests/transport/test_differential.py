@@ -28,7 +28,7 @@ from headrace.tensor import DTYPES
 from tests.transport.serving import PATIENCE, Server, fill, serving, wait_until
 
 Code = grpc.StatusCode
-SEQUENCES = 800
+SEQUENCES = 300
 MANY = {"native": 100_000, "portable": 20_000}
 KINDS = (*DTYPES, "BYTES")
 TYPED = {
