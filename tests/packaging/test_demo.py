@@ -140,19 +140,17 @@ def test_the_repository_is_left_as_it_is(repository: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("has_cargo", [True, False] if shutil.which("cargo") else [False])
-def test_make_run(tmp_path: Path, has_cargo: bool) -> None:
-    """In a fresh clone. On a machine without Rust a line says so, and the portable transport serves."""
+@pytest.mark.timeout(600)
+def test_make_run_without_cargo(tmp_path: Path) -> None:
+    """A fresh clone, on a machine without Rust: a line says so, and the portable transport serves."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if has_cargo or not (Path(folder) / "cargo").exists()]
+    without = [folder for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "cargo").exists()]
     environment = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "MAKEFLAGS", "MFLAGS")}
-    environment |= {"PATH": os.pathsep.join(folders), "PYTHON": sys.executable}
-    environment |= {"CARGO_TARGET_DIR": str(ROOT / "kernels/target")}  # what does not depend on the clone is not built again
+    environment |= {"PATH": os.pathsep.join(without), "PYTHON": sys.executable}
     run = ["make", "run", f"PYTHON={sys.executable}"]
     done = subprocess.run(run, cwd=clone, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     said = [line for line in done.stdout.splitlines() if "the portable transport takes the requests" in line]
-    assert len(said) == (not has_cargo)
+    assert len(said) == 1
     assert "answers are those of ONNX Runtime alone" in done.stdout
