@@ -18,7 +18,7 @@ from headrace.cluster.processes import processes_of
 from headrace.errors import InvalidRepository, JobFailed, JobStopped
 from headrace.jobs import BatchJob, Options, Stage
 from headrace.jobs.manifest import Done
-from tests.cluster.clusters import ray_started
+from tests.cluster.clusters import driver, ray_started
 from tests.jobs.conftest import build_repository, column, digests, read, write_vectors
 from tests.waiting import until
 
@@ -78,21 +78,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """This process is a driver of a slim Ray."""
-    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
-    slim = ("--head", "--port=0", "--dashboard-agent-listen-port=0", "--include-dashboard=False", "--no-monitor")
-    with pytest.MonkeyPatch.context() as patch, ray_started(*slim, cpus=3, **variables) as directory:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        import ray
-        from ray._private.authentication_test_utils import reset_auth_token_state
-
-        reset_auth_token_state()  # another test may have imported Ray before the variables were there
-        handler = signal.getsignal(signal.SIGTERM)
-        address = (directory / "ray_current_cluster").read_text().strip()
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    with driver(cpus=3, RAY_DATA_DISABLE_PROGRESS_BARS="1") as ray:
         yield ray
-        ray.shutdown()
-        signal.signal(signal.SIGTERM, handler)
 
 
 def on_ray(place: Path, graph: str, output: Path, *, resume: bool = False, count: int = 2) -> BatchJob:

@@ -193,8 +193,7 @@ class BatchJob:
 
     def _check_apart(self) -> None:
         """What is written must not be found among what is read, when the job goes on."""
-        name = self._location.name
-        root = name if is_url(name) else str(Path(name).absolute())
+        root = self._location.name
         for path in self._asked.input:
             above, is_deep = Path(path.partition("**")[0]), "**" in path or not any(sign in path for sign in "*?[")
             if self._asked.filesystem is None and is_deep and Path(root).is_relative_to(above):
