@@ -188,7 +188,7 @@ class BatchJob:
         with begun_anew(self._asked) if manifest is None else gone_on(manifest, self._asked) as begun:
             if manifest is None:
                 self._location.begin(begun.manifest)
-            self._runners = [begun.graph.runner(number) for number in range(begun.manifest.shapes.runners)]
+            self._runners = [begun.graph.runner(number) for number in range(begun.runners)]
             yield begun
 
     def _check_apart(self) -> None:

@@ -22,7 +22,6 @@ from headrace.jobs.location import Location
 from headrace.jobs.manifest import Done, Manifest
 from headrace.jobs.parts import Parts
 from headrace.jobs.split import Piece, Recipe, windows
-from headrace.machine import usable_cpus
 
 
 class Opening(NamedTuple):
@@ -115,9 +114,7 @@ class Worker:
         return self._begun
 
     def _work(self, begun: Begun) -> None:
-        shapes = begun.manifest.shapes
-        count = min(shapes.runners, max(1, (self._asked.cpus or usable_cpus()) // shapes.threads))
-        runners = [begun.graph.runner(number) for number in range(count)]
+        runners = [begun.graph.runner(number) for number in range(begun.runners)]
         try:
             with (
                 Parts(self._location, begun, self._most_rejected, 0, self._recorded) as self._parts,
