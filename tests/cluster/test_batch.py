@@ -18,7 +18,7 @@ from headrace.cluster.processes import processes_of
 from headrace.errors import InvalidRepository, JobFailed, JobStopped
 from headrace.jobs import BatchJob, Options, Stage
 from headrace.jobs.manifest import Done
-from tests.cluster.clusters import driver, ray_started
+from tests.cluster.clusters import address_of, driver, free_port, ray_started
 from tests.jobs.conftest import build_repository, column, digests, read, write_vectors
 from tests.waiting import until
 
@@ -221,6 +221,30 @@ def test_the_command_line(place: Path, tmp_path: Path, expected: dict[str, str])
     assert (told["event"], told["rows"]) == ("done", sum(ROWS))
     assert set(told["actors"][0]) == {"name", "rows", "splits", "rows_per_second"}
     assert digests(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+def test_on_a_ray_that_is_there(place: Path, tmp_path: Path, expected: dict[str, str]) -> None:
+    """By `ray job submit`, and by RAY_ADDRESS: its processes are the actors, and no Ray is started."""
+    port, token = free_port(), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    head = ("--head", "--port=0", "--dashboard-agent-listen-port=0", f"--dashboard-port={port}", "--no-monitor")
+    with ray_started(*head, cpus=2, **token) as directory:
+        submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", f"--address=http://127.0.0.1:{port}", "--"]
+        for name, words, address in (("submitted", submit, {}), ("told", [], {"RAY_ADDRESS": address_of(directory)})):
+            job = [*words, *command(place, tmp_path / name, "--on", "ray", "--actors", "2")]
+            variables = {**os.environ, **token, **address}
+            done = subprocess.run(job, env=variables, capture_output=True, text=True, check=False, timeout=200)
+            assert done.returncode == 0, done.stdout + done.stderr
+            (told,) = (json.loads(line) for line in done.stdout.splitlines() if '"event": "done"' in line)
+            assert (told["rows"], digests(tmp_path / name)) == (sum(ROWS), expected)
+            assert told["actors"]
+            for actor in told["actors"]:
+                assert list(directory.glob(f"session_latest/logs/worker-*-{actor['name'].rpartition('/')[2]}.out"))
+    nobody = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
+    job = command(place, tmp_path / "nobody", "--on", "ray")
+    done = subprocess.run(job, env=nobody, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 2
+    assert f"no Ray answers at {nobody['RAY_ADDRESS']}, which RAY_ADDRESS says: Connection refused" in done.stderr
 
 
 @pytest.mark.slow

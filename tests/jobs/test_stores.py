@@ -435,9 +435,11 @@ def test_credentials_that_are_not_there(
     )
 
 
-@pytest.mark.parametrize("where", ["ftp://there/out", "s3://", "S3://bucket/x"])
+@pytest.mark.parametrize("where", ["memory://out", "s3://", "S3://bucket/x"])
 def test_urls_that_are_of_no_store(repository: Path, files: Path, where: str) -> None:
-    assert "name it as s3://BUCKET/NAME or gs://BUCKET/NAME" in told(repository, files, where)
+    assert "name it as s3://BUCKET/NAME or gs://BUCKET/NAME; other input can be read by BatchJob(…, files" in told(
+        repository, files, where
+    )
 
 
 def test_the_input_is_in_one_place(repository: Path, files: Path, tmp_path: Path) -> None:
