@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -89,16 +89,13 @@ class Lease:
                 log.warning("%s", error)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Lent:
     """A lock that another process holds and writes anew. It is looked at each time, and held until somebody has taken it over."""
 
     url: str
     owner: str
-
-    def lent(self) -> Lent:
-        """The same lock."""
-        return self
+    objects: Objects = field(default_factory=lambda: Objects(_REQUEST_SECONDS))
 
     def check(self) -> None:
         """See that it is still held.
@@ -106,7 +103,7 @@ class Lent:
         Raises:
             JobFailed: it is not, or nobody knows.
         """
-        if _version_of(Objects(_REQUEST_SECONDS), self.url, self.owner) is None:
+        if _version_of(self.objects, self.url, self.owner) is None:
             raise JobFailed(f"the lock {self.url} is not held any more: another run has taken it over")
 
 

@@ -50,7 +50,7 @@ class JobStore:
 
     def writer(self) -> JobStore:
         """The same place for another process, whose environment says how to reach it."""
-        assert self._lease is not None
+        assert isinstance(self._lease, Lease)
         return JobStore(self.name, self._lease.lent())
 
     def prepare(self) -> None:
