@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 
 from headrace.cluster import launch
@@ -127,6 +130,30 @@ def ray_started(*words: str, cpus: int = 1, **environment: str) -> Iterator[Path
             yield Path(directory)
         finally:
             end(Path(directory), 5)
+
+
+@contextmanager
+def driver(*, cpus: int, **environment: str) -> Iterator[Any]:
+    """This process as a driver of a slim Ray, with these variables; what is imported as `ray`."""
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, **environment}
+    slim = ("--head", "--port=0", "--dashboard-agent-listen-port=0", "--include-dashboard=False", "--no-monitor")
+    with pytest.MonkeyPatch.context() as patch, ray_started(*slim, cpus=cpus, **variables) as directory:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        import ray
+        from ray._private.authentication_test_utils import reset_auth_token_state
+
+        reset_auth_token_state()  # another test may have imported Ray before the variables were there
+        handler = signal.getsignal(signal.SIGTERM)
+        ray.init(address=address_of(directory), log_to_driver=False, configure_logging=False)
+        yield ray
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, handler)
+
+
+def address_of(directory: Path) -> str:
+    """Of the Ray whose files are there."""
+    return (directory / "ray_current_cluster").read_text().strip()
 
 
 def executions(log: Path) -> dict[int, list[int]]:

@@ -18,7 +18,7 @@ from headrace.cluster.processes import processes_of
 from headrace.errors import InvalidRepository, JobFailed, JobStopped
 from headrace.jobs import BatchJob, Options, Stage
 from headrace.jobs.manifest import Done
-from tests.cluster.clusters import ray_started
+from tests.cluster.clusters import address_of, driver, free_port, ray_started
 from tests.jobs.conftest import build_repository, column, digests, read, write_vectors
 from tests.waiting import until
 
@@ -78,21 +78,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """This process is a driver of a slim Ray."""
-    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
-    slim = ("--head", "--port=0", "--dashboard-agent-listen-port=0", "--include-dashboard=False", "--no-monitor")
-    with pytest.MonkeyPatch.context() as patch, ray_started(*slim, cpus=3, **variables) as directory:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        import ray
-        from ray._private.authentication_test_utils import reset_auth_token_state
-
-        reset_auth_token_state()  # another test may have imported Ray before the variables were there
-        handler = signal.getsignal(signal.SIGTERM)
-        address = (directory / "ray_current_cluster").read_text().strip()
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    with driver(cpus=3, RAY_DATA_DISABLE_PROGRESS_BARS="1") as ray:
         yield ray
-        ray.shutdown()
-        signal.signal(signal.SIGTERM, handler)
 
 
 def on_ray(place: Path, graph: str, output: Path, *, resume: bool = False, count: int = 2) -> BatchJob:
@@ -235,6 +222,30 @@ def test_the_command_line(place: Path, tmp_path: Path, expected: dict[str, str])
     assert (told["event"], told["rows"]) == ("done", sum(ROWS))
     assert set(told["actors"][0]) == {"name", "rows", "splits", "rows_per_second"}
     assert digests(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+def test_on_a_ray_that_is_there(place: Path, tmp_path: Path, expected: dict[str, str]) -> None:
+    """By `ray job submit`, and by RAY_ADDRESS: its processes are the actors, and no Ray is started."""
+    port, token = free_port(), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    head = ("--head", "--port=0", "--dashboard-agent-listen-port=0", f"--dashboard-port={port}", "--no-monitor")
+    with ray_started(*head, cpus=2, **token) as directory:
+        submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", f"--address=http://127.0.0.1:{port}", "--"]
+        for name, words, address in (("submitted", submit, {}), ("told", [], {"RAY_ADDRESS": address_of(directory)})):
+            job = [*words, *command(place, tmp_path / name, "--on", "ray", "--actors", "2")]
+            variables = {**os.environ, **token, **address}
+            done = subprocess.run(job, env=variables, capture_output=True, text=True, check=False, timeout=200)
+            assert done.returncode == 0, done.stdout + done.stderr
+            (told,) = (json.loads(line) for line in done.stdout.splitlines() if '"event": "done"' in line)
+            assert (told["rows"], digests(tmp_path / name)) == (sum(ROWS), expected)
+            assert told["actors"]
+            for actor in told["actors"]:
+                assert list(directory.glob(f"session_latest/logs/worker-*-{actor['name'].rpartition('/')[2]}.out"))
+    nobody = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
+    job = command(place, tmp_path / "nobody", "--on", "ray")
+    done = subprocess.run(job, env=nobody, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 2
+    assert f"no Ray answers at {nobody['RAY_ADDRESS']}, which RAY_ADDRESS says: Connection refused" in done.stderr
 
 
 @pytest.mark.slow

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from headrace.errors import InvalidJob, JobChanged, JobLocked, JobStopped
-from headrace.jobs import BatchJob, Options
+from headrace.jobs import BatchJob, Options, beginning
 from headrace.jobs.directory import JobDirectory
 from tests.jobs.conftest import Run, build_repository, digests, write_vectors
 from tests.jobs.counting import Counting
@@ -55,6 +56,25 @@ def test_finished_splits_are_not_opened_again(run: Run, repository: Path, tmp_pa
     done = BatchJob("mlp", repository, files, tmp_path / "out", OPTIONS, resume=True, filesystem=counting.filesystem).run()
     assert counting.opened == []
     assert (done.rows, done.before, done.splits) == (4572, 4572, 5)
+
+
+def test_as_many_batches_run_at_once_as_there_are_cores_now(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to what a class of somebody else expects; the bytes are the same."""
+    models = build_repository(tmp_path / "models")
+    graph = models / "words" / "graph.yaml"
+    graph.write_text(f"instances: 3\n{graph.read_text()}")
+    files = write_vectors(tmp_path / "in", [3000])
+    texts = [" ".join("x" * (1 + (row * k) % 9) for k in range(row % 7)) for row in range(3000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
+    for name, input, expected in (("mlp", files, 4), ("words", tmp_path / "texts.parquet", 3)):
+        monkeypatch.setattr(beginning, "usable_cpus", lambda: 1)
+        BatchJob(name, models, input, tmp_path / f"{name}-alone", OPTIONS).run()
+        stopped_after(1, name, models, input, tmp_path / name)
+        monkeypatch.setattr(beginning, "usable_cpus", lambda: 4)
+        job = BatchJob(name, models, input, tmp_path / name, OPTIONS, resume=True)
+        job.run()
+        assert len(job._runners) == expected
+        assert digests(tmp_path / name) == digests(tmp_path / f"{name}-alone")
 
 
 def _append(path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import pickle
 import random
 import signal
 import tempfile
@@ -20,11 +21,12 @@ import pyarrow.fs as pfs
 import pytest
 
 from headrace.errors import HeadraceError, InvalidJob, JobChanged, JobFailed, JobLocked
-from headrace.jobs import BatchJob, Options
+from headrace.jobs import BatchJob, Options, beginning
 from headrace.jobs.stores import lease, objects
 from headrace.jobs.stores.location import JobStore
 from headrace.jobs.stores.objects import Objects
 from headrace.jobs.verify import verify_output
+from headrace.jobs.worker import Worker
 from tests.jobs.conftest import digests, write_vectors
 from tests.jobs.faulty import KINDS, Asked, FaultyS3
 from tests.jobs.test_kills import begin, command, finish
@@ -349,6 +351,34 @@ def test_a_lock_that_could_not_be_written_anew(
     run_and_lose_the_lock(s3, repository, bucket, files, lose, "it could not be written anew for 60 s")
 
 
+def test_several_put_parts_for_whoever_has_the_lock(
+    repository: Path, s3: FaultyS3, bucket: str, files: Path, expected: dict[str, str]
+) -> None:
+    """Some are made twice, as by one that was taken for dead; with another lock, or another part there, none is."""
+    asked = beginning.Asked("mlp", repository, (upload(files, f"{bucket}/in"),), OPTIONS, cpus=1)
+    store = JobStore(f"{bucket}/out")
+    store.prepare()
+    with store.lock():
+        first, second, third = (Worker(asked, pickle.loads(pickle.dumps(store.writer())), 1 << 20, 0) for _ in range(3))
+        manifest = first.open(None).manifest
+        store.begin(manifest)
+        for number in range(3):
+            first.make(number)
+        second.open(manifest)
+        for number in (4, 3, 2):
+            second.make(number)
+        assert stored(f"{bucket}/out") == expected
+        s3.put(f"{bucket}/out/part-00002.parquet", b"another")
+        with pytest.raises(JobFailed, match=r"part-00002\.parquet was written anew meanwhile: another run works"):
+            second.make(2)
+        third.open(manifest)
+        s3.put(f"{bucket}/out/_headrace/lock", b'{"owner": "another"}')
+        with pytest.raises(JobFailed, match=f"the lock {bucket}/out/_headrace/lock is not held any more"):
+            third.make(0)
+        for worker in (first, second, third):
+            worker.stop()
+
+
 # What is said when it cannot be.
 
 
@@ -405,9 +435,11 @@ def test_credentials_that_are_not_there(
     )
 
 
-@pytest.mark.parametrize("where", ["ftp://there/out", "s3://", "S3://bucket/x"])
+@pytest.mark.parametrize("where", ["memory://out", "s3://", "S3://bucket/x"])
 def test_urls_that_are_of_no_store(repository: Path, files: Path, where: str) -> None:
-    assert "name it as s3://BUCKET/NAME or gs://BUCKET/NAME" in told(repository, files, where)
+    assert "name it as s3://BUCKET/NAME or gs://BUCKET/NAME; other input can be read by BatchJob(…, files" in told(
+        repository, files, where
+    )
 
 
 def test_the_input_is_in_one_place(repository: Path, files: Path, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.errors import InvalidJob
+from headrace.errors import InvalidJob, JobFailed
 from headrace.jobs.columns import Rejected
 from headrace.jobs.dataset import DataSet
 from headrace.jobs.formats import rows as scanning
 from headrace.jobs.formats.rows import blocks
 from headrace.jobs.inputs import CELL_BYTES
-from tests.jobs.files import ids
+from tests.jobs.files import ids, table, write
 
 CELLS = st.text(st.sampled_from('ab,"\n\r\t é'), max_size=6)
 
@@ -118,6 +118,28 @@ def test_splits_of_text_begin_at_their_first_byte(tmp_path: Path) -> None:
     assert [content[split.begin :].split(b",", 1)[0] for split in splits] == [b"0", b"300", b"600", b"900"]
     assert ids(inputs, splits[2:3]) == list(range(600, 900))
     assert sum(split.rows for split in inputs.splits(300, limit=450)) == 450
+
+
+@pytest.mark.parametrize(
+    ("suffix", "packed", "codec"),
+    [("csv", "gz", "gzip"), ("jsonl", "zst", "zstd"), ("csv", "bz2", "bz2"), ("jsonl", "lz4", "lz4")],
+)
+def test_a_compressed_file_is_one_split(tmp_path: Path, suffix: str, packed: str, codec: str) -> None:
+    """Its rows are those of the file that was compressed; that some of it is missing is seen."""
+    rows = table(40_000)
+    content = write(tmp_path / f"plain.{suffix}", rows).read_bytes()
+    path = tmp_path / f"a.{suffix}.{packed}"
+    with pa.output_stream(path, compression=codec) as stream:
+        stream.write(b"\xef\xbb\xbf" + content)
+    inputs = DataSet.open([str(path)]).select()
+    splits = inputs.splits(300)
+    assert [(split.first, split.rows) for split in splits] == [(0, rows.num_rows)]
+    read = pa.Table.from_batches([window.batch for window in inputs.read(splits[0], 4096)])
+    assert read.equals(rows)
+    assert inputs.splits(300, limit=450)[0].rows == 450
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(JobFailed, match=rf"a\.{suffix}\.{packed} cannot be read: .*\. Put a whole file there"):
+        DataSet.open([str(path)]).select().splits(300)
 
 
 def test_text_without_columns_is_told(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_two_make_one_output(run: Run, repository: Path, tmp_path: Path) -> None
     asked = Asked("mlp", repository, (str(files),), SIXTEEN, cpus=1)
     directory = JobDirectory(tmp_path / "both")
     directory.prepare()
-    first, second = (Worker(asked, directory.root, 1 << 20, 0) for _ in range(2))
+    first, second = (Worker(asked, directory.writer(), 1 << 20, 0) for _ in range(2))
     manifest = first.open(None).manifest
     directory.begin(manifest)
     assert second.open(manifest).manifest == manifest
@@ -38,9 +38,9 @@ def test_what_cannot_be_made_is_told_with_its_address(repository: Path, tmp_path
     files = write_vectors(tmp_path / "in", [3000])
     directory = JobDirectory(tmp_path / "out")
     directory.prepare()
-    worker = Worker(Asked("mlp", repository, (str(files),), SIXTEEN), directory.root, 1 << 20, 0)
+    worker = Worker(Asked("mlp", repository, (str(files),), SIXTEEN), directory.writer(), 1 << 20, 0)
     manifest = worker.open(None).manifest
-    with pytest.raises(JobFailed, match="is another directory on"):
+    with pytest.raises(JobFailed, match="is another place on"):
         worker.make(1)
     directory.begin(manifest)
     (files / "000.parquet").write_bytes(b"")

@@ -22,7 +22,6 @@ from headrace.cluster.connection import Actors, connected, room_for
 from headrace.cluster.rota import AHEAD, Rota
 from headrace.errors import HeadraceError, InvalidJob, JobFailed, JobStopped, sentence
 from headrace.jobs.beginning import Known, Server
-from headrace.jobs.directory import JobDirectory
 from headrace.jobs.inputs import Inputs
 from headrace.jobs.job import ActorProgress, BatchJob, Progress
 from headrace.jobs.manifest import Done, Manifest
@@ -84,17 +83,14 @@ class RayJob(BatchJob):
         told, more: as for `BatchJob`; `memory` is of each actor, and graph, input and output are the same on all nodes.
 
     Raises:
-        InvalidJob: the output is in an object store, or the graph is to be run by a server.
+        InvalidJob: the graph is to be run by a server.
     """
 
     def __init__(self, actors: Actors, *told: Any, **more: Any) -> None:
         super().__init__(*told, **more)
-        if not isinstance(self._location, JobDirectory):
-            raise InvalidJob(f"{self._location.name} is in an object store, and a job on Ray writes to a directory of all nodes")
         if isinstance(self._asked.repository, Server):
             raise InvalidJob("a job runs on Ray or shares a server, not both")
-        self._wanted, self._output = actors, self._location.root.absolute()
-        self._stopping = threading.Event()
+        self._wanted, self._stopping = actors, threading.Event()
         self._actors: list[_Actor] = []
         """All that there were."""
         self._under_way: dict[ray.ObjectRef, tuple[_Actor, str, int]] = {}
@@ -218,9 +214,8 @@ class RayJob(BatchJob):
             "max_restarts": 0,
         }
         rejected = sum(done.rejected for done in self._done.values())
-        handle = (
-            ray.remote(Worker).options(**options).remote(self._asked, self._output, self._memory, self._most_rejected - rejected)
-        )
+        told = (self._asked, self._location.writer(), self._memory, self._most_rejected - rejected)
+        handle = ray.remote(Worker).options(**options).remote(*told)
         actor = _Actor(len(self._actors), handle)
         self._actors.append(actor)
         self._call(actor, "open", manifest)

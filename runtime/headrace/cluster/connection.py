@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from headrace.backends.installed import usable_gpus
 from headrace.cluster.plan import OBJECT_STORE_BYTES, check_shared_memory
 from headrace.errors import InvalidJob, JobFailed, sentence
 from headrace.machine import usable_cpus
+
+_LISTEN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,9 @@ def connected(wanted: Actors) -> Iterator[None]:
         return
     directory = None
     told: dict[str, Any] = {"address": os.environ.get("RAY_ADDRESS")}
-    if not told["address"]:
+    if told["address"]:
+        _see_that_somebody_listens(told["address"])
+    else:
         told, directory = _of_its_own(wanted), tempfile.mkdtemp(prefix="headrace-")
         told["_temp_dir"] = directory
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -72,6 +77,23 @@ def connected(wanted: Actors) -> Iterator[None]:
         if directory is not None:
             with suppress(OSError):
                 shutil.rmtree(directory)
+
+
+def _see_that_somebody_listens(address: str) -> None:
+    """Ray itself waits for minutes, and then ends this process. Of what is no HOST:PORT it says itself what is wrong.
+
+    Raises:
+        JobFailed: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _LISTEN_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise JobFailed(
+            f"no Ray answers at {address}, which RAY_ADDRESS says: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def _of_its_own(wanted: Actors) -> dict[str, Any]:

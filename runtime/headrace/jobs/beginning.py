@@ -81,9 +81,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Begun(Known):
-    """A job that can work here."""
+    """A job that can work here, by so many `runners` at once, which need not be as many as where it began."""
 
     graph: Compiled | Served
+    runners: int
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def begun_anew(asked: Asked) -> Iterator[Begun]:
             shared=isinstance(asked.repository, Server),
             splits=tuple(split._asdict() for split in inputs.splits(shapes.split_rows, options.limit_rows)),
         )
-        yield Begun(manifest, inputs, recipe_of(graph.spec, shapes, options, inputs, versions_of(graph)), graph)
+        yield Begun(manifest, inputs, recipe_of(graph.spec, shapes, options, inputs, versions_of(graph)), graph, shapes.runners)
 
 
 @contextmanager
@@ -147,7 +148,15 @@ def gone_on(manifest: Manifest, asked: Asked) -> Iterator[Begun]:
         if found:
             raise JobChanged(found)
         recipe = recipe_of(graph.spec, manifest.shapes, manifest.options, inputs, manifest.versions)
-        yield Begun(manifest, inputs, recipe, graph)
+        yield Begun(manifest, inputs, recipe, graph, _runners(asked, manifest.shapes))
+
+
+def _runners(asked: Asked, shapes: Shapes) -> int:
+    """How many batches run at once here, each on the threads that its numbers depend on."""
+    if isinstance(asked.repository, Server):
+        return shapes.runners
+    room = max(1, (asked.cpus or usable_cpus()) // shapes.threads)
+    return min(room, at_once(asked.repository, asked.graph) or room)
 
 
 def _measured(asked: Asked) -> tuple[Profile | None, tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -137,7 +137,7 @@ def _chosen(where: Sequence[str], format: str | None, filesystem: pfs.FileSystem
     """The format, by the names of the files if it is not said, and the files."""
     if format is None:
         found = find(where, filesystem, HIDDEN)
-        formats = {_BY_SUFFIX.get(PurePosixPath(file.path).suffix.lower(), "files"): file.path for file in found}
+        formats = {_format_of(file): file.path for file in found}
         if len(formats) > 1:
             several = " and ".join(f"{path} ({name})" for name, path in sorted(formats.items()))
             raise InvalidJob(
@@ -151,7 +151,9 @@ def _chosen(where: Sequence[str], format: str | None, filesystem: pfs.FileSystem
     return format, find(where, filesystem, FORMATS[format].hidden)
 
 
-_BY_SUFFIX = {suffix: name for name, chosen in FORMATS.items() for suffix in chosen.suffixes}
+def _format_of(file: Found) -> str:
+    """What the name of a file says; files as rows, if it says nothing."""
+    return next((name for name, chosen in FORMATS.items() if file.path.lower().endswith(chosen.suffixes)), "files")
 
 
 def _partitions(found: Sequence[Found]) -> dict[str, pa.DataType]:

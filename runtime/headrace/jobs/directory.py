@@ -15,6 +15,7 @@ again, and takes the place of what is there.
 
 from __future__ import annotations
 
+import uuid
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -35,6 +36,10 @@ class JobDirectory:
         self.root, self.name, self._writer = root, str(root), writer
         self._own = root / OWN
         self._manifest, self._splits, self._tmp = self._own / "manifest.json", self._own / "splits", self._own / "tmp"
+
+    def writer(self) -> JobDirectory:
+        """The same directory for another process, which has it under the same path."""
+        return JobDirectory(self.root, f"-{uuid.uuid4().hex}")
 
     def prepare(self) -> None:
         """Make it, where there is nothing yet.

@@ -188,13 +188,12 @@ class BatchJob:
         with begun_anew(self._asked) if manifest is None else gone_on(manifest, self._asked) as begun:
             if manifest is None:
                 self._location.begin(begun.manifest)
-            self._runners = [begun.graph.runner(number) for number in range(begun.manifest.shapes.runners)]
+            self._runners = [begun.graph.runner(number) for number in range(begun.runners)]
             yield begun
 
     def _check_apart(self) -> None:
         """What is written must not be found among what is read, when the job goes on."""
-        name = self._location.name
-        root = name if is_url(name) else str(Path(name).absolute())
+        root = self._location.name
         for path in self._asked.input:
             above, is_deep = Path(path.partition("**")[0]), "**" in path or not any(sign in path for sign in "*?[")
             if self._asked.filesystem is None and is_deep and Path(root).is_relative_to(above):

@@ -19,6 +19,13 @@ class Location(Protocol):
         """As people say it: a path or a URL."""
         ...
 
+    def writer(self) -> Location:
+        """The same place for another process, to which it can be sent: one of several that put parts there.
+
+        Only for whoever holds the lock, which others do not take.
+        """
+        ...
+
     def prepare(self) -> None:
         """Make it, where there is nothing yet."""
         ...
@@ -66,4 +73,4 @@ def location_of(output: Path | str) -> Location:
         from headrace.jobs.stores.location import JobStore
 
         return JobStore(output)
-    return JobDirectory(Path(output))
+    return JobDirectory(Path(output).absolute())

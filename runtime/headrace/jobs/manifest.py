@@ -44,8 +44,8 @@ class Shapes(_Frozen):
 
     `batch_rows` has the rows of a batch by the length up to which that holds, ascending; without padding that is one, of length
     0. `unit_rows` are the rows that go over the borders of a graph together, 0 where it has none. `window_rows` are those among
-    which rows of about one length are sought, `split_rows` those of a part. `runners` batches run at once, each on `threads`
-    threads of ONNX Runtime.
+    which rows of about one length are sought, `split_rows` those of a part. `runners` batches ran at once where it
+    began, and rows are cut for so many; a batch runs on `threads` threads of ONNX Runtime, wherever.
     """
 
     batch_rows: tuple[tuple[int, int], ...]

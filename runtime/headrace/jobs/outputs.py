@@ -127,7 +127,8 @@ class PartWriter:
         for one in (self._writer, self._sink):
             with suppress(OSError, pa.ArrowException):  # the disk may be full, still
                 one.close()
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # it may have no name
+            self._path.unlink()
 
     def _flush(self) -> None:
         if self._held:

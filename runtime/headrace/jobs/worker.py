@@ -10,21 +10,18 @@ import os
 import queue
 import socket
 import threading
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NamedTuple
 
 from headrace.errors import HeadraceError, InvalidRepository, JobFailed, JobStopped, sentence
 from headrace.jobs.beginning import Asked, Begun, begun_anew, gone_on
-from headrace.jobs.directory import JobDirectory
 from headrace.jobs.flow import Flow, Work
+from headrace.jobs.location import Location
 from headrace.jobs.manifest import Done, Manifest
 from headrace.jobs.parts import Parts
 from headrace.jobs.split import Piece, Recipe, windows
-from headrace.machine import usable_cpus
 
 
 class Opening(NamedTuple):
@@ -40,14 +37,13 @@ class Worker:
 
     Args:
         asked: the job.
-        output: a directory, the same wherever workers are.
+        location: of the output, as one of its writers.
         memory: bytes that windows may hold on their way from input to output.
         most_rejected: rows that may be rejected, by this worker, before it stops.
     """
 
-    def __init__(self, asked: Asked, output: Path, memory: int, most_rejected: int) -> None:
-        self._asked, self._most_rejected = asked, most_rejected
-        self._directory = JobDirectory(output, f"-{uuid.uuid4().hex}")
+    def __init__(self, asked: Asked, location: Location, memory: int, most_rejected: int) -> None:
+        self._asked, self._location, self._most_rejected = asked, location, most_rejected
         self._flow: Flow[Piece] = Flow(memory)
         self._open = ExitStack()
         self._begun: Begun | None = None
@@ -109,21 +105,19 @@ class Worker:
     def _checked(self) -> Begun:
         """The job, when it is the one in the output."""
         assert self._begun is not None
-        there = self._directory.manifest()
+        there = self._location.manifest()
         if there is None or there.id != self._begun.manifest.id:
             raise JobFailed(
-                f"{self._directory.root} is another directory on {socket.gethostname()}: parts are written where they are made, "
-                "so the output has to be a directory that all machines share"
+                f"{self._location.name} is another place on {socket.gethostname()}: parts are written where they are made, so "
+                "the output has to be a directory that all machines share, or a URL that is of the same store on each"
             )
         return self._begun
 
     def _work(self, begun: Begun) -> None:
-        shapes = begun.manifest.shapes
-        count = min(shapes.runners, max(1, (self._asked.cpus or usable_cpus()) // shapes.threads))
-        runners = [begun.graph.runner(number) for number in range(count)]
+        runners = [begun.graph.runner(number) for number in range(begun.runners)]
         try:
             with (
-                Parts(self._directory, begun, self._most_rejected, 0, self._recorded) as self._parts,
+                Parts(self._location, begun, self._most_rejected, 0, self._recorded) as self._parts,
                 self._flow.working(self._windows(begun), runners) as written,
             ):
                 try:

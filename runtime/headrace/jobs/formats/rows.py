@@ -33,12 +33,11 @@ class Block(NamedTuple):
 
 
 def blocks(file: pa.NativeFile, begin: int, most: int, delimiter: str | None) -> Iterator[Block]:
-    """The rows of a file from a byte on at which one begins; `delimiter` None where there are no quotes.
+    """The rows of a file that is open at byte `begin`, where one begins; `delimiter` None where there are no quotes.
 
     A row of more than `most` bytes is a block of its own, of which nothing is kept.
     """
     quoted = None if delimiter is None else re.compile(_QUOTED % {b"between": re.escape(delimiter.encode())})
-    file.seek(begin)
     rest, at = b"", begin
     while chunk := file.read(max(_BLOCK, len(rest))):
         data = rest + chunk

@@ -1,12 +1,15 @@
 """CSV and JSON lines: text, whose columns have the types that the graph wants, or else those their first rows look like.
 
-A file is gone through once to see where its rows are, and then read from any of them. What pyarrow cannot parse is halved until
-the rows are found that are at fault, and these are rejected.
+A file is gone through once to see where its rows are, and then read from any of them; a compressed one can be read from its
+beginning only, so it is one split. What pyarrow cannot parse is halved until the rows are found that are at fault, and these are
+rejected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.csv as pcsv
@@ -21,11 +24,37 @@ from headrace.jobs.formats.rows import Block, blocks
 from headrace.jobs.listing import HIDDEN, Found
 
 _MOST_NAMES = 16 << 20
+_SKIPPED = 1 << 20
 _TRIED = 256
 """Rows, to see whether a column has a type."""
 _NULLS = ["", "NULL", "null", "NA", "N/A", "#N/A"]
 """Values of CSV that are null; pyarrow counts NaN among them, and a number it is."""
 _BOM = b"\xef\xbb\xbf"
+_CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
+
+
+def _suffixes(*plain: str) -> tuple[str, ...]:
+    return tuple(f"{suffix}{packed}" for packed in ("", *_CODECS) for suffix in plain)
+
+
+def _codec(file: Found) -> str | None:
+    """How a file is compressed, if it is."""
+    return _CODECS.get(PurePosixPath(file.path).suffix.lower())
+
+
+@contextmanager
+def _open(file: Found, filesystem: pfs.FileSystem, begin: int = 0) -> Iterator[pa.NativeFile]:
+    """What is in a file from a byte on, read once and in order."""
+    with filesystem.open_input_file(file.path) as opened:
+        codec = _codec(file)
+        if codec is None:
+            opened.seek(begin)
+            yield opened
+            return
+        with pa.CompressedInputStream(opened, codec) as unpacked:
+            while begin and (skipped := unpacked.read(min(begin, _SKIPPED))):
+                begin -= len(skipped)
+            yield unpacked
 
 
 class _Text:
@@ -37,8 +66,8 @@ class _Text:
 
     def look(self, file: Found, filesystem: pfs.FileSystem, types: Mapping[str, pa.DataType]) -> Look:
         """See `Format`. A column is read as the type asked for if one of its first values is."""
-        with filesystem.open_input_file(file.path) as opened:
-            begin, names = self._head(file, opened)
+        begin, names = self._head(file, filesystem)
+        with _open(file, filesystem, begin) as opened:
             first = next(blocks(opened, begin, _MOST_NAMES, self._delimiter(file)), None)
         if first is None or not first.data or not len(first.starts):
             return Look(pa.schema([pa.field(name, pa.null()) for name in names]), {})
@@ -83,7 +112,7 @@ class _Text:
             first, held, begin = 0, 0, 0
             for block in self._blocks(file, 0, reading):
                 for start in block.starts.tolist():
-                    if held == rows:
+                    if held == rows and _codec(file) is None:
                         yield Place(number, first, held, begin)
                         first, held = first + held, 0
                     if not held:
@@ -100,14 +129,15 @@ class _Text:
             yield from _parsed(block, parse, reading)
 
     def _blocks(self, file: Found, begin: int, reading: Reading) -> Iterator[Block]:
-        with failing(file.path), reading.filesystem.open_input_file(file.path) as opened:
-            head, _ = self._head(file, opened)
-            yield from blocks(opened, max(begin, head), reading.cell_bytes, self._delimiter(file))
+        with failing(file.path):
+            begin = begin or self._head(file, reading.filesystem)[0]
+            with _open(file, reading.filesystem, begin) as opened:
+                yield from blocks(opened, begin, reading.cell_bytes, self._delimiter(file))
 
     def _delimiter(self, file: Found) -> str | None:
         raise NotImplementedError
 
-    def _head(self, file: Found, opened: pa.NativeFile) -> tuple[int, list[str]]:
+    def _head(self, file: Found, filesystem: pfs.FileSystem) -> tuple[int, list[str]]:
         """Where rows begin, and the names of columns that stand before them."""
         raise NotImplementedError
 
@@ -123,13 +153,14 @@ class _Text:
 class Csv(_Text):
     """CSV with a first row of names; of `.tsv`, values are separated by tabs."""
 
-    suffixes: tuple[str, ...] = (".csv", ".tsv")
+    suffixes: tuple[str, ...] = _suffixes(".csv", ".tsv")
 
     def _delimiter(self, file: Found) -> str:
-        return "\t" if file.path.endswith(".tsv") else ","
+        return "\t" if file.path.lower().endswith(_suffixes(".tsv")) else ","
 
-    def _head(self, file: Found, opened: pa.NativeFile) -> tuple[int, list[str]]:
-        head = next(blocks(opened, 0, _MOST_NAMES, self._delimiter(file)), None)
+    def _head(self, file: Found, filesystem: pfs.FileSystem) -> tuple[int, list[str]]:
+        with _open(file, filesystem) as opened:
+            head = next(blocks(opened, 0, _MOST_NAMES, self._delimiter(file)), None)
         if head is None or not len(head.starts) or not head.data:
             raise InvalidJob(f"{file.path} has no first row with the names of its columns")
         row = head.rows(0, 1)
@@ -148,8 +179,8 @@ class Csv(_Text):
         return self._read(file, first.data, names, options).schema
 
     def _parser(self, file: Found, reading: Reading) -> Callable[[bytes], pa.Table]:
-        with failing(file.path), reading.filesystem.open_input_file(file.path) as opened:
-            _, names = self._head(file, opened)
+        with failing(file.path):
+            _, names = self._head(file, reading.filesystem)
         wanted = reading.schema
         options = pcsv.ConvertOptions(
             null_values=_NULLS,
@@ -170,14 +201,14 @@ class Csv(_Text):
 class JsonLines(_Text):
     """An object a line. Members that no column is made of are left aside."""
 
-    suffixes: tuple[str, ...] = (".jsonl", ".ndjson", ".json")
+    suffixes: tuple[str, ...] = _suffixes(".jsonl", ".ndjson", ".json")
 
     def _delimiter(self, file: Found) -> None:
         return None
 
-    def _head(self, file: Found, opened: pa.NativeFile) -> tuple[int, list[str]]:
-        opened.seek(0)
-        return len(_BOM) if opened.read(len(_BOM)) == _BOM else 0, []
+    def _head(self, file: Found, filesystem: pfs.FileSystem) -> tuple[int, list[str]]:
+        with _open(file, filesystem) as opened:
+            return len(_BOM) if opened.read(len(_BOM)) == _BOM else 0, []
 
     def _infer(self, file: Found, first: Block, names: Sequence[str]) -> pa.Schema:
         return self._read(first.data, None, "infer").schema

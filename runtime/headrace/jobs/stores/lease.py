@@ -15,6 +15,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,10 @@ class Lease:
         if self._lost is not None:
             raise JobFailed(f"the lock {self._url} is not held any more: {self._lost}")
 
+    def lent(self) -> Lent:
+        """The same lock, as other processes that work for its holder see it."""
+        return Lent(self._url, self._holder["owner"])
+
     def release(self) -> None:
         """Let others have it."""
         self._ended.set()
@@ -75,7 +80,7 @@ class Lease:
                 version = self._objects.replace(self._url, json.dumps(self._holder).encode(), self._version)
                 if version is not None:
                     self._version, self._since = version, now
-                elif (version := self._found()) is not None:
+                elif (version := _version_of(self._objects, self._url, self._holder["owner"])) is not None:
                     self._version = version  # written before, by a request of which nothing was heard
                 else:
                     self._lost = "another run has taken it over"
@@ -83,13 +88,32 @@ class Lease:
             except JobFailed as error:
                 log.warning("%s", error)
 
-    def _found(self) -> Version | None:
-        """The version that is there, if it is ours."""
-        try:
-            content, version = self._objects.read(self._url)
-            return version if json.loads(content)["owner"] == self._holder["owner"] else None
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
+
+@dataclass(frozen=True)
+class Lent:
+    """A lock that another process holds and writes anew. It is looked at each time, and held until somebody has taken it over."""
+
+    url: str
+    owner: str
+    objects: Objects = field(default_factory=lambda: Objects(_REQUEST_SECONDS))
+
+    def check(self) -> None:
+        """See that it is still held.
+
+        Raises:
+            JobFailed: it is not, or nobody knows.
+        """
+        if _version_of(self.objects, self.url, self.owner) is None:
+            raise JobFailed(f"the lock {self.url} is not held any more: another run has taken it over")
+
+
+def _version_of(objects: Objects, url: str, owner: str) -> Version | None:
+    """The version of a lock that is there, if it has this owner."""
+    try:
+        content, version = objects.read(url)
+        return version if json.loads(content)["owner"] == owner else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager

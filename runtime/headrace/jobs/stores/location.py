@@ -1,8 +1,9 @@
 """The output of a job in an object store: named as in a directory, see `jobs.directory`.
 
-There is no renaming in a store. A part is written on disk, and becomes an object by one upload, which takes effect as a whole or
-not at all, and only where there is nothing. What is there is of a run that died before it recorded the split: the same bytes,
-which stay, or others, if the graph does not give the same twice, in whose place it then is put.
+There is no renaming in a store. A part is written on disk, to a file without a name, of which nothing is left whoever dies, and
+becomes an object by one upload, which takes effect as a whole or not at all, and only where there is nothing. What is there is of
+a run or an actor that died before it recorded the split: the same bytes, which stay, or others, if the graph does not give the
+same twice, in whose place it then is put.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from headrace.errors import InvalidJob, JobFailed
 from headrace.files import replace_file
 from headrace.jobs.lock import locked
 from headrace.jobs.manifest import Done, Manifest
 from headrace.jobs.records import OWN, REJECTS, done_of, manifest_of, rejects_path
-from headrace.jobs.stores.lease import Lease, leased
+from headrace.jobs.stores.lease import Lease, Lent, leased
 from headrace.jobs.stores.objects import Objects
 
 if TYPE_CHECKING:
@@ -33,19 +34,27 @@ _AT_ONCE = 16
 
 
 class JobStore:
-    """All objects whose names begin with a URL. Raises JobFailed when the store cannot be reached, or says no."""
+    """All objects whose names begin with a URL. Raises JobFailed when the store cannot be reached, or says no.
 
-    def __init__(self, url: str) -> None:
+    Of several that put parts there, each has the lock `lent` by the one that holds it.
+    """
+
+    def __init__(self, url: str, lent: Lent | None = None) -> None:
         self.name = url.rstrip("/")
         self._objects = Objects()
         self._own = f"{self.name}/{OWN}"
         self._manifest, self._splits = f"{self._own}/manifest.json", f"{self._own}/splits"
         self._here = _directory() / hashlib.sha256(self.name.encode()).hexdigest()[:16]
-        self._tmp = self._here / "tmp"
-        self._lease: Lease | None = None
+        self._lease: Lease | Lent | None = lent
+        self._file: IO[bytes] | None = None
+
+    def writer(self) -> JobStore:
+        """The same place for another process, whose environment says how to reach it."""
+        assert isinstance(self._lease, Lease)
+        return JobStore(self.name, self._lease.lent())
 
     def prepare(self) -> None:
-        """See that it can be used, and make a place on disk for parts.
+        """See that it can be used, and make a place on disk for the lock.
 
         Raises:
             InvalidJob: there is something else.
@@ -56,9 +65,9 @@ class JobStore:
             self._here.parent.mkdir(mode=0o700, exist_ok=True)
             if self._here.parent.lstat().st_uid != os.getuid():
                 raise InvalidJob(f"{self._here.parent} is somebody else's; say another place by TMPDIR")
-            self._tmp.mkdir(parents=True, exist_ok=True)
+            self._here.mkdir(exist_ok=True)
         except OSError as error:
-            raise InvalidJob(f"{self._tmp} cannot be written to: {error.strerror}; say another place by TMPDIR") from None
+            raise InvalidJob(f"{self._here} cannot be written to: {error.strerror}; say another place by TMPDIR") from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -81,9 +90,7 @@ class JobStore:
         return file.read_text()
 
     def tidy(self) -> None:
-        """Remove what a run left that did not come to its end, here and there. Only for whoever holds the lock."""
-        for path in self._tmp.iterdir():
-            path.unlink()
+        """Remove what a run left that did not come to its end. Only for whoever holds the lock."""
         recorded = {_number(one.url) for one in self._objects.below(self._splits)}
         for one in self._objects.below(f"{self.name}/{REJECTS}"):
             if _number(one.url) not in recorded:
@@ -122,33 +129,39 @@ class JobStore:
 
     def temporary(self, split: int) -> Path:
         """Where a part is written, on disk."""
-        return self._tmp / f"{split:05}"
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 – it is closed when it is uploaded
+        return Path(f"/proc/self/fd/{self._file.fileno()}")
 
     def put_rejects(self, split: int, content: bytes) -> None:
         """Write down the rejected rows of a split, if there are any."""
         if content:
-            self._put(rejects_path(split), content)
+            self._put(split, rejects_path(split), content)
 
     def put_part(self, done: Done) -> None:
-        """Upload a part, and record the split."""
-        file = self.temporary(done.split)
-        with file.open("rb") as opened:
-            self._put(done.part, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-        file.unlink()
+        """Upload a part, and record the split; one that is recorded already must be the same."""
+        assert self._file is not None
+        with self._file as file:
+            self._put(done.split, done.part, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self._held()
-        record = f"{self._splits}/{done.split:05}.json"
+        record = self._record(done.split)
         if self._objects.create(record, done.model_dump_json().encode()) is None:
-            raise JobFailed(f"{record} is there already: another run works on {self.name}")
+            content, _ = self._objects.read(record)
+            there = done_of(content, record)
+            if (there.sha256, there.rejects_sha256) != (done.sha256, done.rejects_sha256):
+                raise JobFailed(f"{record} tells of another part: another run works on {self.name}")
 
-    def _put(self, name: str, content: Buffer) -> None:
+    def _put(self, split: int, name: str, content: Buffer) -> None:
         """Put an object where there is nothing, or in the place of what a run left that did not record it."""
         self._held()
         url = f"{self.name}/{name}"
         if self._objects.create(url, content) is not None:
             return
-        found = self._objects.find(url)
-        if found is None or self._objects.replace(url, content, found.version) is None:
+        found, is_recorded = self._objects.find(url), self._objects.find(self._record(split)) is not None
+        if found is None or is_recorded or self._objects.replace(url, content, found.version) is None:
             raise JobFailed(f"{url} was written anew meanwhile: another run works on {self.name}")
+
+    def _record(self, split: int) -> str:
+        return f"{self._splits}/{split:05}.json"
 
     def _held(self) -> None:
         if self._lease is not None:

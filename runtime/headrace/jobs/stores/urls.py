@@ -20,7 +20,10 @@ def is_url(where: str) -> bool:
         return False
     if scheme not in SCHEMES or not rest.strip("/"):
         known = " or ".join(f"{scheme}://BUCKET/NAME" for scheme in SCHEMES)
-        raise InvalidJob(f"{where} is in no object store that is known here: name it as {known}")
+        raise InvalidJob(
+            f"{where} is in no object store that is known here: name it as {known}; other input can be read by "
+            "BatchJob(…, filesystem=…), and other output goes to a directory first"
+        )
     if find_spec("obstore") is None:
         raise InvalidJob(f"{where} is in an object store, and these need obstore: pip install 'headrace[stores]'")
     return True
