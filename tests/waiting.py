@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
+_NAP_SECONDS = 0.002
+
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Give way to the other threads until something is so; for what has no event to wait for."""
+    """Look again and again until something is so; for what has no event to wait for."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come to pass"
-        os.sched_yield()
+        time.sleep(_NAP_SECONDS)  # whom we wait for may need this core

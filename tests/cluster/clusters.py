@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import tritonclient.grpc as triton
 import yaml
 
 from headrace.cluster import launch
 from headrace.cluster.processes import MARK, Process, end, processes_of
-from tests.cluster.plain import Load
+from tests.cluster.plain import Load, executions
 
 HEADRACE = [sys.executable, "-m", "headrace"]
 UP_SECONDS = 400
@@ -42,6 +43,10 @@ class Up:
     @property
     def replicas(self) -> list[int]:
         return sorted(self.pids("ray::ServeReplica:"))
+
+    def load(self) -> Load:
+        """Clients at the balancer. Ray, too, needs the machine."""
+        return Load(self.grpc, pause=0.02)
 
     def again(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
         """`headrace up` once more, with other options."""
@@ -129,18 +134,15 @@ def ray_started(*words: str, cpus: int = 1, **environment: str) -> Iterator[Path
             end(Path(directory), 5)
 
 
-def executions(log: Path) -> dict[int, list[int]]:
-    """By the number of a request, the processes that ran it."""
-    found: dict[int, list[int]] = {}
-    for line in log.read_text().splitlines():
-        process, number = map(int, line.split())
-        found.setdefault(number, []).append(process)
-    return found
+def index(address: str) -> dict[tuple[str, str], tuple[str, str]]:
+    with triton.InferenceServerClient(address) as client:
+        told = client.get_model_repository_index().models
+    return {(model.name, model.version): (model.state, model.reason) for model in told}
 
 
 def processes(load: Load, log: Path) -> Counter[int]:
     """How many of the answers came from which process, so far."""
-    answered = [number for number, outcome in list(load.outcomes.items()) if outcome == "answered"]
+    answered = [number for number, outcome in load.outcomes.copy().items() if outcome == "answered"]
     ran = executions(log)
     return Counter(ran[number][0] for number in answered)
 

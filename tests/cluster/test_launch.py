@@ -14,7 +14,7 @@ import pytest
 from headrace.cluster import launch
 from headrace.cluster.processes import processes_of
 from tests.cluster.clusters import check, free_port, headrace, ray_started, up, write_config
-from tests.cluster.plain import Load, add_logged_model
+from tests.cluster.plain import add_logged_model
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -26,7 +26,7 @@ def test_a_foreign_ray_is_left_alone(tmp_path: Path) -> None:
         before = {process.pid for process in processes_of(foreign)}
         ours = {process.pid for process in running.processes}
         assert not ours & before
-        with Load(running.grpc) as load:
+        with running.load() as load:
             load.wait_for(50)
         assert headrace("down").returncode == 0
         assert running.processes == []
@@ -48,7 +48,7 @@ def test_what_a_dead_cluster_left_is_ended(tmp_path: Path) -> None:
         with up(*options) as again:
             assert running.processes == []
             assert again.grpc == running.grpc
-            with Load(again.grpc) as load:
+            with again.load() as load:
                 load.wait_for(50)
 
 
@@ -67,7 +67,7 @@ def test_answers_go_on_while_gcs_is_gone(tmp_path: Path, monkeypatch: pytest.Mon
         command = Path(f"/proc/{gcs}/cmdline").read_text().rstrip("\0").replace("_port=0", f"_port={port}").split("\0")
         environment = dict(line.split("=", 1) for line in Path(f"/proc/{gcs}/environ").read_text().split("\0") if "=" in line)
         before = running.replicas
-        with Load(running.grpc) as load:
+        with running.load() as load:
             load.wait_for(50)
             os.kill(gcs, signal.SIGKILL)
             load.wait_for(2000)
