@@ -84,7 +84,7 @@ test-rust:
 	@cd kernels && cargo clippy --quiet --locked --all-targets --features headrace-core/faults -- -D warnings
 	@cd kernels && cargo test --quiet --locked -p headrace-core
 
-test-slow: $(VENV)/.dev-installed
+test-slow: $(VENV)/.dev-installed $(VENV)/.redis-server
 	@$(MAKE) --no-print-directory kernels-checked KERNELS=if-possible
 	$(call step,slow tests)
 	@$(BIN)/python -m pytest -q -m slow
@@ -150,15 +150,18 @@ $(VENV)/.dev-installed: $(VENV)/.run-installed pyproject.toml constraints.txt
 	$(call install,cpu$(comma)triton$(comma)nodes$(comma)dev)
 	@touch $@
 
-# Tests let a real Prometheus scrape the server, and promtool judge what it scrapes.
-$(VENV)/.prometheus: $(VENV)/.made
-	@if ! { command -v prometheus && command -v promtool; } >/dev/null 2>&1; then \
+# Tests let a real Prometheus scrape the server, and promtool judge what it scrapes; slow ones put Redis behind Ray's GCS.
+$(VENV)/.prometheus: commands := prometheus promtool
+$(VENV)/.redis-server: commands := redis-server
+$(VENV)/.prometheus $(VENV)/.redis-server: $(VENV)/.made
+	@package=$(@:$(VENV)/.%=%); \
+	if ! { $(foreach command,$(commands),command -v $(command) &&) true; } >/dev/null 2>&1; then \
 	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then \
-	    echo 'the tests need prometheus and promtool; on Debian and Ubuntu: sudo apt-get install prometheus' >&2; exit 1; fi; \
-	  printf '\033[1m== %s\033[0m\n' 'prometheus (apt-get)'; \
+	    echo "the tests need $(commands); on Debian and Ubuntu: sudo apt-get install $$package" >&2; exit 1; fi; \
+	  printf '\033[1m== %s\033[0m\n' "$$package (apt-get)"; \
 	  export DEBIAN_FRONTEND=noninteractive; \
-	  { apt-get -qq update && apt-get -qq install -y --no-install-recommends prometheus; } >$@.log 2>&1 || { cat $@.log >&2; \
-	    echo 'prometheus, which the tests need, could not be installed; see above' >&2; exit 1; }; \
+	  { apt-get -qq update && apt-get -qq install -y --no-install-recommends $$package; } >$@.log 2>&1 || { cat $@.log >&2; \
+	    echo "$$package, which the tests need, could not be installed; see above" >&2; exit 1; }; \
 	fi
 	@touch $@
 

@@ -2,7 +2,7 @@
 
 The listening socket is ours, and HAProxy inherits it: when HAProxy dies, who connects meanwhile waits for the next one, which is
 started at once. Everything else of a run is in one directory, for its user alone, which a lock says is in use. When *we* die,
-HAProxy goes on with the servers it has; the next balancer of the same directory listens beside it, and lets it finish what it has.
+HAProxy goes on with the servers it has; the next balancer of this directory listens beside it, and lets it finish what it has.
 """
 
 from __future__ import annotations
