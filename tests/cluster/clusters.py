@@ -22,6 +22,8 @@ from tests.cluster.plain import Load, executions
 
 HEADRACE = [sys.executable, "-m", "headrace"]
 UP_SECONDS = 400
+PAUSE = 0.02
+"""Of clients of a cluster on Ray, which needs the machine, too."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Up:
         return sorted(self.pids("ray::ServeReplica:"))
 
     def load(self) -> Load:
-        """Clients at the balancer. Ray, too, needs the machine."""
-        return Load(self.grpc, pause=0.02)
+        """Clients at the balancer."""
+        return Load(self.grpc, pause=PAUSE)
 
     def again(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
         """`headrace up` once more, with other options."""
