@@ -1,4 +1,4 @@
-"""Ray's own commands, `serve deploy` and `serve run`, on a Ray that was there before."""
+"""Ray's own commands, `serve deploy` and `serve run`, and `headrace up`, where there is a Ray already."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
+from headrace.cluster import launch
 from headrace.cluster.processes import processes_of
-from tests.cluster.clusters import PAUSE, check, free_port, index, processes, ray_started
+from tests.cluster.clusters import PAUSE, check, free_port, headrace, index, processes, ray_started, up, write_config
 from tests.cluster.plain import Load, add_logged_model
 from tests.waiting import until
 
@@ -56,6 +57,12 @@ class Ray:
             return {status for status, _ in told.values()} == {"RUNNING"}
 
         until(is_running, RUNNING_SECONDS)
+
+    @property
+    def daemons(self) -> set[int]:
+        """GCS and raylet; workers come and go."""
+        programs = (b"gcs_server", b"raylet")
+        return {process.pid for process in processes_of(self.directory) if process.command.split(b"\0")[0].endswith(programs)}
 
     def replicas(self, app: str) -> set[int]:
         title = f"ray::ServeReplica:{app}:".encode()
@@ -161,6 +168,23 @@ def test_a_node_dies_with_all_that_is_on_it(ray: Ray, place: Path) -> None:
             after.wait_for(100)
         assert set(after.codes) == {"answered"}
         assert set(processes(after, place / "log")) == ray.replicas("nodes")
+
+
+def test_headrace_up_leaves_it_alone(ray: Ray, place: Path) -> None:
+    before = ray.daemons
+    assert len(before) == 2
+    config = write_config(place, 1, args={"grpc": f"127.0.0.1:{free_port()}", "balancer": False})
+    with up(config) as running:
+        assert not {process.pid for process in running.processes} & before
+        with running.load() as load:
+            load.wait_for(50)
+        check(load, place / "log")
+        assert headrace("down").returncode == 0
+        assert running.processes == []
+        assert not Path(running.cluster.directory).exists()
+        assert launch.started() is None
+        assert ray.daemons == before
+        assert headrace("down").returncode == 2
 
 
 def test_run_an_application(ray: Ray, place: Path) -> None:
