@@ -23,7 +23,7 @@ install = @if [ -x $(BIN)/uv ]; \
 help:
 	@echo 'make run        serve real models, ask about real files and sentences, check the answers'
 	@echo 'make test       every check and every test but the slow ones'
-	@echo 'make test-slow  the slow tests'
+	@echo 'make test-slow  the slow tests; those of some folders: make test-slow SLOW="graph:12 jobs:25" (and minutes)'
 	@echo 'make kernels    build the native transport for use and for measuring (make test builds one with checks)'
 	@echo 'make bench      every comparison of benchmarks/README.md, an hour; needs libb64-0d'
 	@echo 'make fix        format, and mend what ruff can mend'
@@ -84,10 +84,14 @@ test-rust:
 	@cd kernels && cargo clippy --quiet --locked --all-targets --features headrace-core/faults -- -D warnings
 	@cd kernels && cargo test --quiet --locked -p headrace-core
 
-test-slow: $(VENV)/.dev-installed $(VENV)/.redis-server
+# One folder of tests after the other, each with so many minutes on two cores.
+SLOW := cluster:20 graph:12 jobs:25 native:5 packaging:10 scheduling:10 telemetry:5 transport:60
+test-slow: $(VENV)/.dev-installed $(VENV)/.prometheus $(VENV)/.redis-server
 	@$(MAKE) --no-print-directory kernels-checked KERNELS=if-possible
-	$(call step,slow tests)
-	@$(BIN)/python -m pytest -q -m slow
+	@for group in $(SLOW); do \
+	  printf '\033[1m== slow tests of %s, in at most %s minutes\033[0m\n' $${group%:*} $${group#*:}; \
+	  timeout --signal=INT --kill-after=60 $${group#*:}m $(BIN)/python -m pytest -q -m slow tests/$${group%:*} || exit 1; \
+	done
 
 protocol: $(VENV)/.dev-installed
 	@$(BIN)/python tools/generate_protocol.py

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.timeout(180)  # every one of them starts processes, som
 THRESHOLD_MS, SLOW_MS = 400, 700
 SLEEPS = """
 import time
+with open({runs!r}, "a") as runs:
+    runs.write("|")
 time.sleep(float(open({file!r}).read()) / 1000)
 return {{"y": x}}
 """
@@ -35,12 +37,12 @@ class Model:
     """A model that takes as long as a test says, and its objective."""
 
     def __init__(self, directory: Path) -> None:
-        self._file = directory / "sleeps"
+        self._file, self._runs = directory / "sleeps", directory / "runs"
         self.takes(1)
         self.repository = directory / "repository"
         (self.repository / "m" / "1").mkdir(parents=True)
         (self.repository / "slo").mkdir()
-        write_node(self.repository / "m" / "1", SLEEPS.format(file=str(self._file)))
+        write_node(self.repository / "m" / "1", SLEEPS.format(file=str(self._file), runs=str(self._runs)))
         (self.repository / "m" / "config.pbtxt").write_text(CONFIG.format(rows=1, waiting=0))
         self.promise(OPENSLO.replace("value: 20", f"value: {THRESHOLD_MS}"))
 
@@ -48,6 +50,11 @@ class Model:
         beside = self._file.with_suffix(".new")
         beside.write_text(str(milliseconds))
         beside.rename(self._file)
+
+    @property
+    def runs(self) -> int:
+        """How many it has begun."""
+        return len(self._runs.read_text())
 
     def queues(self, most: int) -> None:
         file = self.repository / "m" / "config.pbtxt"
@@ -144,8 +151,12 @@ def test_what_a_slow_model_makes_others_be_refused_is_charged_to_it(model: Model
         # One runs, one waits. The first of them is ahead of those that are refused later, when it is done.
         for _ in range(2):
             with ThreadPoolExecutor(6) as threads:
-                refused = [future.exception() for future in [threads.submit(server.infer) for _ in range(6)]]
-            assert sum(each is not None for each in refused) == 4
+                before = model.runs
+                first = threads.submit(server.infer)
+                until(lambda before=before: model.runs > before, 30)
+                others = [threads.submit(server.infer) for _ in range(5)]
+            assert first.exception() is None
+            assert sum(each.exception() is not None for each in others) == 4
         until(lambda: server.metric('headrace_slo_bad_requests_total{model="m",objective="m-soon"}') == 12, 30)
         told = charged(server)
         assert sum(told.values()) == pytest.approx(12)

@@ -198,7 +198,8 @@ def test_a_graph_that_does_not_load(ray: Any, place: Path, tmp_path: Path) -> No
         on_ray(place, "broken", tmp_path / "out").run()
 
 
-@pytest.mark.parametrize("kind", ["actors", pytest.param("tasks", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["actors", "tasks"])
 def test_a_stage_in_ray_data(ray: Any, place: Path, expected: dict[str, str], kind: str) -> None:
     """There is a CPU left for those who read."""
     from ray import data

@@ -168,6 +168,7 @@ def test_a_bad_model_takes_nothing_away(running: Up, place: Path) -> None:
         assert running.again(write_config(place, revision="4")).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_replica_is_killed(running: Up, place: Path) -> None:
     before = running.replicas
     with running.load() as load:

@@ -112,7 +112,7 @@ def expected(number: int) -> Any:
     return (2 * np.arange(number, dtype=np.float32) + number).reshape(1, number, 1)
 
 
-@pytest.mark.parametrize("number", [0, 1, 3, 4, 5, 257, 100_000])
+@pytest.mark.parametrize("number", [0, 1, 3, 4, 5, 257, 5_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_one_row_becomes_as_many_as_it_likes(counting: Home, serve: Serve, number: int) -> None:
     server = serve()
     answer = ask(server, number)

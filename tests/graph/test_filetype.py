@@ -145,12 +145,12 @@ def assert_same(answers: Sequence[Answer], expected: Sequence[Any]) -> set[str]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("count", [250, pytest.param(FILES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(FILES, marks=pytest.mark.slow)])
 def test_real_files(graph: Graph, magika: Magika, files: list[Path], count: int) -> None:
     contents = [path.read_bytes() for path in files[:count]]
     assert len(contents) == count
     labels = assert_same([graph([content]) for content in contents], list(map(magika.identify_bytes, contents)))
-    assert len(labels) > 30
+    assert len(labels) > count // 10
 
 
 def test_files_made_by_hand(graph: Graph, magika: Magika) -> None:
@@ -160,7 +160,7 @@ def test_files_made_by_hand(graph: Graph, magika: Magika) -> None:
 
 
 def test_files_in_company(graph: Graph, magika: Magika, files: list[Path], tmp_path: Path) -> None:
-    contents = [*HANDMADE.values(), *beginnings(), *(path.read_bytes() for path in files[:100])]
+    contents = [*HANDMADE.values(), *beginnings(), *(path.read_bytes() for path in files[:40])]
     contents = contents[: len(contents) // ROWS * ROWS]  # none alone
     paths = [tmp_path / str(number) for number in range(len(contents))]
     for path, content in zip(paths, contents, strict=True):
@@ -170,7 +170,7 @@ def test_files_in_company(graph: Graph, magika: Magika, files: list[Path], tmp_p
 
 def test_first_and_last_blocks_are_enough(graph: Graph, files: list[Path]) -> None:
     """As the graph's file promises clients."""
-    whole = [path.read_bytes() for path in files if path.stat().st_size > 2 * BLOCK][:40]
+    whole = [path.read_bytes() for path in files if path.stat().st_size > 2 * BLOCK][:16]
     for long, short in zip(batches(whole), batches([each[:BLOCK] + each[-BLOCK:] for each in whole]), strict=True):
         assert list(rows_of(graph(long))) == list(rows_of(graph(short)))
 

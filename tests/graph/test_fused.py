@@ -19,7 +19,7 @@ from headrace.model import State
 from headrace.models.graphs import Graph
 from headrace.models.pbtxt import parse
 from tests.graph.conftest import Home, Serve, statistics
-from tests.transport.serving import Asked, tensor, wait_until
+from tests.transport.serving import Asked, tensor
 from tests.waiting import until
 
 ADD = """
@@ -97,7 +97,7 @@ def test_a_failed_batch_runs_again_only_where_all_nodes_may(home: Home, serve: S
     gate.wait_for(1)
     script.fail = fail
     others = [Asked(server, "g", [tensor("IN", ROW, "FP32")]) for _ in range(2)]
-    wait_until(lambda: server.waiting("g") == 2)
+    until(lambda: server.waiting("g") == 2)
     gate.open()
     for asked in (first, *others):
         with pytest.raises(InferenceServerException, match="it cannot"):

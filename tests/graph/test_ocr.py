@@ -141,6 +141,7 @@ def test_text_is_what_the_package_reads_in_a_hundred_images(repository: Path, pa
         assert_same(read(engine, images), read_by_package(package, images, tmp_path))
 
 
+@pytest.mark.slow
 def test_images_of_odd_sizes(repository: Path, package: Path, tmp_path: Path) -> None:
     """Small ones are scaled, flat ones get bars; boxes are where they are in the image that was sent all the same."""
     base = np.asarray(Image.open(io.BytesIO(image_of(4, 9))))

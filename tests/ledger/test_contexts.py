@@ -16,7 +16,7 @@ from headrace.protocol.origin import leader_of, origin_of
 from headrace.request import Request
 from tests.ledger.reading import Reader, reading
 from tests.ledger.servers import served
-from tests.transport.serving import TRANSPORTS, Asked, Server, serving, tensor, wait_until
+from tests.transport.serving import TRANSPORTS, Asked, Server, serving, tensor
 from tests.waiting import until
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -212,9 +212,9 @@ def test_a_model_that_asks_another_is_its_parent(house: House) -> None:
 def test_a_batch_is_in_the_first_sampled_trace_and_a_call_in_that_of_its_request(house: House) -> None:
     house.gate.touch()
     first = house.ask("triton", -1.0, "")
-    wait_until(Path(f"{house.gate} met").exists)
+    until(Path(f"{house.gate} met").exists)
     asked = [house.ask("triton", value, trace) for value, trace in ((0.0, ""), (1.0, UNSAMPLED), (1.0, SAMPLED), (2.0, OTHER))]
-    wait_until(lambda: house.server.waiting("triton") == 4)
+    until(lambda: house.server.waiting("triton") == 4)
     house.gate.unlink()
     for each in (first, *asked):
         each.result()

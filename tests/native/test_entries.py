@@ -14,8 +14,9 @@ from tritonclient.grpc import service_pb2 as pb
 
 from headrace.backends.fake import Script
 from headrace.tensor import DTYPES
-from tests.transport.serving import ECHO, PATIENCE, Server, fill, message, serving, wait_until
+from tests.transport.serving import ECHO, PATIENCE, Server, fill, message, serving
 from tests.transport.streaming import Raw
+from tests.waiting import until
 
 REQUESTS = 10_000
 AT_ONCE = 64
@@ -104,7 +105,7 @@ def test_python_is_entered_twice_a_batch(server: Server, kind: str, tmp_path: Pa
         else:
             unary(server, KINDS[kind]())
         # The account of the last batch may come after those of its requests.
-        wait_until(lambda: rows_in_batches(server) == rows + REQUESTS)
+        until(lambda: rows_in_batches(server) == rows + REQUESTS)
         entries = headrace_kernels.python_entries() - entries
         batches = engine.ledger.written[1] - batches
     finally:

@@ -11,8 +11,9 @@ import pytest
 
 from headrace.backends.fake import Script
 from headrace.ledger.records import Outcome
-from tests.transport.serving import ECHO, Server, fill, serving, tensor, wait_until
+from tests.transport.serving import ECHO, Server, fill, serving, tensor
 from tests.transport.streaming import Raw, answers, one
+from tests.waiting import until
 
 TOLD = "a fault was injected at"
 
@@ -40,7 +41,7 @@ def test_a_panic_fails_its_request_and_nothing_else(server: Server, point: str, 
     assert failed.code() is grpc.StatusCode.INTERNAL
     assert f"{TOLD} {point.capitalize()}" in failed.details()
     assert "this is a bug in Headrace" in failed.details()
-    wait_until(lambda: any(TOLD in record.getMessage() and record.levelno >= logging.ERROR for record in caplog.records))
+    until(lambda: any(TOLD in record.getMessage() and record.levelno >= logging.ERROR for record in caplog.records))
     assert server.client.infer("m", [tensor("x", [[7]])]).as_numpy("y").tolist() == [[7]]
     ends = {"decode": "FAILED", "gather": "FAILED", "scatter": "FAILED", "io": "FAILED"}
     server.wait_settled("m")
@@ -70,7 +71,7 @@ def test_a_panic_while_one_request_is_scattered_spares_its_neighbours(server: Se
     first = ask(server)
     gate.wait_for(1)
     others = [ask(server) for _ in range(4)]
-    wait_until(lambda: server.waiting("m") == 4)
+    until(lambda: server.waiting("m") == 4)
     gate.let(1)
     first.result(20)
     inject("scatter")

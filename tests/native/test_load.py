@@ -27,8 +27,9 @@ from headrace.backends.fake import Gate, Script
 from headrace.ledger.records import Outcome
 from tests.build_models import add_model
 from tests.command_line import refusal
-from tests.transport.serving import ECHO, PATIENCE, Server, fill, serving, wait_until
+from tests.transport.serving import ECHO, PATIENCE, Server, fill, serving
 from tests.transport.test_drain import Process, process, slow
+from tests.waiting import until
 
 WIDE = ECHO.replace("dims: -1", "dims: 4")
 
@@ -59,7 +60,7 @@ def loading(address: str, *options: object) -> Iterator[subprocess.Popen[str]]:
 
 def await_answers(address: str, count: int) -> None:
     with triton.InferenceServerClient(address) as client:
-        wait_until(lambda: client.get_inference_statistics("m").model_stats[0].inference_count >= count)
+        until(lambda: client.get_inference_statistics("m").model_stats[0].inference_count >= count)
 
 
 @pytest.fixture(params=["native", "portable"])
@@ -278,7 +279,7 @@ def test_an_interrupt_ends_it_and_what_there_is_counts(server: Server) -> None:
     command = [sys.executable, "-m", "headrace", "bench", "load", "--target", server.address, "--model", "m"]
     command += ["--concurrency", "1", "--seconds", "60", "--warm-up", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        wait_until(lambda: server.engine.ledger.drain() is None and server.ledger("m")[Outcome.ANSWERED] > 10)
+        until(lambda: server.engine.ledger.drain() is None and server.ledger("m")[Outcome.ANSWERED] > 10)
         time.sleep(0.5)  # for a look
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=PATIENCE)

@@ -20,7 +20,8 @@ from demo.minilm import build_repository, model_file, tokenizer_file
 from headrace.backends.fake import Gate
 from tests.onnx.conftest import GatedBackend
 from tests.oracle import plain
-from tests.transport.serving import TRANSPORTS, Asked, serving, tensor, wait_until
+from tests.transport.serving import TRANSPORTS, Asked, serving, tensor
+from tests.waiting import until
 
 TOLERANCE = 1e-4
 """Absolute, of numbers up to 6."""
@@ -81,7 +82,7 @@ def test_sentences_in_company_get_what_each_gets_alone(
         first = ask(sentences[0])
         gate.wait_for(1)
         asked = [ask(ids) for ids in sentences]
-        wait_until(lambda: server.waiting("minilm") == len(asked))
+        until(lambda: server.waiting("minilm") == len(asked))
         gate.open()
         answers = [answer.result().as_numpy("last_hidden_state")[0] for answer in asked]
         first.result()

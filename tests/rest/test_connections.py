@@ -23,7 +23,8 @@ from headrace.transport.control import Control
 from headrace.transport.rest import RestTransport
 from tests.rest.conftest import Serve
 from tests.rest.resting import LENGTH, Reply, Rest
-from tests.transport.serving import ECHO, PATIENCE, wait_until
+from tests.transport.serving import ECHO, PATIENCE
+from tests.waiting import until
 
 CLOSING = "HTTP server is shutting down and has stopped accepting new requests."
 
@@ -109,9 +110,9 @@ def test_a_client_that_hangs_up_leaves_the_queue(hold, open_sockets: ExitStack) 
     held = hold()
     gone = connect(held.rest, open_sockets)
     gone.sendall(request(body(1)))
-    wait_until(lambda: held.waiting() == 1)
+    until(lambda: held.waiting() == 1)
     gone.close()
-    wait_until(lambda: held.waiting() == 0)
+    until(lambda: held.waiting() == 0)
     assert held.let_go().json["outputs"][0]["data"] == [0]
     assert held.script.batches == [1]
     assert held.ends() == {"ANSWERED": 1, "CANCELLED": 1}
@@ -135,7 +136,7 @@ def test_the_queue_policy_of_the_model(hold) -> None:
 def test_a_full_queue(hold) -> None:
     held = hold(policy("max_queue_size: 1"))
     waits = held.threads.submit(held.rest.infer, "m", body(1))
-    wait_until(lambda: held.waiting() == 1)
+    until(lambda: held.waiting() == 1)
     refused = held.rest.infer("m", body(2))
     assert refused.error == (503, "[request id: <id_unknown>] Exceeds maximum queue size")
     assert "retry-after" not in refused.headers, "nobody knows when there will be room"
@@ -148,7 +149,7 @@ def test_a_full_queue(hold) -> None:
 def test_who_cannot_be_served_in_time_is_told_when_to_come_back(hold, lasts_ms: int) -> None:
     held = hold()
     waits = held.threads.submit(held.rest.infer, "m", body(1))
-    wait_until(lambda: held.waiting() == 1)
+    until(lambda: held.waiting() == 1)
     estimate = Estimate({bucket_of(((1,),)): Line(lasts_ms * MILLISECOND, 0, 8)})
     held.rest.grpc.engine.routes.resolve("m").queue.set_limits(Limits(estimate=estimate))
     refused = held.rest.infer("m", body(2, timeout=1_000_000))
@@ -167,7 +168,7 @@ def test_who_cannot_be_served_in_time_is_told_when_to_come_back(hold, lasts_ms: 
 def test_both_ways_share_batches(hold) -> None:
     held = hold()
     waits = [held.threads.submit(held.rest.infer, "m", body(value)) for value in (1, 2)]
-    wait_until(lambda: held.waiting() == 2)
+    until(lambda: held.waiting() == 2)
     held.let_go()
     assert [one.result(PATIENCE).json["outputs"][0]["data"] for one in waits] == [[1], [2]]
     assert held.script.batches == [1, 2]
@@ -187,7 +188,7 @@ def test_stopping(hold) -> None:
 def test_closing_waits_for_what_runs(hold) -> None:
     held = hold()
     closing = held.threads.submit(held.rest.transport.close, held.rest.grpc.engine.clock.now() + int(PATIENCE * SECOND))
-    wait_until(lambda: refuses(held.rest))
+    until(lambda: refuses(held.rest))
     assert held.let_go().json["outputs"][0]["data"] == [0]
     closing.result(PATIENCE)
 
@@ -195,7 +196,7 @@ def test_closing_waits_for_what_runs(hold) -> None:
 def test_closing_ends_what_takes_too_long(hold) -> None:
     held = hold()
     late = held.threads.submit(held.rest.infer, "m", body(1))
-    wait_until(lambda: held.waiting() == 1)
+    until(lambda: held.waiting() == 1)
     held.rest.transport.close(held.rest.grpc.engine.clock.now())
     assert held.waiting() == 0
     for call in (held.first, late):

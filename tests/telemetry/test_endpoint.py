@@ -11,7 +11,8 @@ import pytest
 
 from headrace.errors import CannotListen
 from headrace.transport.metrics import MetricsEndpoint
-from tests.transport.serving import PATIENCE, wait_until
+from tests.transport.serving import PATIENCE
+from tests.waiting import until
 
 
 class Page:
@@ -99,7 +100,7 @@ def test_those_who_connect_and_say_nothing_cost_a_bounded_number_of_threads(endp
         one_more = stack.enter_context(socket.create_connection((host, int(port)), PATIENCE))
         assert one_more.recv(1) == b"", "hung up on"
         silent[0].close()
-        wait_until(lambda: _answers(endpoint.address))
+        until(lambda: _answers(endpoint.address))
 
 
 def _answers(address: str) -> bool:

@@ -28,7 +28,8 @@ from tests.build_models import add_model
 from tests.telemetry.conftest import Observe
 from tests.telemetry.reading import Observed
 from tests.transport.asking import BROKEN
-from tests.transport.serving import ECHO, PATIENCE, wait_until
+from tests.transport.serving import ECHO, PATIENCE
+from tests.waiting import until
 
 VERSION = {"model": "echo", "version": "1"}
 SMALL = ECHO.replace("dynamic_batching {}", "dynamic_batching { default_queue_policy { max_queue_size: 2 } }")
@@ -41,7 +42,7 @@ def refuse_the_third(seen: Observed, gate: Gate) -> list[int]:
     gate.wait_for(1)
     for rows in (2, 3):
         waiting.append(seen.ask_later(rows=rows))
-        wait_until(lambda: seen.engine.routes.resolve("echo").queue.depth().requests == len(waiting) - 1)
+        until(lambda: seen.engine.routes.resolve("echo").queue.depth().requests == len(waiting) - 1)
     with pytest.raises(QueueFull):
         seen.ask()
     depth = [int(seen.value(f"headrace_queue_{what}", **VERSION)) for what in ("requests", "rows", "bytes")]
@@ -183,7 +184,7 @@ def test_what_was_padded(observe: Observe) -> None:
     asked += [seen.ask_later(rows=rows) for rows in (1, 2)]
     asked.append(seen.ask_later(width=5))
     queue = seen.engine.routes.resolve("echo").queue
-    wait_until(lambda: queue.depth().requests == 3)
+    until(lambda: queue.depth().requests == 3)
     gate.open()
     for each in asked:
         each.result(PATIENCE)
@@ -205,7 +206,7 @@ def test_who_still_waits_when_a_queue_is_abandoned_is_refused_for_that_reason(ga
     runs = seen.ask_later()
     gate.wait_for(1)
     waits = seen.ask_later()
-    wait_until(lambda: queue.depth().requests == 1)
+    until(lambda: queue.depth().requests == 1)
     queue.abandon()
     with pytest.raises(QueueClosed):
         waits.result(PATIENCE)
@@ -285,7 +286,7 @@ def test_an_unloaded_version_disappears_and_goes_on_where_it_was(observe: Observ
     seen = observe({"echo": (ECHO, Script()), "other": (ECHO, Script())})
     seen.ask()
     seen.engine.unload("echo")
-    wait_until(lambda: not any(dict(labels).get("model") == "echo" for _, labels in seen.page()))
+    until(lambda: not any(dict(labels).get("model") == "echo" for _, labels in seen.page()))
     assert seen.value("nv_inference_request_success", model="other", version="1") == 0
     assert seen.values("headrace_model_versions", "state") == {"ready": 1}, "what was unloaded on purpose is not unavailable"
     seen.engine.load("echo")

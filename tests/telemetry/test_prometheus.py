@@ -25,7 +25,8 @@ from tests.telemetry.conftest import Observe
 from tests.telemetry.exporting import HTTP, QUICK, receiving, set_environment
 from tests.telemetry.reading import Observed, Series
 from tests.telemetry.test_metrics import SMALL, SOON, refuse_the_third
-from tests.transport.serving import ECHO, PATIENCE, fill, serving, tensor, wait_until
+from tests.transport.serving import ECHO, PATIENCE, fill, serving, tensor
+from tests.waiting import until
 
 pytestmark = pytest.mark.part("prometheus")
 
@@ -129,8 +130,8 @@ def test_prometheus_knows_what_the_server_knows(tmp_path: Path) -> None:
             for rows in (1, 4, 8):
                 server.client.infer("echo", [tensor("x", np.ones((rows, 3)))])
             server.wait_settled("echo")
-            wait_until(lambda: watcher.value('nv_inference_request_success{model="echo"}') == 6)
-            wait_until(lambda: watcher.value('nv_inference_exec_count{model="echo"}') == seen.value(
+            until(lambda: watcher.value('nv_inference_request_success{model="echo"}') == 6)
+            until(lambda: watcher.value('nv_inference_exec_count{model="echo"}') == seen.value(
                 "nv_inference_exec_count", model="echo", version="1"))  # fmt: skip
 
             # Everything there is, sample by sample.
@@ -146,13 +147,13 @@ def test_prometheus_knows_what_the_server_knows(tmp_path: Path) -> None:
             assert any("openmetrics" in accept for accept in accepted), "the format that Prometheus likes best"
 
             # The example rules evaluate.
-            wait_until(lambda: all(rule["health"] == "ok" for rule in rules_of(watcher)))
+            until(lambda: all(rule["health"] == "ok" for rule in rules_of(watcher)))
             assert not [rule["name"] for rule in rules_of(watcher) if rule.get("lastError")]
-            wait_until(lambda: watcher.value('model_version:headrace_batch_rows:mean_5m{model="echo"}') is not None)
+            until(lambda: watcher.value('model_version:headrace_batch_rows:mean_5m{model="echo"}') is not None)
 
             # What is unloaded disappears from there, too.
             server.engine.unload("other")
-            wait_until(lambda: watcher.value('headrace_queue_requests{model="other"}') is None)
+            until(lambda: watcher.value('headrace_queue_requests{model="other"}') is None)
 
 
 def rules_of(watcher: Prometheus) -> list[dict[str, Any]]:
@@ -244,7 +245,7 @@ def test_exemplars_lead_to_traces_that_are_there(tmp_path: Path, monkeypatch: py
                 found = watcher.get("query_exemplars", query='{__name__=~"headrace_.+_bucket"}', start="0", end="99999999999")
                 return [(each["seriesLabels"], one) for each in found for one in each["exemplars"]]
 
-            wait_until(lambda: {labels["__name__"] for labels, _ in exemplars()} == {
+            until(lambda: {labels["__name__"] for labels, _ in exemplars()} == {
                 "headrace_request_duration_seconds_bucket", "headrace_stage_duration_seconds_bucket"})  # fmt: skip
             there = {(span.trace_id.hex(), span.span_id.hex()) for span in receiver.spans}
             kept = {trace for trace, _ in there}

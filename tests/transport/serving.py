@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -151,14 +150,6 @@ def fails(code: grpc.StatusCode, text: str) -> Iterator[None]:
         assert (error.status(), error.message()) == (str(code), text)
     else:
         assert (error.code(), error.details()) == (code, text)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Return as soon as `holds()`; for what nobody notifies us of."""
-    until = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.001)
 
 
 class Asked:

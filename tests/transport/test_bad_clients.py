@@ -22,8 +22,9 @@ from tritonclient.grpc import service_pb2 as pb
 from headrace.backends.fake import Script
 from headrace.ledger.records import Outcome
 from tests.build_models import add_model
-from tests.transport.serving import ECHO, PATIENCE, Serve, Server, message, tensor, wait_until
+from tests.transport.serving import ECHO, PATIENCE, Serve, Server, message, tensor
 from tests.transport.test_connections import HELLO, MESSAGE, call, connect, frame, is_well
+from tests.waiting import until
 
 MEGABYTE, FOUR_MB = 1 << 20, 4_000_000
 ALONE = [("grpc.use_local_subchannel_pool", 1)]
@@ -93,7 +94,7 @@ def test_a_thousand_replies_of_4_mb_that_nobody_reads(serve: Serve, sockets: Exi
     idle.ask(1000)
     for value in range(20):
         assert server.client.infer("other", [tensor("x", [[value]])]).as_numpy("y").tolist() == [[value]]
-    wait_until(lambda: server.waiting("m") == 0)
+    until(lambda: server.waiting("m") == 0)
     if transport == "native":
         # Within its bound: what waits to be sent on one connection, and what had been asked before that.
         assert resident() - before < 900 * MEGABYTE
@@ -120,6 +121,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 sys.argv = ["headrace", *sys.argv[2:]]
 from headrace.cli.app import main
+from tests.waiting import until
 main()
 """
 
@@ -144,7 +146,7 @@ def test_no_descriptor_is_left(transport: str, tmp_path: Path, sockets: ExitStac
                 assert infer(channel) == b"\7\0\0\0"
                 crowd = [sockets.enter_context(socket.create_connection((host, int(port)))) for _ in range(150)]
                 used = len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
-                wait_until(lambda: len(list(Path(f"/proc/{server.pid}/fd").iterdir())) >= min(90, used))
+                until(lambda: len(list(Path(f"/proc/{server.pid}/fd").iterdir())) >= min(90, used))
                 assert infer(channel) == b"\7\0\0\0"
                 for one in crowd:
                     one.close()

@@ -17,7 +17,8 @@ import tritonclient.grpc.aio as triton_aio
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
 from headrace.ledger.records import Outcome
-from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, tensor, wait_until
+from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, tensor
+from tests.waiting import until
 
 CLIENTS, ROUNDS = 64, 4
 INTERNAL = grpc.StatusCode.INTERNAL
@@ -45,7 +46,7 @@ class Company:
 
     def __call__(self, batch: Batch) -> None:
         others = len(batch.requests)
-        wait_until(lambda: self._server.waiting("m") >= min(CLIENTS // 2, self.unfinished - others))
+        until(lambda: self._server.waiting("m") >= min(CLIENTS // 2, self.unfinished - others))
 
 
 def crowd(serve: Serve) -> tuple[Server, Company]:
@@ -113,7 +114,7 @@ def test_what_waits_goes_together_by_shape(serve: Serve) -> None:
     first = Asked(server, "m", [tensor("x", [[0]])])
     gate.wait_for(1)
     waiting = [Asked(server, "m", [tensor("x", [[value] * width])]) for value, width in enumerate((1, 2, 1, 2, 1))]
-    wait_until(lambda: server.waiting("m") == 5)
+    until(lambda: server.waiting("m") == 5)
     gate.open()
     first.result()
     assert [a.result().as_numpy("y").tolist() for a in waiting] == [[[1]], [[4, 4]], [[7]], [[10, 10]], [[13]]]
@@ -127,7 +128,7 @@ def test_an_invalid_request_does_not_touch_those_that_wait(serve: Serve) -> None
     first = Asked(server, "m", [tensor("x", [[0]])])
     gate.wait_for(1)
     waiting = [Asked(server, "m", [tensor("x", [[value]])]) for value in range(4)]
-    wait_until(lambda: server.waiting("m") == 4)
+    until(lambda: server.waiting("m") == 4)
     with fails(INVALID, "[request id: bad] inference input 'x' data-type is 'FP32', but model 'm' expects 'INT32'"):
         server.client.infer("m", [tensor("x", [[1.0]], "FP32")], request_id="bad", client_timeout=PATIENCE)
     assert server.waiting("m") == 4
@@ -162,7 +163,7 @@ def test_a_request_the_model_cannot_stand_fails_alone(serve: Serve, script: Scri
     first = Asked(server, "m", [tensor("x", [[0]])])
     gate.wait_for(1)
     waiting = [Asked(server, "m", [tensor("x", [[value]])]) for value in (1, -2, 3, -4, 5)]
-    wait_until(lambda: server.waiting("m") == 5)
+    until(lambda: server.waiting("m") == 5)
     gate.open()
     first.result()
     for asked, value in zip(waiting, (1, -2, 3, -4, 5), strict=True):
@@ -206,7 +207,7 @@ def test_without_replay_a_batch_that_fails_fails_whole(serve: Serve) -> None:
     first = Asked(server, "m", [tensor("x", [[0]])])
     gate.wait_for(1)
     waiting = [Asked(server, "m", [tensor("x", [[value]])]) for value in (1, -2)]
-    wait_until(lambda: server.waiting("m") == 2)
+    until(lambda: server.waiting("m") == 2)
     gate.open()
     first.result()
     for asked in waiting:

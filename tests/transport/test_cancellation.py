@@ -16,9 +16,10 @@ import tritonclient.grpc as triton
 
 from headrace.backends.fake import Gate, Script
 from headrace.ledger.records import Outcome
-from tests.transport.serving import ECHO, Asked, Serve, Server, tensor, wait_until
+from tests.transport.serving import ECHO, Asked, Serve, Server, tensor
 from tests.transport.streaming import Raw, ended, one
 from tests.transport.test_connections import DATA, HELLO, MESSAGE, call, connect, frame
+from tests.waiting import until
 
 SEQUENCES = ECHO.replace("dynamic_batching {}", "sequence_batching {}")
 
@@ -36,7 +37,7 @@ class Held:
         """Ask, and return when it waits."""
         before = self.server.waiting("m")
         asked = Asked(self.server, "m", [tensor("x", np.zeros((rows, 1), np.int32))], **options)
-        wait_until(lambda: self.server.waiting("m") == before + 1)
+        until(lambda: self.server.waiting("m") == before + 1)
         return asked
 
     def ends(self, **counts: int) -> bool:
@@ -82,8 +83,8 @@ def test_a_connection_that_is_cut_takes_its_requests_along(hold: Hold, method: s
         cut = connect(held.server, sockets)
         ends = int(method == "ModelInfer")
         cut.sendall(HELLO + call(f"/inference.GRPCInferenceService/{method}") + frame(DATA, ends, 1, MESSAGE))
-        wait_until(lambda: held.server.waiting("m") == 1)
-    wait_until(lambda: held.server.waiting("m") == 0)
+        until(lambda: held.server.waiting("m") == 1)
+    until(lambda: held.server.waiting("m") == 0)
     assert held.ends(ANSWERED=1, CANCELLED=1)
     assert (sum(held.script.batches), held.wasted()) == (1, 0)
 
@@ -92,9 +93,9 @@ def test_a_channel_that_is_closed_ends_its_stream(hold: Hold) -> None:
     held = hold()
     with Raw(held.server) as raw:
         raw.ask(*(one(value) for value in range(3)))
-        wait_until(lambda: held.server.waiting("m") == 3)
+        until(lambda: held.server.waiting("m") == 3)
         raw._channel.close()
-        wait_until(lambda: held.server.waiting("m") == 0)
+        until(lambda: held.server.waiting("m") == 0)
     assert held.ends(ANSWERED=1, CANCELLED=3)
     assert (sum(held.script.batches), held.wasted()) == (1, 0)
 
@@ -104,7 +105,7 @@ def test_one_that_stands_behind_another_of_its_sequence(hold: Hold) -> None:
     held = hold(SEQUENCES, sequence_id=7, sequence_start=True)
     behind, last = held.ask(rows=2, sequence_id=7), held.ask(rows=4, sequence_id=7, sequence_end=True)
     give_up(behind)
-    wait_until(lambda: held.server.waiting("m") == 1)
+    until(lambda: held.server.waiting("m") == 1)
     assert held.ends(ANSWERED=2, CANCELLED=1)
     assert last.result().as_numpy("y").shape == (4, 1)
     assert (held.script.batches, held.wasted()) == ([1, 4], 0)
@@ -118,7 +119,7 @@ def test_one_of_a_batch_that_runs_is_wasted_and_the_others_are_answered(hold: Ho
     give_up(asked[1])
     # The cancellation has come when a later one on the same connection has.
     give_up(held.ask(rows=5))
-    wait_until(lambda: held.server.waiting("m") == 0)
+    until(lambda: held.server.waiting("m") == 0)
     assert held.ends(ANSWERED=3, CANCELLED=2)
     assert [asked[index].result().as_numpy("y").shape for index in (0, 2)] == [(1, 1), (2, 1)]
     assert (held.script.batches, held.wasted()) == ([1, 6], 3)
@@ -134,7 +135,7 @@ def test_all_of_a_batch_that_runs(hold: Hold) -> None:
     for each in asked:
         give_up(each)
     give_up(held.ask())
-    wait_until(lambda: held.server.waiting("m") == 0)
+    until(lambda: held.server.waiting("m") == 0)
     assert held.ends(ANSWERED=1, CANCELLED=3)
     assert (held.script.batches, held.wasted()) == ([1, 4], 4)
     assert held.server.ledger("m")[Outcome.FAILED] == 0

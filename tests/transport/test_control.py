@@ -33,8 +33,8 @@ from tests.transport.serving import (
     fill,
     serving,
     tensor,
-    wait_until,
 )
+from tests.waiting import until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -204,7 +204,7 @@ def test_compute_times_count_in_full_for_every_request_of_a_batch(serve: Serve) 
     first = Asked(server, "m", [tensor("x", [[0]])])
     gate.wait_for(1)
     waiting = [Asked(server, "m", [tensor("x", [[1]])]) for _ in range(4)]
-    wait_until(lambda: server.waiting("m") == 4)
+    until(lambda: server.waiting("m") == 4)
     gate.open()
     for asked in (first, *waiting):
         asked.result()
@@ -360,7 +360,7 @@ def test_what_was_accepted_is_answered_while_draining(serve: Serve) -> None:
     first = Asked(server, "m", [tensor("x", [[0]])])
     gate.wait_for(1)
     asked = [first, *(Asked(server, "m", [tensor("x", [[value]])]) for value in (1, 2))]
-    wait_until(lambda: server.waiting("m") == 2)
+    until(lambda: server.waiting("m") == 2)
     server.transport.stop_accepting()
     assert not server.engine.drain(server.engine.clock.now())
     gate.open()
@@ -407,7 +407,7 @@ def test_control_calls_are_answered_while_every_instance_is_busy(serve: Serve) -
     running = Asked(server, "m", [tensor("x", [[0]])])
     gate.wait_for(1)
     waiting = [Asked(server, "m", [tensor("x", [[value]])]) for value in range(1, 4)]
-    wait_until(lambda: server.waiting("m") == 3)
+    until(lambda: server.waiting("m") == 3)
     client = server.client
     assert client.is_server_live(client_timeout=PATIENCE)
     assert client.is_server_ready(client_timeout=PATIENCE)

@@ -10,7 +10,8 @@ from headrace.clock import MILLISECOND
 from headrace.ledger.records import Outcome, Refusal
 from headrace.scheduling.admission import SHARE_OF
 from headrace.scheduling.steering import Steering
-from tests.transport.serving import ECHO, PATIENCE, Serve, Server, message, wait_until
+from tests.transport.serving import ECHO, PATIENCE, Serve, Server, message
+from tests.waiting import until
 
 SLOW = 50 * MILLISECOND
 OPEN = ECHO + 'parameters { key: "admission" value { string_value: "open" } }'
@@ -42,7 +43,7 @@ def busy(serve: Serve, script: Script, config: str = ECHO) -> tuple[Server, Gate
     running = [ask(server, 0)]
     gate.wait_for(1)
     running.append(ask(server, 1))
-    wait_until(lambda: server.waiting("m") == 1)
+    until(lambda: server.waiting("m") == 1)
     return server, gate, running
 
 
@@ -64,7 +65,7 @@ def test_what_cannot_be_done_in_time_is_refused_at_the_door(serve: Serve, script
 def test_a_far_deadline_is_taken(serve: Serve, script: Script) -> None:
     server, gate, running = busy(serve, script)
     taken = ask(server, 7, timeout_us=60_000_000)
-    wait_until(lambda: server.waiting("m") == 2)
+    until(lambda: server.waiting("m") == 2)
     gate.open()
     assert taken.result().raw_output_contents[0][0] == 7
     assert [call.result().raw_output_contents[0][0] for call in running] == [0, 1]
@@ -75,7 +76,7 @@ def test_an_objective_refuses_nobody_unless_the_model_sheds_by_it(serve: Serve, 
     objective = ECHO + 'parameters { key: "objective_ms" value { string_value: "5" } }'
     server, gate, _ = busy(serve, script, objective)
     taken = ask(server, 7, timeout_us=60_000_000)
-    wait_until(lambda: server.waiting("m") == 2)
+    until(lambda: server.waiting("m") == 2)
     gate.open()
     assert taken.result().raw_output_contents[0][0] == 7
 

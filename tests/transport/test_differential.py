@@ -25,10 +25,11 @@ from headrace.ledger.records import Outcome
 from headrace.protocol.validate import bucket_of
 from headrace.scheduling.admission import Estimate, Limits, Line
 from headrace.tensor import DTYPES
-from tests.transport.serving import PATIENCE, Server, fill, serving, wait_until
+from tests.transport.serving import PATIENCE, Server, fill, serving
+from tests.waiting import until
 
 Code = grpc.StatusCode
-SEQUENCES = 800
+SEQUENCES = 300
 MANY = {"native": 100_000, "portable": 20_000}
 KINDS = (*DTYPES, "BYTES")
 TYPED = {
@@ -252,11 +253,11 @@ def hold(kept: Kept, held: Held) -> None:
     for value, fate in enumerate(held.fates, 1):
         if fate != "expires":
             calls[value] = kept.call.future(gated(value), timeout=PATIENCE)
-    wait_until(lambda: server.waiting("gated") == left + fates["cancelled"])
+    until(lambda: server.waiting("gated") == left + fates["cancelled"])
     for value, fate in enumerate(held.fates, 1):
         if fate == "cancelled":
             calls[value].cancel()
-    wait_until(lambda: server.waiting("gated") == left)
+    until(lambda: server.waiting("gated") == left)
     for value, fate in enumerate(held.fates, 1):
         if fate == "expires":
             calls[value] = kept.call.future(gated(value, timeout=1_000), timeout=PATIENCE)
@@ -310,7 +311,7 @@ def overload(kept: Kept) -> None:
     calls = [kept.call.future(gated(0), timeout=PATIENCE)]
     gate.wait_for(1)
     calls += [kept.call.future(gated(1), timeout=PATIENCE) for _ in range(6)]
-    wait_until(lambda: server.waiting("gated") == 6)
+    until(lambda: server.waiting("gated") == 6)
     judge(kept, [Asked(gated(2), Code.UNAVAILABLE, how="full")])
     script.gate = None
     gate.open()

@@ -14,9 +14,10 @@ from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
 from headrace.ledger.records import Outcome
 from headrace.tensor import BytesTensor
-from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, message, tensor, wait_until
+from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, message, tensor
 from tests.transport.streaming import Raw, Told
 from tests.transport.test_padding import assert_is_right, compute, padded, row
+from tests.waiting import until
 
 INTERNAL, INVALID = grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT
 SPLITS = 'parameters { key: "split_oversize" value { string_value: "true" } }'
@@ -116,7 +117,7 @@ def test_it_runs_alone_and_others_are_served(serve: Serve) -> None:
     waiting: list[Asked] = []
     for count in (2, 20, 3):
         waiting.append(Asked(server, "m", [tensor("x", rows(count))]))
-        wait_until(lambda: server.waiting("m") == len(waiting))
+        until(lambda: server.waiting("m") == len(waiting))
     gate.open()
     first.result()
     for asked, count in zip(waiting, (2, 20, 3), strict=True):
@@ -178,9 +179,9 @@ def test_nothing_more_runs_for_a_client_that_has_gone(serve: Serve) -> None:
         gone.result()
     # The cancellation has come when a later one on the same connection has.
     marker = Asked(server, "m", [tensor("x", [[1]])])
-    wait_until(lambda: server.waiting("m") == 1)
+    until(lambda: server.waiting("m") == 1)
     marker.call.cancel()
-    wait_until(lambda: server.waiting("m") == 0)
+    until(lambda: server.waiting("m") == 0)
     gate.open()
     server.wait_settled("m")
     assert script.batches == [8, 8]

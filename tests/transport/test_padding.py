@@ -17,7 +17,8 @@ from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
 from headrace.tensor import BytesTensor
 from tests.transport.asking import ask
-from tests.transport.serving import PATIENCE, Asked, Serve, Server, fails, fill, serving, tensor, wait_until
+from tests.transport.serving import PATIENCE, Asked, Serve, Server, fails, fill, serving, tensor
+from tests.waiting import until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 INTERNAL = grpc.StatusCode.INTERNAL
@@ -74,7 +75,7 @@ def test_many_lengths_in_two_batches(waiting: tuple[Server, Script, Gate]) -> No
     server, script, gate = waiting
     questions = [[row(length, 10 * length + count) for count in range(1 + length % 2)] for length in range(1, 6)]
     asked = [Asked(server, "m", [tensor("x", x)]) for x in questions]
-    wait_until(lambda: server.waiting("m") == len(questions))
+    until(lambda: server.waiting("m") == len(questions))
     gate.open()
     for answer, x in zip(asked, questions, strict=True):
         assert_is_right(answer.result(), x)
@@ -89,7 +90,7 @@ def test_a_mask_that_is_sent_is_taken(waiting: tuple[Server, Script, Gate]) -> N
     server, script, gate = waiting
     with_mask = Asked(server, "m", [tensor("x", [[9, 2, 9]]), tensor("mask", [[0, 1, 1]])])
     without = Asked(server, "m", [tensor("x", [[5, 6]])])
-    wait_until(lambda: server.waiting("m") == 2)
+    until(lambda: server.waiting("m") == 2)
     gate.open()
     assert with_mask.result().as_numpy("sum").tolist() == [[11]]
     assert without.result().as_numpy("sum").tolist() == [[11]]
@@ -99,10 +100,10 @@ def test_a_mask_that_is_sent_is_taken(waiting: tuple[Server, Script, Gate]) -> N
 def test_requests_of_this_process_are_mates(waiting: tuple[Server, Script, Gate]) -> None:
     server, script, gate = waiting
     remote = Asked(server, "m", [tensor("x", [row(3)])])
-    wait_until(lambda: server.waiting("m") == 1)
+    until(lambda: server.waiting("m") == 1)
     with ThreadPoolExecutor(1) as pool:
         local = pool.submit(server.engine.infer, "m", {"x": np.array([row(2, 7)], np.int32)})
-        wait_until(lambda: server.waiting("m") == 2)
+        until(lambda: server.waiting("m") == 2)
         gate.open()
         answer = local.result(PATIENCE)
     assert_is_right(remote.result(), [row(3)])
@@ -120,7 +121,7 @@ def test_run_again_alone_when_one_fails(waiting: tuple[Server, Script, Gate]) ->
 
     script.fail = fail
     good, bad = Asked(server, "m", [tensor("x", [row(3)])]), Asked(server, "m", [tensor("x", [[13]])])
-    wait_until(lambda: server.waiting("m") == 2)
+    until(lambda: server.waiting("m") == 2)
     gate.open()
     assert_is_right(good.result(), [row(3)])
     with fails(INTERNAL, "thirteen"):
@@ -132,7 +133,7 @@ def test_chosen_outputs_in_the_order_asked_for_and_as_classes(waiting: tuple[Ser
     names = ("sum", "y")
     some = Asked(server, "m", [tensor("x", [row(3)])], outputs=[triton.InferRequestedOutput(name) for name in names])
     classes = Asked(server, "m", [tensor("x", [[3, 2]])], outputs=[triton.InferRequestedOutput("y", class_count=9)])
-    wait_until(lambda: server.waiting("m") == 2)
+    until(lambda: server.waiting("m") == 2)
     gate.open()
     assert [output.name for output in some.result().get_response().outputs] == list(names)
     assert some.result().as_numpy("y").shape == (1, 2, 3)
@@ -156,7 +157,7 @@ def test_an_output_in_shared_memory_has_its_own_length(serve: Serve, tmp_path: P
             wanted.set_shared_memory("r", 24, 4)
             placed = Asked(server, "m", [tensor("x", [row(3)])], outputs=[wanted])
             others = [] if alone else [Asked(server, "m", [tensor("x", [row(2)])])]
-            wait_until(lambda: server.waiting("m") == 1 + len(others))
+            until(lambda: server.waiting("m") == 1 + len(others))
             gate.open()
             (output,) = placed.result().get_response().outputs
             assert list(output.shape) == [1, 2, 3]
@@ -217,7 +218,7 @@ def test_a_budget_of_elements(serve: Serve) -> None:
     first = Asked(server, "m", [tensor("x", [[0]])])
     gate.wait_for(1)
     asked = [Asked(server, "m", [tensor("x", [row(length)])]) for length in (2, 3, 4, 1)]
-    wait_until(lambda: server.waiting("m") == 4)
+    until(lambda: server.waiting("m") == 4)
     gate.open()
     for answer, length in zip(asked, (2, 3, 4, 1), strict=True):
         assert_is_right(answer.result(), [row(length)])

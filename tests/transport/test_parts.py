@@ -15,8 +15,9 @@ from headrace.backends.fake import Gate, Script
 from headrace.scheduling.base import Batch
 from headrace.scheduling.plan import Plan, Reason
 from headrace.tensor import Tensor, rows_of
-from tests.transport.serving import ECHO, Asked, Serve, Server, tensor, wait_until
+from tests.transport.serving import ECHO, Asked, Serve, Server, tensor
 from tests.transport.streaming import DECOUPLED, Raw, Told, ended, one
+from tests.waiting import until
 
 Taken = tuple[list[Any], Callable[[int], Tensor]]
 """The parts of a batch, and the rows of each."""
@@ -39,7 +40,7 @@ class Held:
         """Ask, and return when it waits."""
         before = self.server.waiting("m")
         asked = Asked(self.server, "m", [tensor("x", self.values(rows, value))])
-        wait_until(lambda: self.server.waiting("m") == before + 1)
+        until(lambda: self.server.waiting("m") == before + 1)
         return asked
 
     def take(self, before: Callable[[Batch], None] = lambda batch: None) -> Taken:
@@ -139,7 +140,7 @@ def test_an_answer_too_large_to_wait(hold: Hold) -> None:
     held = hold()
     wide = np.arange(1 << 18, dtype=np.int32).reshape(1, -1)
     asked = Asked(held.server, "m", [tensor("x", wide)])
-    wait_until(lambda: held.server.waiting("m") == 1)
+    until(lambda: held.server.waiting("m") == 1)
     (part,), _ = held.take()
     elsewhere(lambda: part.reply({"y": part.tensors()["x"]}))
     np.testing.assert_array_equal(asked.result().as_numpy("y"), wide)
@@ -151,7 +152,7 @@ def test_whoever_gives_up_is_told_of(hold: Hold) -> None:
     asked = [held.ask(1, value) for value in range(3)]
     parts, rows = held.take()
     give_up(asked[1])
-    wait_until(lambda: held.gone == [1])
+    until(lambda: held.gone == [1])
     assert [part.is_wanted for part in parts] == [True, False, True]
     for place in range(3):
         parts[place].send(0, {"y": rows(place)}, final=True)
@@ -168,10 +169,10 @@ def test_whoever_gave_up_before_is_told_of(hold: Hold) -> None:
         give_up(asked[0])
         # The cancellation has come when a later one on the same connection has.
         give_up(held.ask(1, 5))
-        wait_until(lambda: held.server.waiting("m") == 0)
+        until(lambda: held.server.waiting("m") == 0)
 
     parts, rows = held.take(go)
-    wait_until(lambda: held.gone == [0])
+    until(lambda: held.gone == [0])
     parts[0].send(0, {"y": rows(0)}, final=True)
     parts[1].send(0, {"y": rows(1)}, final=True)
     assert int(asked[1].result().as_numpy("y")[0, 0]) == 1
@@ -182,12 +183,12 @@ def test_a_connection_that_is_cut_takes_its_parts_along(hold: Hold) -> None:
     held = hold(DECOUPLED)
     with Raw(held.server) as raw:
         raw.ask(*(one(value) for value in range(3)))
-        wait_until(lambda: held.server.waiting("m") == 3)
+        until(lambda: held.server.waiting("m") == 3)
         parts, rows = held.take()
         parts[1].send(0, {"y": rows(1)}, final=True)
         assert raw.next() == Told("1", (1,), True)
         raw._channel.close()
-        wait_until(lambda: sorted(held.gone) == [0, 2])
+        until(lambda: sorted(held.gone) == [0, 2])
     parts.clear()
     assert held.ends(ANSWERED=2, CANCELLED=2)
 
@@ -196,7 +197,7 @@ def test_pieces_of_several_parts_mix(hold: Hold) -> None:
     held = hold(DECOUPLED)
     with Raw(held.server) as raw:
         raw.ask(*(one(value) for value in range(2)))
-        wait_until(lambda: held.server.waiting("m") == 2)
+        until(lambda: held.server.waiting("m") == 2)
         parts, rows = held.take()
         for final in (False, True):
             for place in (1, 0):

@@ -7,8 +7,9 @@ from tritonclient.grpc import service_pb2 as pb
 
 from headrace.backends.base import Batch
 from headrace.backends.fake import Gate, Script
-from tests.transport.serving import ECHO, Serve, wait_until
+from tests.transport.serving import ECHO, Serve
 from tests.transport.streaming import DECOUPLED, PARALLEL, Conversation, Raw, Told, answers, ended, flag, one, values_of
+from tests.waiting import until
 
 
 class Doors:
@@ -44,7 +45,7 @@ def test_a_later_request_that_is_done_first_waits_for_its_turn(serve: Serve) -> 
         raw.ask(one(2), one(3), one(4, "nothing"))
         # They have run, and the loop has gone round since: had their answers been sent, they would be the first.
         other.ask(one(5))
-        wait_until(lambda: len(doors.script.batches) == 4)
+        until(lambda: len(doors.script.batches) == 4)
         assert other.rest() == answers(range(5, 6))
         doors.gates[1].open()
         told = raw.rest()
@@ -60,7 +61,7 @@ def test_requests_of_a_stream_share_batches(serve: Serve) -> None:
         raw.ask(one(0))
         gate.wait_for(1)
         raw.ask(*(one(value) for value in range(1, 9)))
-        wait_until(lambda: server.waiting("m") == 8)
+        until(lambda: server.waiting("m") == 8)
         gate.open()
         assert raw.rest() == answers(range(9))
     assert script.batches == [1, 8]

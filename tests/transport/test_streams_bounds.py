@@ -21,9 +21,10 @@ from headrace.clock import SECOND
 from headrace.ledger.records import Outcome
 from headrace.transport.base import StreamWindow
 from tests.build_models import add_model
-from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, tensor, wait_until
+from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, tensor
 from tests.transport.streaming import DECOUPLED, SINGLY, Conversation, Raw, Told, answers, ended, one
 from tests.transport.test_drain import process, slow
+from tests.waiting import until
 
 WIDE = SINGLY.replace("dims: -1", "dims: 65536", 1)
 """An answer of 256 KiB: gRPC's windows hold few of them for a client that does not read."""
@@ -64,9 +65,9 @@ def test_cancelling_a_stream_takes_its_requests_out_of_the_queue(serve: Serve) -
     with held(serve) as (server, script, gate), Raw(server) as raw, Raw(server) as stays:
         raw.ask(*(one(value) for value in range(1, 6)))
         stays.ask(one(6))
-        wait_until(lambda: server.waiting("m") == 6)
+        until(lambda: server.waiting("m") == 6)
         raw.call.cancel()
-        wait_until(lambda: server.waiting("m") == 1)
+        until(lambda: server.waiting("m") == 1)
         gate.open()
         assert stays.rest() == answers(range(6, 7))
     assert script.batches == [1, 1]
@@ -79,10 +80,10 @@ def test_a_client_that_goes_away(serve: Serve) -> None:
         client.start_stream(lambda result, error: None)
         for value in range(3):
             client.async_stream_infer("m", [tensor("x", [[value]])])
-        wait_until(lambda: server.waiting("m") == 3)
+        until(lambda: server.waiting("m") == 3)
         client.stop_stream(cancel_requests=True)
         client.close()
-        wait_until(lambda: server.waiting("m") == 0)
+        until(lambda: server.waiting("m") == 0)
     assert script.batches == [1]
     assert ended(server, "m", ANSWERED=1, CANCELLED=3)
 
@@ -94,10 +95,10 @@ def test_what_runs_when_its_stream_is_cancelled_is_settled_as_cancelled(serve: S
     with Raw(server) as raw:
         raw.ask(one(1), one(2))
         gate.wait_for(1)
-        wait_until(lambda: server.waiting("m") == 1)
+        until(lambda: server.waiting("m") == 1)
         raw.call.cancel()
         # Both are cancelled in one go: the second has left its queue when the first is.
-        wait_until(lambda: server.waiting("m") == 0)
+        until(lambda: server.waiting("m") == 0)
         gate.open()
     assert ended(server, "m", CANCELLED=2)
     assert script.batches == [1]
@@ -114,7 +115,7 @@ def test_a_decoupled_request_that_is_cancelled_between_its_answers(serve: Serve)
         gate.wait_for(1)
         with Raw(server) as other:
             other.ask(one(2))
-            wait_until(lambda: server.waiting("m") == 1)
+            until(lambda: server.waiting("m") == 1)
             gate.let(1)
             gate.wait_for(2)
             gate.open()
@@ -151,7 +152,7 @@ async def test_a_coroutine_that_is_cancelled(serve: Serve) -> None:
 def test_half_close_finishes_what_is_on_its_way(serve: Serve) -> None:
     with held(serve) as (server, _, gate), Raw(server) as raw:
         raw.ask(*(one(value) for value in range(1, 4)))
-        wait_until(lambda: server.waiting("m") == 3)
+        until(lambda: server.waiting("m") == 3)
         raw.close()
         gate.open()
         assert raw.rest() == answers(range(1, 4))
@@ -162,7 +163,7 @@ def test_a_full_queue_is_told_in_the_stream(serve: Serve) -> None:
     config = SINGLY.replace("dynamic_batching {}", "dynamic_batching { default_queue_policy { max_queue_size: 2 } }")
     with held(serve, config) as (server, _, gate), Raw(server) as raw:
         raw.ask(*(one(value) for value in range(1, 4)))
-        wait_until(lambda: server.ledger("m")[Outcome.REFUSED] == 1)
+        until(lambda: server.ledger("m")[Outcome.REFUSED] == 1)
         gate.open()
         full = Told("3", (), None, "[request id: 3] Exceeds maximum queue size")
         assert raw.rest() == [*answers(range(1, 3)), full]
@@ -216,7 +217,7 @@ def test_a_reader_that_never_reads_holds_nobody_up(serve: Serve, bounds: dict[st
     server = serve({"m": (WIDE, script)}, **narrow(**bounds))
     with Raw(server) as idle:
         idle.ask(*(wide(value) for value in range(100)))
-        wait_until(lambda: len(script.batches) >= 8)
+        until(lambda: len(script.batches) >= 8)
         # Its answers fill gRPC's windows and then its own; then no more of its requests are read, and others go on.
         ran, others = 0, 0
         while ran != len(script.batches) - others:
@@ -236,7 +237,7 @@ def test_cancelling_a_stream_whose_answers_were_not_read(serve: Serve) -> None:
     server = serve({"m": (WIDE, script)})
     with Raw(server) as idle:
         idle.ask(*(wide(value) for value in range(100)))
-        wait_until(lambda: sum(script.batches) == 100)
+        until(lambda: sum(script.batches) == 100)
         idle.call.cancel()
     server.wait_settled("m")
     ends = server.ledger("m")
@@ -249,7 +250,7 @@ def test_a_flood_of_answers_that_nobody_reads_ends_its_stream(serve: Serve) -> N
     server = serve({"m": (WIDE + "model_transaction_policy { decoupled: true }", script)}, **narrow(flood=1 << 20))
     with Raw(server) as idle:
         idle.ask(wide(1))
-        wait_until(lambda: script.batches == [1])
+        until(lambda: script.batches == [1])
         assert ended(server, "m", CANCELLED=1)
         script.answers = 1
         with Raw(server) as busy:
@@ -289,7 +290,7 @@ def test_a_stream_while_the_server_stops(serve: Serve) -> None:
     with held(serve) as (server, _, gate):
         raw = Raw(server)
         raw.ask(one(1), one(2))
-        wait_until(lambda: server.waiting("m") == 2)
+        until(lambda: server.waiting("m") == 2)
         server.transport.stop_accepting()
         raw.ask(one(3))
         with Raw(server) as late, fails(grpc.StatusCode.UNAVAILABLE, DRAINING):
@@ -331,7 +332,7 @@ def test_unary_and_streamed_requests_share_a_batch(serve: Serve) -> None:
         raw.ask(one(1))
         talk.ask(2)
         call = server.stub.ModelInfer.future(one(3), timeout=PATIENCE)
-        wait_until(lambda: server.waiting("m") == 3)
+        until(lambda: server.waiting("m") == 3)
         gate.open()
         assert (raw.rest(), talk.next()) == (answers(range(1, 2)), answers(range(2, 3))[0])
         assert "triton_final_response" not in call.result(PATIENCE).parameters

@@ -16,8 +16,9 @@ from headrace.clock import SECOND
 from headrace.errors import InvalidRequest
 from headrace.ledger.records import Outcome
 from tests.transport.asking import JUNK
-from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, fill, serving, wait_until
+from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, fill, serving
 from tests.transport.streaming import DECOUPLED, SINGLY, Conversation, Raw, Told, answers, ended, flag, one, values_of
+from tests.waiting import until
 
 FAILED = "the model broke"
 STRICT = (("triton_grpc_error", "true"),)
@@ -189,11 +190,11 @@ def test_a_strict_stream_gives_up_what_is_queued(serve: Serve) -> None:
     with Raw(server, metadata=STRICT) as raw:
         raw.ask(*(one(value) for value in range(1, 6)))
         held.wait_for(1)
-        wait_until(lambda: server.waiting("m") == 4)
+        until(lambda: server.waiting("m") == 4)
         held.let(1)
         with fails(grpc.StatusCode.INTERNAL, FAILED):
             raw.next()
-        wait_until(lambda: server.waiting("m") == 0)
+        until(lambda: server.waiting("m") == 0)
         held.open()
     server.wait_settled("m")
     ends = server.ledger("m")
@@ -214,7 +215,7 @@ def test_the_deadline_of_the_stream_is_that_of_its_requests(serve: Serve) -> Non
         with pytest.raises(grpc.RpcError) as caught:
             raw.next()
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        wait_until(lambda: server.waiting("m") == 0)
+        until(lambda: server.waiting("m") == 0)
         gate.open()
     server.wait_settled("m")
     ends = server.ledger("m")
@@ -251,8 +252,8 @@ def test_the_timeout_parameter_of_one_request(serve: Serve) -> None:
         raw.ask(one(1))
         gate.wait_for(1)
         raw.ask(one(2, parameters={"timeout": pb.InferParameter(int64_param=300_000)}), one(3))
-        wait_until(lambda: server.waiting("m") == 2)
-        wait_until(lambda: server.waiting("m") == 1)
+        until(lambda: server.waiting("m") == 2)
+        until(lambda: server.waiting("m") == 1)
         gate.open()
         expired = Told("2", (), True, "the deadline passed before model 'm' could answer")
         assert raw.rest() == [*answers(range(1, 2)), expired, *answers(range(3, 4))]

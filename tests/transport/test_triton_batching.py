@@ -21,8 +21,9 @@ from headrace.clock import MILLISECOND, SECOND
 from headrace.ledger.records import Outcome
 from headrace.protocol.validate import bucket_of
 from headrace.scheduling.admission import Estimate, Limits, Line
-from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, tensor, wait_until
+from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, tensor
 from tests.transport.streaming import PARALLEL, SINGLY, values_of
+from tests.waiting import until
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 FULL, TIMEOUT = "[request id: r] Exceeds maximum queue size", "Request timeout expired"
@@ -57,7 +58,7 @@ class Queued:
         before = self.server.waiting("m")
         x = np.full((rows, 1), value, np.int32)
         self.asked.append(Asked(self.server, "m", [tensor("x", x)], **options))
-        wait_until(lambda: self.server.waiting("m") == before + 1)
+        until(lambda: self.server.waiting("m") == before + 1)
 
     def infer(self, value: int, **options: Any) -> None:
         options.setdefault("client_timeout", PATIENCE)

@@ -13,7 +13,8 @@ import tritonclient.grpc.aio as triton_aio
 
 from headrace.backends.fake import Gate, Script
 from headrace.ledger.records import Outcome
-from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, tensor, wait_until
+from tests.transport.serving import ECHO, PATIENCE, Asked, Serve, Server, fails, tensor
+from tests.waiting import until
 
 EXPIRED = "the deadline passed before model 'm' could answer"
 POLICY = "dynamic_batching {{ default_queue_policy {{ {} }} }}"
@@ -61,9 +62,9 @@ def policy(text: str) -> str:
 def test_a_cancelled_request_leaves_the_queue(hold: Hold) -> None:
     held = hold()
     gone, stays = (Asked(held.server, "m", [tensor("x", [[value]])]) for value in (1, 2))
-    wait_until(lambda: held.server.waiting("m") == 2)
+    until(lambda: held.server.waiting("m") == 2)
     gone.call.cancel()
-    wait_until(lambda: held.server.waiting("m") == 1)
+    until(lambda: held.server.waiting("m") == 1)
     with pytest.raises(triton.InferenceServerException) as caught:
         gone.result()
     assert caught.value.status() == str(grpc.StatusCode.CANCELLED)
@@ -95,9 +96,9 @@ def test_a_client_that_goes_away_leaves_the_queue(hold: Hold) -> None:
     own = [("grpc.use_local_subchannel_pool", 1)]
     client = triton.InferenceServerClient(held.server.address, channel_args=own)
     client.async_infer("m", [tensor("x", [[1]])], lambda result, error: None)
-    wait_until(lambda: held.server.waiting("m") == 1)
+    until(lambda: held.server.waiting("m") == 1)
     client.close()
-    wait_until(lambda: held.server.waiting("m") == 0)
+    until(lambda: held.server.waiting("m") == 0)
     held.let_go()
     assert held.script.batches == [1]
     assert held.outcomes(ANSWERED=1, CANCELLED=1)
@@ -110,9 +111,9 @@ def test_what_runs_when_its_client_cancels_is_settled_as_cancelled(hold: Hold) -
         held.first.result()
     # The cancellation has come when a later one on the same connection has.
     marker = Asked(held.server, "m", [tensor("x", [[1]])])
-    wait_until(lambda: held.server.waiting("m") == 1)
+    until(lambda: held.server.waiting("m") == 1)
     marker.call.cancel()
-    wait_until(lambda: held.server.waiting("m") == 0)
+    until(lambda: held.server.waiting("m") == 0)
     held.gate.open()
     held.server.wait_settled("m")
     assert held.script.batches == [1]
@@ -124,7 +125,7 @@ def test_a_deadline_that_passes_in_the_queue(hold: Hold) -> None:
     with pytest.raises(triton.InferenceServerException) as caught:
         held.server.client.infer("m", [tensor("x", [[1]])], client_timeout=0.1)
     assert caught.value.status() == str(grpc.StatusCode.DEADLINE_EXCEEDED)
-    wait_until(lambda: held.server.waiting("m") == 0)
+    until(lambda: held.server.waiting("m") == 0)
     held.let_go()
     assert held.script.batches == [1]
     # The client hangs up at the same instant: whichever comes first ends the request.
@@ -161,7 +162,7 @@ def test_the_timeout_parameter_shortens_the_policy(hold: Hold) -> None:
 def test_a_full_queue(hold: Hold) -> None:
     held = hold(policy("max_queue_size: 2"))
     waiting = [Asked(held.server, "m", [tensor("x", [[value]])]) for value in (1, 2)]
-    wait_until(lambda: held.server.waiting("m") == 2)
+    until(lambda: held.server.waiting("m") == 2)
     for request_id, told in (("r1", "r1"), ("", "<id_unknown>")):
         with fails(grpc.StatusCode.UNAVAILABLE, f"[request id: {told}] Exceeds maximum queue size"):
             held.server.client.infer("m", [tensor("x", [[3]])], request_id=request_id, client_timeout=PATIENCE)

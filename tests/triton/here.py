@@ -16,8 +16,9 @@ from headrace.backends.triton.portable import PortableChannel
 from headrace.backends.triton.session import TritonSession
 from headrace.engine.engine import Engine
 from tests.build_models import add_model
-from tests.transport.serving import Server, serving, wait_until
+from tests.transport.serving import Server, serving
 from tests.triton.far import Triton
+from tests.waiting import until
 
 FORWARD = {"header_forward_pattern": "^tracestate$"}
 
@@ -74,7 +75,7 @@ def wait_until_gone(session: TritonSession) -> None:
     if isinstance(line.channel, PortableChannel):
         states: list[grpc.ChannelConnectivity] = []
         line.channel._channel.subscribe(states.append)
-        wait_until(lambda: bool(states) and states[-1] is not grpc.ChannelConnectivity.READY)
+        until(lambda: bool(states) and states[-1] is not grpc.ChannelConnectivity.READY)
         line.channel._channel.unsubscribe(states.append)
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from tests.transport.serving import Asked, Server, wait_until
+from tests.transport.serving import Asked, Server
 from tests.triton.far import Triton
 from tests.triton.here import Here, named_memory, rows, session_of
 from tests.triton.proxy import Proxy
+from tests.waiting import until
 
 WIDTH = 65536
 
@@ -84,9 +85,9 @@ def behind_one(server: Server, far: Triton, proxy: Proxy, arrays: list[np.ndarra
     """Requests that came while another one was under way, so that they share a batch; it has been let go."""
     proxy.hold()
     first = Asked(server, "doubles", [given("x", rows(-1), "FP32")])
-    wait_until(lambda: -1 in far.rows())
+    until(lambda: -1 in far.rows())
     others = [Asked(server, "doubles", [given("x", array, "FP32")]) for array in arrays]
-    wait_until(lambda: server.waiting("doubles") == len(arrays))
+    until(lambda: server.waiting("doubles") == len(arrays))
     proxy.let()
     first.result()
     return others
@@ -147,7 +148,7 @@ def test_a_server_that_forgets_the_memory_gets_other(here: Here, far: Triton) ->
     assert (engine.infer("wide", {"x": x})["y"] == 2).all()
     far.kill()
     far.start("wide")
-    wait_until(lambda: session_of(engine, "wide").is_healthy)
+    until(lambda: session_of(engine, "wide").is_healthy)
     assert (engine.infer("wide", {"x": x}, timeout=60)["y"] == 2).all()
     assert len(far.regions()) == 1
     assert named_memory() == set()

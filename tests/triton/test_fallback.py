@@ -17,9 +17,10 @@ from headrace.errors import BackendDown, BackendFailed, BackendUnreachable, Inva
 from headrace.model import GraphIO, GraphTensor
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelStatistics
 from tests.build_models import sums
-from tests.transport.serving import Asked, Server, tensor, wait_until
+from tests.transport.serving import Asked, Server, tensor
 from tests.triton.far import Triton, free_port
 from tests.triton.here import Here, doubling, parameters, reason_of, rows, wait_until_gone
+from tests.waiting import until
 
 
 def ask(server: Server, first: float) -> float:
@@ -61,11 +62,11 @@ def test_the_next_serves_while_the_first_is_down(here: Here, far: Triton, transp
         assert first.result().as_numpy("y")[0, 0] == 6  # type: ignore[index]
     except Exception as error:
         assert "UNAVAILABLE" in str(error)
-    wait_until(lambda: serving_of(server)[1] == "onnxruntime")
+    until(lambda: serving_of(server)[1] == "onnxruntime")
     assert [ask(server, n) for n in range(4, 9)] == [8, 10, 12, 14, 16]
     assert shown(server.engine, "headrace_model_backend") == {"triton": 0, "onnxruntime": 1}
     far.start()
-    wait_until(lambda: serving_of(server)[1] == "triton")
+    until(lambda: serving_of(server)[1] == "triton")
     assert ask(server, 9) == 18
     assert [first for first in far.rows() if first] == [1, 2, 9]
     server.wait_settled("doubles")
@@ -116,7 +117,7 @@ def test_one_that_was_not_there_comes_later(here: Here, far: Triton) -> None:
     assert (engine.infer("doubles", {"x": rows(1)})["y"] == 2 * rows(1)).all()
     assert shown(engine, "headrace_model_backend") == {"triton": 0, "onnxruntime": 1}
     far.start()
-    wait_until(lambda: shown(engine, "headrace_model_backend")["triton"] == 1)
+    until(lambda: shown(engine, "headrace_model_backend")["triton"] == 1)
     assert (engine.infer("doubles", {"x": rows(2)})["y"] == 2 * rows(2)).all()
     assert far.rows() == [2]
 

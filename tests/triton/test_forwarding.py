@@ -10,10 +10,11 @@ import tritonclient.grpc as triton
 
 from headrace.ledger.identity import Identity, Part
 from tests.ledger.reading import reading
-from tests.transport.serving import Asked, Server, tensor, wait_until
+from tests.transport.serving import Asked, Server, tensor
 from tests.triton.far import Triton
 from tests.triton.here import Here
 from tests.triton.proxy import Proxy
+from tests.waiting import until
 
 FAR_OFF = 100_000
 """Seconds; no machine is so slow."""
@@ -63,9 +64,9 @@ def together(server: Server, far: Triton, proxy: Proxy, *requests: dict[str, Any
     proxy.hold()
     ran = len(far.runs("tells"))
     first = Asked(server, "tells", row(), client_timeout=FAR_OFF)
-    wait_until(lambda: len(far.runs("tells")) > ran)
+    until(lambda: len(far.runs("tells")) > ran)
     asked = [Asked(server, "tells", row(), **request) for request in requests]
-    wait_until(lambda: server.waiting("tells") == len(requests))
+    until(lambda: server.waiting("tells") == len(requests))
     proxy.let()
     first.result()
     return [told(each.result()) for each in asked]

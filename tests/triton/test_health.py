@@ -18,10 +18,11 @@ from headrace.backends.triton.channel import Unreachable
 from headrace.errors import BackendDown, DeadlineExpired, ModelError
 from headrace.ledger.records import Outcome
 from headrace.request import Head, Request
-from tests.transport.serving import PATIENCE, Asked, Server, tensor, wait_until
+from tests.transport.serving import PATIENCE, Asked, Server, tensor
 from tests.triton.far import Triton
 from tests.triton.here import Here, named_memory, rows, session_of, wait_until_gone
 from tests.triton.proxy import Proxy
+from tests.waiting import until
 
 WIDTH = 65536
 
@@ -68,20 +69,20 @@ def test_it_goes_and_comes_back(here: Here, far: Triton, transport: str) -> None
     far.kill()
     told = {refusal(ask(server, 100 + n))[1] for n in range(20)}
     assert all(f"no Triton answers at {far.url}" in each or "127.0.0.1" in each for each in told), told
-    wait_until(lambda: not session.is_healthy)
+    until(lambda: not session.is_healthy)
     server.wait_settled("doubles")
     refused = server.ledger("doubles")[Outcome.REFUSED]
     assert refusal(ask(server, 200))[0] == str(grpc.StatusCode.UNAVAILABLE)
     server.wait_settled("doubles")
     assert server.ledger("doubles")[Outcome.REFUSED] == refused + 1
     far.start()
-    wait_until(lambda: session.is_healthy)
+    until(lambda: session.is_healthy)
     good += [float(ask(server, n).result().as_numpy("y")[0, 0]) / 2 for n in range(3, 6)]
     assert good == [0, 1, 2, 3, 4, 5]
     ran = [first for first in far.rows() if first]
     assert sorted(ran) == [1, 2, 3, 4, 5]
     server.wait_settled("doubles")
-    wait_until(lambda: not session.is_watched)
+    until(lambda: not session.is_watched)
 
 
 def test_it_is_killed_in_the_middle_of_a_load(here: Here, far: Triton, transport: str) -> None:
@@ -90,7 +91,7 @@ def test_it_is_killed_in_the_middle_of_a_load(here: Here, far: Triton, transport
     server = here.serve(transport)
     far.forget_runs()
     asked = [ask(server, n) for n in range(300)]
-    wait_until(lambda: len(far.rows()) >= 20)
+    until(lambda: len(far.rows()) >= 20)
     far.kill()
     asked += [ask(server, n) for n in range(300, 400)]
     good: list[float] = []
@@ -118,7 +119,7 @@ def test_a_request_waits_for_a_connection_that_was_refused(here: Here, far: Trit
     # Whoever meets the end of the old connection is told; what it sent may have run.
     wait_until_gone(session_of(server.engine, "doubles"))
     asked = ask(server, 7)
-    wait_until(lambda: server.waiting("doubles") == 0)
+    until(lambda: server.waiting("doubles") == 0)
     far.start()
     assert asked.result().as_numpy("y")[0, 0] == 14
     assert [first for first in far.rows() if first == 7] == [7]
@@ -144,7 +145,7 @@ def test_a_connection_that_breaks_off_is_no_reason_to_run_twice(here: Here, far:
     far.forget_runs()
     proxy.hold()
     asked = ask(server, 5)
-    wait_until(lambda: far.rows() == [5])
+    until(lambda: far.rows() == [5])
     proxy.cut()
     assert refusal(asked)[0] == str(grpc.StatusCode.UNAVAILABLE)
     assert ask(server, 6).result().as_numpy("y")[0, 0] == 12
@@ -161,13 +162,13 @@ def test_silence_ends_with_the_run_timeout_and_then_nothing_is_sent(
     code, words = refusal(ask(server, 1))
     assert code == str(grpc.StatusCode.UNAVAILABLE)
     assert words.endswith("has not answered within run_timeout_s, 0.5 s")
-    wait_until(lambda: not session.is_healthy)
+    until(lambda: not session.is_healthy)
     far.forget_runs()
     code, words = refusal(ask(server, 2))
     assert code == str(grpc.StatusCode.UNAVAILABLE)
     assert "model 'doubles' cannot run now: no Triton answers" in words
     proxy.let()
-    wait_until(lambda: session.is_healthy)
+    until(lambda: session.is_healthy)
     assert wait_for_answer(server, 3) == 6
     assert 2 not in far.rows()
 
@@ -183,7 +184,7 @@ def wait_for_answer(server: Server, first: float) -> float:
             return False
         return True
 
-    wait_until(is_answered)
+    until(is_answered)
     return found[-1]
 
 
@@ -204,13 +205,13 @@ def test_a_late_answer_is_dropped(here: Here, far: Triton, proxy: Proxy, transpo
     proxy.hold()
     late = expired_there(server, far)
     proxy.let()
-    wait_until(lambda: session.is_healthy)
+    until(lambda: session.is_healthy)
     assert [ask(server, n).result().as_numpy("y")[0, 0] for n in (2, 3)] == [4, 6]
     ran = [first for first in far.rows() if first]
     assert ran[-3:] == [late, 2, 3]
     assert len(ran) == len(set(ran))
     server.wait_settled("doubles")
-    wait_until(lambda: not session.is_watched)
+    until(lambda: not session.is_watched)
 
 
 @pytest.mark.usefixtures("transport")
@@ -225,11 +226,11 @@ def test_memory_of_a_late_answer_is_not_used_again(here: Here, far: Triton, prox
     for attempt in range(8):  # on a busy machine, it may not be sent in time
         with pytest.raises(DeadlineExpired):
             engine.infer("wide", {"x": x}, timeout=0.3 * 2**attempt)
-        wait_until(lambda: session._client._free)
+        until(lambda: session._client._free)
         if session._client._free[-1].region is None:
             break
     proxy.let()
-    wait_until(lambda: session.is_healthy and not session.is_watched)
+    until(lambda: session.is_healthy and not session.is_watched)
     assert (engine.infer("wide", {"x": 2 * x})["y"] == 3).all()
     (second,) = far.regions()
     assert second != first
@@ -290,12 +291,12 @@ def test_a_server_that_stops_answering_altogether(here: Here, far: Triton) -> No
     try:
         with pytest.raises(ModelError, match="has not answered within run_timeout_s"):
             engine.infer("doubles", {"x": rows(1)})
-        wait_until(lambda: not session.is_healthy)
+        until(lambda: not session.is_healthy)
         with pytest.raises(BackendDown, match="no Triton answers"):
             engine.infer("doubles", {"x": rows(2)})
     finally:
         far.answer_again()
-    wait_until(lambda: session.is_healthy)
+    until(lambda: session.is_healthy)
     assert 2 not in far.rows()
 
 
