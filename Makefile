@@ -86,7 +86,7 @@ test-rust:
 
 # One folder of tests after the other, each with so many minutes on two cores.
 SLOW := cluster:20 graph:12 jobs:25 native:5 packaging:10 scheduling:10 telemetry:5 transport:60
-test-slow: $(VENV)/.dev-installed $(VENV)/.prometheus
+test-slow: $(VENV)/.dev-installed $(VENV)/.prometheus $(if $(findstring cluster,$(SLOW)),$(VENV)/.redis-server)
 	@$(MAKE) --no-print-directory kernels-checked KERNELS=if-possible
 	@for group in $(SLOW); do \
 	  printf '\033[1m== slow tests of %s, in at most %s minutes\033[0m\n' $${group%:*} $${group#*:}; \
@@ -154,15 +154,18 @@ $(VENV)/.dev-installed: $(VENV)/.run-installed pyproject.toml constraints.txt
 	$(call install,cpu$(comma)triton$(comma)nodes$(comma)dev)
 	@touch $@
 
-# Tests let a real Prometheus scrape the server, and promtool judge what it scrapes.
-$(VENV)/.prometheus: $(VENV)/.made
-	@if ! { command -v prometheus && command -v promtool; } >/dev/null 2>&1; then \
+# Tests let a real Prometheus scrape the server, and promtool judge what it scrapes; slow ones put Redis behind Ray's GCS.
+$(VENV)/.prometheus: commands := prometheus promtool
+$(VENV)/.redis-server: commands := redis-server
+$(VENV)/.prometheus $(VENV)/.redis-server: $(VENV)/.made
+	@package=$(@:$(VENV)/.%=%); \
+	if ! { $(foreach command,$(commands),command -v $(command) &&) true; } >/dev/null 2>&1; then \
 	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then \
-	    echo 'the tests need prometheus and promtool; on Debian and Ubuntu: sudo apt-get install prometheus' >&2; exit 1; fi; \
-	  printf '\033[1m== %s\033[0m\n' 'prometheus (apt-get)'; \
+	    echo "the tests need $(commands); on Debian and Ubuntu: sudo apt-get install $$package" >&2; exit 1; fi; \
+	  printf '\033[1m== %s\033[0m\n' "$$package (apt-get)"; \
 	  export DEBIAN_FRONTEND=noninteractive; \
-	  { apt-get -qq update && apt-get -qq install -y --no-install-recommends prometheus; } >$@.log 2>&1 || { cat $@.log >&2; \
-	    echo 'prometheus, which the tests need, could not be installed; see above' >&2; exit 1; }; \
+	  { apt-get -qq update && apt-get -qq install -y --no-install-recommends $$package; } >$@.log 2>&1 || { cat $@.log >&2; \
+	    echo "$$package, which the tests need, could not be installed; see above" >&2; exit 1; }; \
 	fi
 	@touch $@
 

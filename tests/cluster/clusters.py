@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tritonclient.grpc as triton
 import yaml
 
 from headrace.cluster import launch
 from headrace.cluster.processes import MARK, Process, end, processes_of
-from tests.cluster.plain import Load
+from tests.cluster.plain import Load, executions
 
 HEADRACE = [sys.executable, "-m", "headrace"]
 UP_SECONDS = 400
+PAUSE = 0.02
+"""Of clients of a cluster on Ray, which needs the machine, too."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class Up:
     @property
     def replicas(self) -> list[int]:
         return sorted(self.pids("ray::ServeReplica:"))
+
+    def load(self) -> Load:
+        """Clients at the balancer."""
+        return Load(self.grpc, pause=PAUSE)
 
     def again(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
         """`headrace up` once more, with other options."""
@@ -156,18 +163,15 @@ def address_of(directory: Path) -> str:
     return (directory / "ray_current_cluster").read_text().strip()
 
 
-def executions(log: Path) -> dict[int, list[int]]:
-    """By the number of a request, the processes that ran it."""
-    found: dict[int, list[int]] = {}
-    for line in log.read_text().splitlines():
-        process, number = map(int, line.split())
-        found.setdefault(number, []).append(process)
-    return found
+def index(address: str) -> dict[tuple[str, str], tuple[str, str]]:
+    with triton.InferenceServerClient(address) as client:
+        told = client.get_model_repository_index().models
+    return {(model.name, model.version): (model.state, model.reason) for model in told}
 
 
 def processes(load: Load, log: Path) -> Counter[int]:
     """How many of the answers came from which process, so far."""
-    answered = [number for number, outcome in list(load.outcomes.items()) if outcome == "answered"]
+    answered = [number for number, outcome in load.outcomes.copy().items() if outcome == "answered"]
     ran = executions(log)
     return Counter(ran[number][0] for number in answered)
 

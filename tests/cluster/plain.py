@@ -216,14 +216,19 @@ _numbers = itertools.count(1)
 
 
 class Load:
-    """Clients that ask one request after the other, over one channel, while this is entered. No two requests have one number."""
+    """Clients that ask one request after the other, over one channel, while this is entered. No two requests have one number.
 
-    def __init__(self, address: str, clients: int = 16, most: int = 1 << 30, timeout: float = PATIENCE) -> None:
+    Each takes a breath of `pause` seconds between two, for the sake of who else needs the machine.
+    """
+
+    def __init__(
+        self, address: str, clients: int = 16, most: int = 1 << 30, timeout: float = PATIENCE, pause: float = 0.0
+    ) -> None:
         self.outcomes: dict[int, str] = {}
         """By number: `answered`, or the name of the code."""
         self.details: Counter[str] = Counter()
         """What was said of requests that were not answered."""
-        self._address, self._clients, self._most, self._timeout = address, clients, most, timeout
+        self._address, self._clients, self._most, self._timeout, self._pause = address, clients, most, timeout, pause
         self._stop = threading.Event()
         self._asked = itertools.count()
 
@@ -252,15 +257,15 @@ class Load:
 
     @property
     def answered(self) -> int:
-        return sum(outcome == "answered" for outcome in list(self.outcomes.values()))
+        return self.codes["answered"]
 
     @property
     def codes(self) -> Counter[str]:
         """How often each outcome there was."""
-        return Counter(self.outcomes.values())
+        return Counter(self.outcomes.copy().values())
 
     def _ask(self) -> None:
-        while not self._stop.is_set() and next(self._asked) < self._most:
+        while not self._stop.wait(self._pause) and next(self._asked) < self._most:
             number = next(_numbers)
             try:
                 response = self._infer(message(number), timeout=self._timeout)

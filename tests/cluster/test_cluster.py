@@ -19,8 +19,8 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from tests.cluster.clusters import SERVE_GRPC, Up, check, executions, processes, up, write_config
-from tests.cluster.plain import PATIENCE, Load, add_logged_model, answer_of, channel, message, stub
+from tests.cluster.clusters import SERVE_GRPC, Up, check, index, processes, up, write_config
+from tests.cluster.plain import PATIENCE, Load, add_logged_model, answer_of, channel, executions, message, stub
 from tests.ledger.servers import one
 from tests.python.conftest import write_node
 from tests.waiting import until
@@ -70,7 +70,7 @@ def running(place: Path) -> Iterator[Up]:
 
 
 def test_requests_of_one_channel_reach_every_replica(running: Up, place: Path) -> None:
-    with Load(running.grpc) as load:
+    with running.load() as load:
         load.wait_for(1000)
     check(load, place / "log")
     counts = processes(load, place / "log")
@@ -128,12 +128,6 @@ def test_serves_own_proxy_comes_to_the_same_queues(running: Up, place: Path) -> 
     assert all(len(log[1 << power]) == 1 for power in (50, 51, 52))
 
 
-def index(address: str) -> dict[tuple[str, str], tuple[str, str]]:
-    with triton.InferenceServerClient(address) as client:
-        told = client.get_model_repository_index().models
-    return {(model.name, model.version): (model.state, model.reason) for model in told}
-
-
 def version_that_answers(address: str) -> str:
     with channel(address) as opened:
         return stub(opened).ModelInfer(message(0), timeout=PATIENCE).model_version
@@ -141,7 +135,7 @@ def version_that_answers(address: str) -> str:
 
 def test_a_new_version_while_requests_come(running: Up, place: Path) -> None:
     before = running.replicas
-    with Load(running.grpc) as load:
+    with running.load() as load:
         load.wait_for(50)
         shutil.copytree(place / "models/m/1", place / "models/m/2")
         done = running.again(write_config(place, revision="2"))
@@ -159,7 +153,7 @@ def test_a_bad_model_takes_nothing_away(running: Up, place: Path) -> None:
     (place / "models/broken/1").mkdir(parents=True)
     (place / "models/broken/1/model.onnx").write_bytes(b"no model")
     try:
-        with Load(running.grpc) as load:
+        with running.load() as load:
             assert running.again(write_config(place, revision="3")).returncode == 0
             until(lambda: index(running.grpc).get(("broken", "1"), ("", ""))[0] == "UNAVAILABLE", 60)
             # A new replica does not start with it, so those that serve stay.
@@ -168,7 +162,7 @@ def test_a_bad_model_takes_nothing_away(running: Up, place: Path) -> None:
             assert "broken" in done.stderr.splitlines()[-1]
             load.wait_for(200)
         check(load, place / "log")
-        assert running.replicas == before
+        until(lambda: running.replicas == before, 60)
     finally:
         shutil.rmtree(place / "models/broken")
         assert running.again(write_config(place, revision="4")).returncode == 0
@@ -177,7 +171,7 @@ def test_a_bad_model_takes_nothing_away(running: Up, place: Path) -> None:
 @pytest.mark.slow
 def test_a_replica_is_killed(running: Up, place: Path) -> None:
     before = running.replicas
-    with Load(running.grpc) as load:
+    with running.load() as load:
         load.wait_for(200)
         os.kill(before[0], signal.SIGKILL)
         wait_replaced(running, before[:1])
@@ -188,7 +182,7 @@ def test_a_replica_is_killed(running: Up, place: Path) -> None:
 @pytest.mark.slow
 def test_a_rolling_update_loses_nothing(running: Up, place: Path) -> None:
     before = running.replicas
-    with Load(running.grpc) as load:
+    with running.load() as load:
         load.wait_for(50)
         done = running.again(write_config(place, drain_seconds=18))
         assert done.returncode == 0, done.stderr
@@ -201,7 +195,7 @@ def test_a_rolling_update_loses_nothing(running: Up, place: Path) -> None:
 def test_the_controller_is_killed(running: Up, place: Path) -> None:
     before = running.replicas
     (controller,) = running.pids("ray::ServeController")
-    with Load(running.grpc) as load:
+    with running.load() as load:
         load.wait_for(50)
         os.kill(controller, signal.SIGKILL)
         until(lambda: set(running.pids("ray::ServeController")) - {controller} != set(), 120)
@@ -216,14 +210,14 @@ def test_the_controller_is_killed(running: Up, place: Path) -> None:
 def test_what_the_balancer_follows_is_killed(running: Up, place: Path, title: str) -> None:
     before = running.replicas
     (victim,) = running.pids(title)
-    with Load(running.grpc) as load:
+    with running.load() as load:
         load.wait_for(50)
         os.kill(victim, signal.SIGKILL)
         until(lambda: set(running.pids(title)) - {victim} != set(), 120)
         load.wait_for(1000)
-    # The agent's successor begins with a balancer of its own: there is a moment between the two.
-    check(load, place / "log", lost=0 if title == "ray::_Directory" else 1 << 30)
-    with Load(running.grpc) as load:
+    # When the agent's successor takes the address over, what each client sends in that moment may be lost.
+    check(load, place / "log", lost=0 if title == "ray::_Directory" else 16)
+    with running.load() as load:
         load.wait_for(50)
         os.kill(before[0], signal.SIGKILL)  # whose successor has to be found
         wait_replaced(running, before[:1])
@@ -246,7 +240,7 @@ def hang_one(address: str, gate: Path) -> int:
 
 @pytest.mark.slow
 def test_a_hung_instance_has_its_replica_replaced(running: Up, place: Path) -> None:
-    with Load(running.grpc) as load:
+    with running.load() as load:
         load.wait_for(50)
         victim = hang_one(running.grpc, place / "gate")
         wait_replaced(running, [victim])
@@ -258,14 +252,12 @@ def test_a_hung_instance_has_its_replica_replaced(running: Up, place: Path) -> N
 @pytest.mark.slow
 def test_a_stopped_replica_is_replaced(running: Up, place: Path) -> None:
     victim = running.replicas[0]
-    with Load(running.grpc) as load:
+    with running.load() as load:
         load.wait_for(50)
         os.kill(victim, signal.SIGSTOP)
         wait_replaced(running, [victim])
         wait_all_answer(running, load, place)
-        failed = load.codes.total() - load.answered
-        load.wait_for(500)
-    check(load, place / "log", lost=failed)
+    check(load, place / "log", lost=16)  # what it had may wait for its deadline
 
 
 def wait_replaced(running: Up, gone: list[int]) -> None:

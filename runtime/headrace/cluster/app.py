@@ -16,8 +16,11 @@ def app(config: ClusterConfig) -> Application:
     What Serve decides – how many replicas, where, with which resources – is said where Serve has it: `deployments` in the YAML.
     """
     patience = config.server.drain_grace + config.server.drain_seconds
+    # Of those that listen at one address themselves, a node has one, and the next waits until it has gone.
+    alone = {} if config.balancer else {"max_replicas_per_node": 1, "max_surge_percent": 0}
     deployment: Any = Headrace
     return deployment.options(
+        **alone,
         user_config=Holding().model_dump(mode="json"),
         graceful_shutdown_timeout_s=patience + STOPPING_SECONDS,
     ).bind(config)

@@ -2,7 +2,7 @@
 
 The listening socket is ours, and HAProxy inherits it: when HAProxy dies, who connects meanwhile waits for the next one, which is
 started at once. Everything else of a run is in one directory, for its user alone, which a lock says is in use. When *we* die,
-HAProxy goes on with the servers it has; the next balancer of the same directory lets it finish what it has, and takes its place.
+HAProxy goes on with the servers it has; the next balancer of this directory listens beside it, and lets it finish what it has.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -74,11 +75,14 @@ class Balancer:
         """
         self._lock = _lock_run(self._run)
         try:
-            end_orphans(self._run, self._tuning.drain_seconds)
-            for left in self._run.iterdir():
-                left.unlink()
-            self._listener = listen(self.address)
+            left = orphans(self._run)
+            for file in self._run.iterdir():
+                self._runs = max(self._runs, _number_of(file))
+                file.unlink()
+            # Where a HAProxy that a crash left takes connections, so do we, until ours is there: nobody is refused.
+            self._listener = listen(self.address, beside=bool(left))
             try:
+                self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # for who comes after a crash of ours
                 self.address = f"{self.address.rpartition(':')[0]}:{self._listener.getsockname()[1]}"
                 for name, text in ERRORS.items():
                     (self._run / name).write_bytes(text)
@@ -91,6 +95,8 @@ class Balancer:
         except BaseException:
             os.close(self._lock)
             raise
+        ending = threading.Thread(target=_end, args=(self._run, left, self._tuning.drain_seconds), daemon=True)
+        ending.start()
 
     def reload(self) -> None:
         """Start a new HAProxy beside the old one, which answers what it has and ends. No connection is refused meanwhile.
@@ -183,7 +189,10 @@ def end_orphans(run: Path, seconds: float) -> None:
         run: the directory of a balancer's run, whose balancer is gone, or is the caller.
         seconds: how long they may take.
     """
-    left = orphans(run)
+    _end(run, orphans(run), seconds)
+
+
+def _end(run: Path, left: Sequence[int], seconds: float) -> None:
     for pid in left:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGUSR1)
@@ -208,6 +217,12 @@ def orphans(run: Path) -> list[int]:
                 if is_haproxy and words[-2] == b"-f" and words[-1].startswith(mark) and not _has_ended(process):
                     found.append(int(process.name))
     return found
+
+
+def _number_of(file: Path) -> int:
+    """Which run of its directory a file is of; 0 for those of all runs."""
+    number = file.stem.removeprefix("haproxy-")
+    return int(number) if number.isdecimal() else 0
 
 
 def _has_ended(process: Path) -> bool:

@@ -18,8 +18,12 @@ def is_unix(address: str) -> bool:
     return address.startswith(UNIX)
 
 
-def listen(address: str) -> socket.socket:
+def listen(address: str, *, beside: bool = False) -> socket.socket:
     """A socket that listens there; port 0 picks a free one. A socket file that nobody listens on any more is replaced.
+
+    Args:
+        address: where.
+        beside: of a port, also where another socket of this user listens that allows it (`SO_REUSEPORT`); they share who comes.
 
     Raises:
         CannotListen: the address is none, or taken.
@@ -34,6 +38,7 @@ def listen(address: str) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, beside)
             listener.bind(where)
             listener.listen(_BACKLOG)
         except OSError:
