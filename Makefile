@@ -85,7 +85,7 @@ test-rust:
 	@cd kernels && cargo test --quiet --locked -p headrace-core
 
 # One folder of tests after the other, each with so many minutes on two cores.
-SLOW := cluster:20 graph:12 jobs:25 native:5 packaging:10 scheduling:10 telemetry:5 transport:60
+SLOW := cluster:20 graph:12 jobs:25 native:5 packaging:10 scheduling:10 telemetry:5 transport:60 steering:3
 test-slow: $(VENV)/.dev-installed $(VENV)/.prometheus $(if $(findstring cluster,$(SLOW)),$(VENV)/.redis-server)
 	@$(MAKE) --no-print-directory kernels-checked KERNELS=if-possible
 	@for group in $(SLOW); do \

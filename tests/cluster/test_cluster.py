@@ -133,6 +133,7 @@ def version_that_answers(address: str) -> str:
         return stub(opened).ModelInfer(message(0), timeout=PATIENCE).model_version
 
 
+@pytest.mark.slow
 def test_a_new_version_while_requests_come(running: Up, place: Path) -> None:
     before = running.replicas
     with running.load() as load:

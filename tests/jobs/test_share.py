@@ -125,6 +125,7 @@ def asking(server: Serving) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_job_makes_room_comes_back_and_survives_its_server(models: Path, files: Path, pace: Path, tmp_path: Path) -> None:
     """It sends nothing while the budget burns, and goes on when that is calm; when the server dies it says how to go on."""

@@ -42,6 +42,7 @@ def run_demo(repository: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
 
 
+@pytest.mark.slow
 def test_the_real_models_pass(repository: Path) -> None:
     done = run_demo(repository)
     assert done.returncode == 0, done.stdout + done.stderr

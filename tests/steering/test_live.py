@@ -68,6 +68,7 @@ def asking(server: Served) -> Iterator[set[float]]:
             thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_model_that_becomes_slow_is_helped_out_and_the_help_is_withdrawn(tmp_path: Path) -> None:
     pace, quick = tmp_path / "pace", tmp_path / "quick"
