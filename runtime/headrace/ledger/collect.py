@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.ledger.home import Neighbour
 from headrace.ledger.records import REQUESTS, Records
-from headrace.ledger.ring import RingReader
+from headrace.ledger.ring import MOST_RECORDS, RingReader
 
 REQUEST_KIND, BATCH_KIND = "requests", "batches"
 
@@ -50,6 +50,14 @@ class Collector:
         self._server, self._behind, self._positions = server, behind, positions or {}
         self._readers: dict[Path, RingReader] = {}
         self._known: set[str] = set()
+
+    def rounds(self) -> Iterator[tuple[list[Chunk], int]]:
+        """`take`, at least once, until what was there is taken: what comes meanwhile is for the next time, and more at once."""
+        is_more = True
+        while is_more:
+            chunks, overrun = self.take()
+            is_more = any(len(chunk.records) >= MOST_RECORDS for chunk in chunks)
+            yield chunks, overrun
 
     def take(self) -> tuple[list[Chunk], int]:
         """What was written since the last time, and how many records were written over before they could be read.

@@ -26,6 +26,8 @@ from headrace.ledger.records import BATCHES, REQUESTS, Layout, Records
 
 HEADER_BYTES = 4096
 MAGIC = b"HRLEDGER"
+MOST_RECORDS = 1 << 15
+"""Taken of a ring at once."""
 LAYOUT = 1
 _HEAD = struct.Struct("<8sIIQI")
 _WRITTEN_AT, _WALL_AT = 64, 128
@@ -189,7 +191,7 @@ class RingReader:
         """How many there are that were not taken, those that are overrun among them."""
         return self._header.written - self.read
 
-    def take(self, most: int = 1 << 15) -> Seen:
+    def take(self, most: int = MOST_RECORDS) -> Seen:
         """Copies of what was written since the last time, at most so many."""
         written = self._header.written
         self._cross_barrier()

@@ -102,14 +102,11 @@ class Spill:
         return True
 
     def _take(self, now: int) -> None:
-        while True:
-            chunks, overrun = self._collector.take()
+        for chunks, overrun in self._collector.rounds():
             if overrun:
                 self._tally.overrun += overrun
                 log.warning("%d records were written over before they could be read", overrun)
-            if not chunks:
-                return
-            if not self.held:
+            if chunks and not self.held:
                 self._since = now
             for chunk in chunks:
                 self._held[chunk.kind].append(chunk)

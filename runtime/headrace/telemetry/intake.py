@@ -103,7 +103,7 @@ class Intake:
         with self._lock:
             spans, self._waiting = self._waiting, []
             self._held += len(spans)
-        while chunks := self._collector.take()[0]:
+        for chunks, _ in self._collector.rounds():
             for chunk in chunks:
                 if chunk.kind == REQUEST_KIND:
                     self._joiner.add_requests(chunk.records, now)

@@ -53,9 +53,8 @@ class Tracer:
     def tick(self, now: int) -> None:
         """Take what there is; `now` is in ns."""
         self._asked.look()
-        chunks = self._chunks()
-        self._keep(chunks, now)
-        while chunks := chunks and self._chunks():
+        for chunks, overrun in self._collector.rounds():
+            self._know(chunks, overrun)
             self._keep(chunks, now)
         if now - self._told_at >= _REPORT_NS:
             self._report(now)
@@ -72,8 +71,7 @@ class Tracer:
         self._sender.close(_FLUSH_SECONDS)
         self._report(now)
 
-    def _chunks(self) -> list[Chunk]:
-        chunks, overrun = self._collector.take()
+    def _know(self, chunks: list[Chunk], overrun: int) -> None:
         if overrun:
             self._tally.untraced += overrun
             log.warning("%d records were written over before it was decided whether to trace them", overrun)
@@ -82,7 +80,6 @@ class Tracer:
         for chunk in chunks:
             self._positions[chunk.ring] = chunk.end
             self._wall_ahead = chunk.wall_ahead
-        return chunks
 
     def _keep(self, chunks: list[Chunk], now: int, *, is_end: bool = False) -> None:
         for cohort in self._cohorts.take(chunks, now, is_end=is_end):
