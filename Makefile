@@ -23,7 +23,7 @@ install = @if [ -x $(BIN)/uv ]; \
 help:
 	@echo 'make run        serve real models, ask about real files and sentences, check the answers'
 	@echo 'make test       every check and every test but the slow ones'
-	@echo 'make test-slow  the slow tests; those of some folders: make test-slow SLOW="graph:12 jobs:25" (and minutes)'
+	@echo 'make test-slow  the slow tests; those of some folders: make test-slow SLOW="graph:15 jobs:25" (and minutes)'
 	@echo 'make kernels    build the native transport for use and for measuring (make test builds one with checks)'
 	@echo 'make bench      every comparison of benchmarks/README.md, an hour; needs libb64-0d'
 	@echo 'make fix        format, and mend what ruff can mend'
@@ -85,7 +85,7 @@ test-rust:
 	@cd kernels && cargo test --quiet --locked -p headrace-core
 
 # One folder of tests after the other, each with so many minutes on two cores.
-SLOW := cluster:20 graph:12 jobs:25 native:5 packaging:10 scheduling:10 telemetry:5 transport:60 steering:3
+SLOW := cluster:20 graph:15 jobs:25 native:5 packaging:15 scheduling:10 telemetry:15 transport:60 steering:3
 test-slow: $(VENV)/.dev-installed $(VENV)/.prometheus $(if $(findstring cluster,$(SLOW)),$(VENV)/.redis-server)
 	@$(MAKE) --no-print-directory kernels-checked KERNELS=if-possible
 	@for group in $(SLOW); do \
