@@ -1,7 +1,7 @@
 # The two commands are `make run` and `make test`; both work on a fresh clone and need python3 >= 3.11 and a network.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-rust test-slow kernels kernels-checked bench protocol constraints fix clean
+.PHONY: help run test test-rust test-static test-slow kernels kernels-checked bench protocol constraints fix clean
 SHELL := /bin/sh
 
 VENV := .venv
@@ -64,25 +64,29 @@ endef
 
 test: $(VENV)/.dev-installed $(VENV)/.prometheus
 	@$(MAKE) --no-print-directory kernels-checked KERNELS=if-possible
-	@if [ -f $(VENV)/.kernels-checked ]; then $(MAKE) --no-print-directory test-rust; fi
+	@rust=$$([ ! -f $(VENV)/.kernels-checked ] || echo test-rust); \
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target $$rust test-static
+	$(call step,pytest)
+	@if [ -f $(VENV)/.kernels-checked ]; then $(pytest) --parts; else $(pytest) --parts --without-kernels; fi
+
+# What needs nothing to run: one core, while cargo has the other.
+test-static: $(VENV)/.dev-installed
 	$(call step,ruff)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check . || { echo 'not formatted: make fix'; exit 1; }
 	$(call step,pyright)
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	$(call step,imports point down)
-	@$(BIN)/lint-imports --no-cache | tail -n 8
+	@told=$$($(BIN)/lint-imports --no-cache) || { echo "$$told"; exit 1; }; echo "$$told" | tail -n 1
 	$(call step,generated protocol is up to date)
 	@$(BIN)/python tools/check_protocol.py
-	$(call step,pytest)
-	@if [ -f $(VENV)/.kernels-checked ]; then $(pytest) --parts; else $(pytest) --parts --without-kernels; fi
 
-# What needs no interpreter.
+# What needs no interpreter. Cargo counts its jobs for itself.
 test-rust:
 	$(call step,cargo fmt$(comma) clippy$(comma) test)
 	@cd kernels && cargo fmt --check
-	@cd kernels && cargo clippy --quiet --locked --all-targets --features headrace-core/faults -- -D warnings
-	@cd kernels && cargo test --quiet --locked -p headrace-core
+	@cd kernels && MAKEFLAGS= cargo clippy --quiet --locked --all-targets --features headrace-core/faults -- -D warnings
+	@cd kernels && MAKEFLAGS= cargo test --quiet --locked -p headrace-core
 
 # One folder of tests after the other, each with so many minutes on two cores.
 SLOW := cluster:20 graph:15 jobs:25 native:5 packaging:15 scheduling:10 telemetry:15 transport:60 steering:3
