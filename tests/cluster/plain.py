@@ -66,7 +66,8 @@ class Model:
 
 
 def add_logged_model(repository: Path, name: str, log: Path, more: str = "", pace: float = 0.001) -> None:
-    """`MODEL`, under a name; `pace` is what a batch takes, in seconds."""
+    """`MODEL`, under a name, and its log, empty; `pace` is what a batch takes, in seconds."""
+    log.touch()
     (repository / name / "1").mkdir(parents=True)
     (repository / name / "1" / "model.py").write_text(dedent(MODEL).format(log=str(log), pace=pace))
     (repository / name / "config.pbtxt").write_text(CONFIG.format(more=more))

@@ -56,7 +56,6 @@ parameters { key: "isolation" value { string_value: "thread" } }
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("cluster")
     add_logged_model(place / "models", "m", place / "log")
-    (place / "log").touch()
     (place / "models/hangs/1").mkdir(parents=True)
     write_node(place / "models/hangs/1", HANGS.format(gate=str(place / "gate")))
     (place / "models/hangs/config.pbtxt").write_text(HANGS_CONFIG)

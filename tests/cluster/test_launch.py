@@ -25,7 +25,6 @@ ARGS = {"grpc": f"127.0.0.1:{free_port()}"}
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("launch")
     add_logged_model(place / "models", "m", place / "log")
-    (place / "log").touch()
     return place
 
 

@@ -88,7 +88,6 @@ def ray() -> Iterator[Ray]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("serve")
     add_logged_model(place / "models", "m", place / "log")
-    (place / "log").touch()
     return place
 
 
