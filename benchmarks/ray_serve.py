@@ -8,7 +8,9 @@ Headrace's application, with its balancer.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,14 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from benchmarks.reference_aio import Front
 from benchmarks.replicas import wait_for_the_end
 from benchmarks.servers import free_port
+from headrace.cluster.processes import MARK, end
 
 # Its messages have to be found again by the names that they have, in every process.
 sys.modules.setdefault("grpc_service_pb2", service_pb2)
 sys.modules.setdefault("model_config_pb2", model_config_pb2)
 add_service = service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
+_APP = "headrace"
+_END_SECONDS = 5.0
 _SERVICER = "benchmarks.ray_serve.add_service"  # so that Serve's proxy has this module, and with it those names
 
 
@@ -82,10 +87,11 @@ def main() -> None:
     """Serve until SIGTERM."""
     mode, model, repository, replicas = sys.argv[1:]
     count, port = int(replicas), free_port()
+    mark = tempfile.mkdtemp(prefix="headrace-ray-serve-")
+    os.environ[MARK] = mark
     ray.init("local", num_cpus=count + 1, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
     if mode == "headrace":
-        serve.start(proxy_location="Disabled")
-        serve.run(_headrace(repository, port, count))
+        _serve_headrace(repository, port, count)
     else:
         serve.start(
             grpc_options=gRPCOptions(port=port, grpc_servicer_functions=[_SERVICER]),
@@ -99,14 +105,20 @@ def main() -> None:
     wait_for_the_end()
     serve.shutdown()
     ray.shutdown()
+    end(Path(mark), _END_SECONDS)  # a balancer outlives its replicas for a while
+    Path(mark).rmdir()
 
 
-def _headrace(repository: str, port: int, count: int) -> serve.Application:
+def _serve_headrace(repository: str, port: int, count: int) -> None:
+    from headrace.cluster.launch import settled
     from headrace.cluster.replica import Headrace
-    from headrace.cluster.settings import ClusterConfig
+    from headrace.cluster.settings import ClusterConfig, Holding
 
     config = ClusterConfig(repository=Path(repository), grpc=f"127.0.0.1:{port}", metrics=False)
-    return Headrace.options(num_replicas=count).bind(config)
+    serve.start(proxy_location="Disabled")
+    holding = Holding().model_dump(mode="json")  # without any, a replica waits to be told
+    serve.run(Headrace.options(num_replicas=count, user_config=holding).bind(config), name=_APP)
+    settled(_APP)
 
 
 if __name__ == "__main__":

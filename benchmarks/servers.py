@@ -80,14 +80,14 @@ class Server:
         """User and system time of the process and of its children, so far."""
         ticks = 0.0
         for pid in _family(self._process.pid):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
+            if fields := _told(f"/proc/{pid}/stat").rpartition(")")[2].split():
+                ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def resident_bytes(self) -> int:
         """Resident memory of the process and of its children; what they share counts in parts, once in all (PSS)."""
-        rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in _family(self._process.pid))
-        return sum(int(re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[0]) << 10 for rollup in rollups)
+        rollups = (_told(f"/proc/{pid}/smaps_rollup") for pid in _family(self._process.pid))
+        return sum(int(kb) << 10 for rollup in rollups for kb in re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE))
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and its children."""
@@ -133,10 +133,19 @@ Start = Callable[[], Server]
 
 def _family(pid: int) -> list[int]:
     found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += _family(int(child))
+    with contextlib.suppress(FileNotFoundError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in _told(task / "children").split():
+                found += _family(int(child))
     return found
+
+
+def _told(file: Path | str) -> str:
+    """What is in a file of procfs; nothing if its process, or thread, has ended meanwhile."""
+    try:
+        return Path(file).read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def headrace(

@@ -52,6 +52,20 @@ def test_what_is_published_is_seen_by_all_until_it_is_withdrawn(tmp_path: Path) 
     assert theirs.view() == empty
 
 
+def test_balancers_have_settled_when_each_has_all_that_are_ready(tmp_path: Path) -> None:
+    directory = FileDirectory(tmp_path)
+    directory.publish(replica("a", ReplicaState.READY))
+    directory.publish(replica("b", ReplicaState.STARTING))
+    assert directory.view().is_settled  # nobody balances
+    directory.report(BalancerReport("x", "127.0.0.1:3", ("a",)))
+    directory.report(BalancerReport("y", "127.0.0.1:4"))
+    assert not directory.view().is_settled
+    directory.report(BalancerReport("y", "127.0.0.1:4", ("a", "gone")))
+    assert directory.view().is_settled
+    directory.publish(replica("b", ReplicaState.READY))
+    assert not directory.view().is_settled
+
+
 def test_a_process_that_is_killed_takes_what_it_published_with_it(tmp_path: Path) -> None:
     directory = FileDirectory(tmp_path)
     with subprocess.Popen([sys.executable, "-c", OTHER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

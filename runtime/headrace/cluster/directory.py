@@ -90,6 +90,12 @@ class View:
         """Whether no balancer sends new requests to this replica."""
         return all(replica not in balancer.serving for balancer in self.balancers.values())
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether every balancer sends requests to every replica that is ready."""
+        ready = {each.id for each in self.replicas.values() if each.state is ReplicaState.READY}
+        return all(ready.issubset(balancer.serving) for balancer in self.balancers.values())
+
     def others(self, replica: str, *states: ReplicaState) -> list[Replica]:
         """The replicas in these states, without this one."""
         return [each for each in self.replicas.values() if each.id != replica and each.state in states]

@@ -18,11 +18,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from headrace.cluster.directory import ReplicaState, View
 from headrace.cluster.plan import OBJECT_STORE_BYTES, Plan, logical_cpus
 from headrace.cluster.processes import MARK, end, processes_of
 from headrace.errors import ClusterFailed, InvalidCluster, sentence
@@ -36,6 +37,7 @@ _RAY_UP_SECONDS = 120
 _TRIES = 3
 _APP_UP_SECONDS = 300
 _LOOK_SECONDS = 0.2
+_SETTLED_SECONDS = 10.0
 _DRAIN_SECONDS = 90.0
 _END_SECONDS = 10.0
 
@@ -230,14 +232,20 @@ def deploy(cluster: Cluster, plan: Plan, say: Say) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
+def settled(app: str) -> View:
+    """The directory of an application that has come up, once its balancers have found its replicas; after a while, as it is."""
+    from headrace.cluster.actors import RayDirectory
+
+    with closing(RayDirectory(app, "up")) as directory:
+        view, until = directory.view(), time.monotonic() + _SETTLED_SECONDS
+        while not view.is_settled and (left := until - time.monotonic()) > 0:
+            view = directory.changed(view.token, left)
+    return view
+
+
 def addresses(cluster: Cluster) -> tuple[list[str], int]:
     """Where clients reach it, and how many replicas are ready. This process has deployed it."""
-    from headrace.cluster.actors import RayDirectory
-    from headrace.cluster.directory import ReplicaState
-
-    directory = RayDirectory(cluster.app, "up")
-    view = directory.view()
-    directory.close()
+    view = settled(cluster.app)
     ready = [replica.address for replica in view.replicas.values() if replica.state is ReplicaState.READY]
     return [balancer.address for balancer in view.balancers.values()] or ready, len(ready)
 
