@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from headrace.errors import InvalidLedger
-from headrace.ledger.records import BATCH, BATCHES, REQUEST, REQUESTS, BatchRecord, RequestRecord
+from headrace.ledger.records import (
+    BATCH,
+    BATCHES,
+    REQUEST,
+    REQUESTS,
+    BatchRecord,
+    RequestRecord,
+    at,
+    concatenated,
+    of_version,
+)
 from headrace.ledger.ring import Ring, RingReader, make_ring_file
 from tests.waiting import until
 
@@ -74,7 +84,10 @@ def test_what_is_written_over_while_it_is_copied_is_not_returned(tmp_path: Path)
         """Records that are written over in the moment in which they are copied."""
 
         def __init__(self, records: np.ndarray) -> None:
-            self.records = records
+            self.records, self.dtype = records, records.dtype
+
+        def view(self, kind: str) -> Overtaken:
+            return Overtaken(self.records.view(kind))
 
         def __getitem__(self, slots: np.ndarray) -> np.ndarray:
             copied = self.records[slots]
@@ -149,3 +162,21 @@ def test_what_is_no_ring_is_refused_with_a_reason(tmp_path: Path, at: int, value
     path.write_bytes(b"short")
     with pytest.raises(InvalidLedger, match="too short"):
         RingReader(path)
+
+
+def test_records_are_taken_out_and_put_together_with_all_their_fields() -> None:
+    records = np.zeros(5, REQUEST)
+    for place, field in enumerate(REQUEST.names or ()):
+        records[field] = np.arange(5) * (1 + place % 7)
+    records["model"] = [1, 2, 1, 1, 2]
+    some = at(records, np.array([3, 0]))
+    assert some.tolist() == [records[3].tolist(), records[0].tolist()]
+    masked = at(records, records["number"] > 2)
+    assert masked.tolist() == records[3:].tolist()
+    masked["rows"] = 99
+    assert 99 not in records["rows"]
+    assert at(records, np.ones(5, bool)) is records
+    assert of_version(records, 2).tolist() == [records[1].tolist(), records[4].tolist()]
+    assert concatenated(records[:0], some, records[1:2]).tolist() == [*some.tolist(), records[1].tolist()]
+    assert concatenated(records[:0], some) is some
+    assert concatenated(records[:0]).dtype == REQUEST

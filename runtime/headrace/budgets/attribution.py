@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from headrace.budgets.slo import Objective
 from headrace.clock import MICROSECOND
-from headrace.ledger.records import STAGES, Outcome, Records, Refusal
+from headrace.ledger.records import STAGES, Outcome, Records, Refusal, at
 from headrace.scheduling.plan import Reason
 
 REFUSED, FAILED = "refused", "failed"
@@ -198,7 +198,7 @@ def straggling(requests: Records, batches: Records) -> NDArray[np.float64]:
     of = np.flatnonzero(np.isin(requests["batch"], batches["number"][batches["padding"] > 0]) & (requests["batch"] > 0))
     if not len(of):
         return found
-    rows, length = np.maximum(requests["rows"][of], 1).astype(np.float64), lengths(requests[of])
+    rows, length = np.maximum(requests["rows"][of], 1).astype(np.float64), lengths(at(requests, of))
     numbers, group = np.unique(requests["batch"][of], return_inverse=True)
     longest = np.zeros(len(numbers))
     np.maximum.at(longest, group, length)

@@ -12,7 +12,7 @@ from headrace.budgets.attribution import CAUSES, ENOUGH_TO_LEARN, StageBudgets, 
 from headrace.budgets.burn import Burn, rates
 from headrace.budgets.history import History, latest
 from headrace.budgets.slo import Objective
-from headrace.ledger.records import BATCH, Records
+from headrace.ledger.records import BATCH, Records, at, concatenated, of_version
 
 _LOOKED_AT = 1000
 _BATCHES = 4096
@@ -34,7 +34,7 @@ class Account:
             return
         self.history.add(requests["sent"][counts], bad[counts], self._charges(requests, bad, batches))
         good = np.flatnonzero(counts & ~bad)
-        self.stages.learn(requests[good[:: 1 + len(good) // ENOUGH_TO_LEARN]])
+        self.stages.learn(at(requests, good[:: 1 + len(good) // ENOUGH_TO_LEARN]))
 
     def _charges(self, requests: Records, bad: NDArray[np.bool_], batches: Records) -> NDArray[np.float64]:
         """What each bad request is charged to. Of very many, some are looked at, and speak for those that follow them."""
@@ -44,7 +44,7 @@ class Account:
         padded = straggling(requests, batches)
         each = 1 + len(places) // _LOOKED_AT
         looked_at = places[::each]
-        shares = charges(requests[looked_at], batches, self.stages.allowance, padded[looked_at])
+        shares = charges(at(requests, looked_at), batches, self.stages.allowance, padded[looked_at])
         return np.repeat(shares, each, axis=0)[: len(places)]
 
     def dump(self) -> dict[str, Any]:
@@ -87,10 +87,10 @@ class Budgets:
             return
         for number in np.unique(batches["model"]).tolist():
             if self._covering(number):
-                self._remember(number, _of_version(batches, number))
+                self._remember(number, of_version(batches, number))
         for number in np.unique(requests["model"]).tolist():
             if covering := self._covering(number):
-                mine = _of_version(requests, number)
+                mine = of_version(requests, number)
                 for account in covering:
                     account.fold(mine, self._batches_of(number))
 
@@ -129,7 +129,7 @@ class Budgets:
             # What ran before a reload is not asked for any more.
             for other in [other for other in self._batches if self._name(other)[:2] == self._name(number)[:2]]:
                 del self._batches[other]
-        self._batches[number] = np.concatenate([self._batches_of(number), batches])[-_BATCHES:]
+        self._batches[number] = concatenated(self._batches_of(number), batches)[-_BATCHES:]
 
     def _batches_of(self, number: int) -> Records:
         return self._batches.get(number, np.zeros(0, BATCH))
@@ -137,9 +137,3 @@ class Budgets:
     def _covering(self, number: int) -> list[Account]:
         model, version, _ = self._name(number)
         return [account for account in self.accounts.values() if account.objective.covers(model, version)]
-
-
-def _of_version(records: Records, number: int) -> Records:
-    mine = records["model"] == number
-    # A record is as wide as two cache lines: where all are of one version, they are not copied.
-    return records if mine.all() else records[mine]

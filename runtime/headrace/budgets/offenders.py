@@ -12,7 +12,7 @@ from headrace.budgets.attribution import CAUSES, Allowance, charges, lengths, st
 from headrace.budgets.slo import Objective
 from headrace.ledger.collect import BATCH_KIND, REQUEST_KIND, Chunk
 from headrace.ledger.home import Name
-from headrace.ledger.records import BATCH, REQUEST, Records
+from headrace.ledger.records import BATCH, REQUEST, Records, concatenated, of_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def offenders_of(objective: Objective, allowed: Allowance, chunks: Sequence[Chun
         if not objective.covers(model, version):
             continue
         requests, batches = (
-            np.concatenate([empty, *(c.records[c.records["model"] == number] for c in chunks if c.kind == kind)])
+            concatenated(empty, *(of_version(c.records, number) for c in chunks if c.kind == kind))
             for kind, empty in ((REQUEST_KIND, np.zeros(0, REQUEST)), (BATCH_KIND, np.zeros(0, BATCH)))
         )
         _count(objective, allowed, requests, batches, counted)

@@ -83,7 +83,7 @@ def output_of(recipe: Recipe, work: Work[Piece]) -> pa.RecordBatch:
     assert decoded is not None
     assert window is not None
     results = window.results
-    well = np.delete(np.arange(len(decoded.places), dtype=np.intp), list(results.failed))
+    well = results.well
     try:
         outputs = _encoded(recipe, results, well)
     except BackendFailed:
@@ -92,7 +92,7 @@ def output_of(recipe: Recipe, work: Work[Piece]) -> pa.RecordBatch:
                 _encoded(recipe, results, np.array([row], np.intp))
             except BackendFailed as error:
                 results.fail(row, error)
-        well = np.delete(np.arange(len(decoded.places), dtype=np.intp), list(results.failed))
+        well = results.well
         outputs = _encoded(recipe, results, well)
     kept = batch.select(list(recipe.keep))
     if len(well) != batch.num_rows:

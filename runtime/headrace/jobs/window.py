@@ -65,6 +65,12 @@ class Results:
         for name, kept in self._single.items():
             kept[row] = outputs[name]
 
+    @property
+    def well(self) -> NDArray[np.intp]:
+        """The rows that have not failed."""
+        rows = np.arange(self._rows, dtype=np.intp)
+        return np.delete(rows, list(self.failed)) if self.failed else rows
+
     def fail(self, row: int, error: BaseException) -> None:
         """There is nothing for a row."""
         self.failed[row] = sentence(error)
@@ -114,7 +120,7 @@ class Window:
         self.outputs = tuple([output.name for output in spec.outputs])
         """All of them: what is wanted of every batch."""
         self._admitted = self._judged(rows) if spec.padding is not None else []
-        places = np.delete(np.arange(rows, dtype=np.intp), list(self.results.failed))
+        places = self.results.well
         self.running = len(places)
         """Rows that go into the graph."""
         self.units = units(cut(*self._keys(rows), places, shapes), shapes)

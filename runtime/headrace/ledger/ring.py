@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import InvalidLedger
-from headrace.ledger.records import BATCHES, REQUESTS, Layout, Records
+from headrace.ledger.records import BATCHES, REQUESTS, Layout, Records, at
 
 HEADER_BYTES = 4096
 MAGIC = b"HRLEDGER"
@@ -137,7 +137,7 @@ class Ring:
         """Copies of what was not taken before."""
         slots = np.arange(self._read, self.written) % self._capacity
         self._read = self.written
-        return self._records[slots]
+        return at(self._records, slots)
 
 
 class Seen(NamedTuple):
@@ -197,7 +197,7 @@ class RingReader:
         self._cross_barrier()
         first = max(self.read, written - self.capacity)
         end = min(written, first + most)
-        copied = self._records[np.arange(first, end) % self.capacity]
+        copied = at(self._records, np.arange(first, end) % self.capacity)
         self._cross_barrier()
         # The writer may be in the middle of the next one, which lies where the oldest one did.
         whole = self._header.written + 1 - self.capacity

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.ledger.records import Outcome, Records, Refusal
+from headrace.ledger.records import Outcome, Records, Refusal, at, of_version
 from headrace.protocol.origin import MALFORMED
 
 
@@ -81,12 +81,12 @@ class Statistics:
     def fold(self, requests: Records, batches: Records) -> None:
         """Add these records."""
         for number in np.unique(requests["model"]).tolist():
-            self._fold_requests(self.versions[number], requests[requests["model"] == number])
+            self._fold_requests(self.versions[number], of_version(requests, number))
         for number in np.unique(batches["model"]).tolist():
-            mine = batches[batches["model"] == number]
+            mine = of_version(batches, number)
             useful = mine["failed"] < mine["requests"]
-            self._fold_batches(self.versions[number], mine[useful])
-            failed = mine[~useful & (mine["number"] == 0)]
+            self._fold_batches(self.versions[number], at(mine, useful))
+            failed = at(mine, ~useful & (mine["number"] == 0))
             self.versions[number].fail.add(np.repeat(failed["executed"] - failed["taken"], failed["requests"]))
 
     def _fold_requests(self, totals: VersionTotals, records: Records) -> None:
@@ -99,9 +99,9 @@ class Statistics:
         gone = (records["outcome"] == Outcome.CANCELLED) | (records["outcome"] == Outcome.EXPIRED)
         totals.wasted_rows += int(np.maximum(records["rows"][gone & (records["executed"] > 0)], 1).sum())
         totals.pushed += int((records["queued"] > 0).sum())
-        good = records[records["outcome"] == Outcome.ANSWERED]
+        good = at(records, records["outcome"] == Outcome.ANSWERED)
         # What never passed validation has not reached the model: Triton does not count it as failed either.
-        bad = records[(records["outcome"] != Outcome.ANSWERED) & (records["outcome"] != Outcome.INVALID)]
+        bad = at(records, (records["outcome"] != Outcome.ANSWERED) & (records["outcome"] != Outcome.INVALID))
         totals.success.add(good["sent"] - good["received"])
         totals.fail.add(bad["sent"] - bad["received"])
         totals.queue.add(good["taken"] - good["queued"])
@@ -115,12 +115,12 @@ class Statistics:
 
     def _fold_batches(self, totals: VersionTotals, records: Records) -> None:
         totals.execution_count += len(records)
-        self._fold_visits(totals, records[records["number"] == 0])
+        self._fold_visits(totals, at(records, records["number"] == 0))
         totals.padding += int(records["padding"].sum())
         for reason, count in zip(*np.unique(records["reason"], return_counts=True), strict=True):
             totals.reasons[int(reason)] += int(count)
         for rows in np.unique(records["rows"]).tolist():
-            same = records[records["rows"] == rows]
+            same = at(records, records["rows"] == rows)
             sums = totals.batches[rows]
             sums.gather.add(same["gathered"] - same["taken"])
             sums.execute.add(same["executed"] - same["gathered"])

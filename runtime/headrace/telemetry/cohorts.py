@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from headrace.clock import SECOND
 from headrace.ledger.collect import REQUEST_KIND, Chunk
 from headrace.ledger.identity import Identity, ring_number
-from headrace.ledger.records import BATCH, REQUEST, BatchRecord, RequestRecord
+from headrace.ledger.records import BATCH, REQUEST, BatchRecord, RequestRecord, at, bytes_of, concatenated
 from headrace.protocol.origin import GIVEN
 from headrace.telemetry.asked import Asked
 from headrace.telemetry.sampling import Cap, Policy, Why, hashed, randomness, tracestate_of, whys_of, whys_of_batches
@@ -97,7 +97,7 @@ class _Found:
 
     def __post_init__(self, held: Held) -> None:
         if len(held) > 1:
-            held = held[np.argsort(held["record"]["place"])]
+            held = at(held, np.argsort(held["record"]["place"]))
         self.records = [RequestRecord(*row) for row in held["record"].tolist()]
         self.ids = _ids_of(held)
         self.parents = {(record.parent_model, record.parent) for record in self.records if record.parent}
@@ -159,8 +159,8 @@ class Cohorts:
     def _add(self, chunk: Chunk, now: int) -> None:
         records = chunk.records
         of_requests = chunk.kind == REQUEST_KIND
-        held = np.zeros(len(records), HELD_REQUEST if of_requests else HELD_BATCH)
-        _bytes_of(held["record"])[:] = _bytes_of(records)
+        held = np.empty(len(records), HELD_REQUEST if of_requests else HELD_BATCH)
+        bytes_of(held["record"])[:] = bytes_of(records)
         held["seen"] = now
         is_numbered = records["number"] > 0
         held["id_model"] = np.where(is_numbered, records["model"], np.uint64(ring_number(chunk.ring)))
@@ -173,20 +173,20 @@ class Cohorts:
             if self._late:
                 is_alone |= np.isin(held["key"], list(self._late))
             if is_alone.any():
-                self._alone.append(held[is_alone])
-            self._requests = _joined(self._requests, held[~is_alone])
+                self._alone.append(at(held, is_alone))
+            self._requests = concatenated(self._requests, at(held, ~is_alone))
         else:
             made_by = _keys(records["parent_model"], records["parent"])
             held["key"] = np.where(is_numbered, _keys(records["model"], records["number"]), made_by)
             held["why"] = whys_of_batches(records, self._policy)
-            self._batches = _joined(self._batches, held[is_numbered])
-            self._visits = _joined(self._visits, held[~is_numbered])
+            self._batches = concatenated(self._batches, at(held, is_numbered))
+            self._visits = concatenated(self._visits, at(held, ~is_numbered))
 
     def _gather_alone(self, now: int) -> Iterator[_Found]:
         """Those who were in no batch, or come after the decision on theirs, unless they are dull."""
         if not self._alone:
             return
-        alone = _joined(self._requests[:0], *self._alone)
+        alone = concatenated(self._requests[:0], *self._alone)
         self._alone.clear()
         whys = alone["why"]
         if self._late:
@@ -202,8 +202,8 @@ class Cohorts:
 
     def _gather(self, now: int, *, is_over: bool) -> Iterator[_Found]:
         """The batches that are complete, unless they are dull."""
-        batches = self._batches[np.argsort(self._batches["key"], kind="stable")]
-        requests = self._requests[np.argsort(self._requests["key"], kind="stable")]
+        batches = at(self._batches, np.argsort(self._batches["key"], kind="stable"))
+        requests = at(self._requests, np.argsort(self._requests["key"], kind="stable"))
         old = now - PATIENCE_NS
         sorted_keys = requests["key"]
         starts = np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1])[: len(requests)])
@@ -220,12 +220,12 @@ class Cohorts:
             has_family |= np.logical_or.reduceat(is_part | self._may_have_parts(requests), starts)
             spans += np.add.reduceat(_spans_of(requests), starts)
             is_ripe |= np.minimum.reduceat(requests["seen"], starts) <= old
-            mine = batches[places[has_batch]]
+            mine = at(batches, places[has_batch])
             whys[has_batch] |= mine["why"]
             spans[has_batch] += 1 + (mine["record"]["executed"] > 0)
             missing[has_batch] = mine["record"]["requests"].astype(np.int64) - counts[has_batch]
             is_ripe |= missing <= 0
-        whys, lots = self._with_lots(whys, requests[starts])
+        whys, lots = self._with_lots(whys, at(requests, starts))
         for place in np.flatnonzero(is_ripe & (missing > 0)).tolist():
             self._late[int(keys[place])] = int(whys[place])
         chosen = np.flatnonzero(is_ripe & ((whys > 0) | has_family))
@@ -238,18 +238,18 @@ class Cohorts:
             if waits or self._cap.allows(size + len(visits), now):
                 batch = BatchRecord(*batch_records[place].tolist()) if is_known else None
                 yield _Found(requests[start : start + count], Why(why), lot, batch, visits, now + PATIENCE_NS, not waits)
-        self._requests = requests[np.repeat(~is_ripe, counts)]
+        self._requests = at(requests, np.repeat(~is_ripe, counts))
         is_open = batches["seen"] > now - _LONG_PATIENCE_NS
         is_open[places[has_batch & is_ripe]] = False
-        self._batches = batches[is_open]
+        self._batches = at(batches, is_open)
         if len(self._visits):
             is_open = ~np.isin(self._visits["key"], keys[is_ripe]) & (self._visits["seen"] > now - _LONG_PATIENCE_NS)
-            self._visits = self._visits[is_open]
+            self._visits = at(self._visits, is_open)
 
     def _visits_of(self, key: int) -> Sequence[tuple[BatchRecord, _Id]]:
         if not len(self._visits):
             return ()
-        mine = self._visits[self._visits["key"] == key]
+        mine = at(self._visits, self._visits["key"] == key)
         return [(BatchRecord(*row), who) for row, who in zip(mine["record"].tolist(), _ids_of(mine), strict=True)]
 
     def _with_lots(self, whys: NDArray[np.uint8], held: Held) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
@@ -322,16 +322,6 @@ def _ids_of(held: Held) -> list[_Id]:
 def _spans_of(requests: Held) -> NDArray[np.int64]:
     """How many spans each is."""
     return 1 + (requests["record"]["queued"] > 0).astype(np.int64) + (requests["record"]["executed"] > 0)
-
-
-def _bytes_of(records: Held) -> NDArray[np.void]:
-    """The same memory without its fields, which numpy would copy one by one."""
-    return records.view(f"V{records.dtype.itemsize}")
-
-
-def _joined(*parts: Held) -> Held:
-    """One behind the other, laid out as they were."""
-    return np.concatenate([_bytes_of(part) for part in parts]).view(parts[0].dtype)
 
 
 def _keys(models: NDArray[Any], numbers: NDArray[Any]) -> NDArray[np.uint64]:

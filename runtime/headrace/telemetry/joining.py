@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from headrace.budgets.outside import ABSENT, CLIENT, FAR, FAR_WAY, JOINED, NETWORK, RAY
 from headrace.clock import SECOND
 from headrace.ledger.identity import Identity, Part
-from headrace.ledger.records import REQUEST, Outcome, Records, RequestRecord
+from headrace.ledger.records import REQUEST, Outcome, Records, RequestRecord, at, concatenated
 from headrace.protocol.origin import GIVEN
 from headrace.telemetry.otlp import BEGUN, EXECUTED, GATHERED, QUEUED, SCATTERED, SENDS, Role, Span
 from headrace.telemetry.sampling import SAMPLED, hashed
@@ -111,13 +111,13 @@ class Joiner:
         """Add records of requests; `now` is in ns. Held are those whose caller has its trace recorded, and got an answer."""
         wanted = (records["context"] == GIVEN) & (records["trace_flags"] & SAMPLED != 0)
         wanted &= (records["outcome"] != Outcome.EXPIRED) & (records["outcome"] != Outcome.CANCELLED)
-        more = records[wanted][-_MOST_REQUESTS:]
+        more = at(records, wanted)[-_MOST_REQUESTS:]
         keep = self._seen > now - _HELD_NS
         keep[: max(0, len(keep) + len(more) - _MOST_REQUESTS)] = False
         if keep.all() and not len(more):
             return
         none = np.zeros(len(more), bool)
-        self._requests = np.concatenate([self._requests[keep], more])
+        self._requests = concatenated(at(self._requests, keep), more)
         self._seen = np.concatenate([self._seen[keep], np.full(len(more), now)])
         self._is_called = np.concatenate([self._is_called[keep], none])
         self._is_run = np.concatenate([self._is_run[keep], none])
@@ -156,7 +156,7 @@ class Joiner:
     def _calls(self, known: Mapping[tuple[int, int], Span]) -> Iterator[_Verdict]:
         """Of spans that are the parent of a request, and what is around them."""
         mine = np.flatnonzero(~self._is_called & (self._requests["parent"] == 0))
-        of = self._requests[mine]
+        of = at(self._requests, mine)
         spans = list(known.values())
         high, low, ids = np.array([(*divmod(span.trace, 1 << 64), span.id) for span in spans], np.uint64).T
         wanted = self._key(high, low, ids)
@@ -174,7 +174,7 @@ class Joiner:
             return
         can_be = ~self._is_run & (self._requests["executed"] > 0) & (self._requests["number"] > 0)
         mine = np.flatnonzero(can_be)
-        of = self._requests[mine]
+        of = at(self._requests, mine)
         keys = hashed(self._seed, of["model"].astype(np.uint64) << np.uint64(8) | np.uint64(Part.EXECUTE), of["number"])
         runs: dict[int, list[Span]] = {}
         for root, places in zip(roots, _places(keys, np.array([root.parent for root in roots], np.uint64)), strict=True):
