@@ -115,6 +115,7 @@ bench: $(VENV)/.dev-installed kernels
 	@$(BIN)/python -m benchmarks.lengths
 	@$(BIN)/python -m benchmarks.graphs
 	@$(BIN)/python -m benchmarks.jobs
+	@$(BIN)/python -m benchmarks.batch_peers
 	@$(BIN)/python -m benchmarks.share
 	@$(BIN)/python -m benchmarks.python_models
 	@$(BIN)/python -m benchmarks.triton_backend
