@@ -1,17 +1,22 @@
 """`python -m benchmarks.cluster`: Headrace's balancer and replicas beside Ray Serve's own ways in, and beside one process alone.
 
 All serve the same model, the tiny perceptron, each replica with one instance of one thread; `headrace bench load` asks, in a
-closed loop. `ray batch` is Ray's gRPC proxy and `@serve.batch`, as documented; `ray best` its HAProxy, tuned for throughput, with
-a work-conserving batcher. Each server is started anew for every round: how long that takes, and what memory it has then, is told,
-too. Writes benchmarks/results/cluster.json and .svg, and prints tables.
+closed loop. `ray batch` is Ray's gRPC proxy and `@serve.batch`, as documented, on a Ray as it comes; `ray best` its HAProxy,
+tuned for throughput, with a work-conserving batcher. Each server is started anew for every round: how long that takes, and what
+memory it has then, is told, too, and both of `headrace up`, which starts Ray as slim as it goes. Writes
+benchmarks/results/cluster.json and .svg, and prints tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,6 +35,7 @@ from benchmarks.harness import (
     write,
 )
 from benchmarks.models import build_repository
+from headrace.cluster.processes import processes_of
 
 MODEL = "tiny"
 YARDSTICK = "ray best"
@@ -52,7 +58,7 @@ def main() -> None:
     repository = build_repository(servers.REPOSITORY)
     rivals = _rivals(repository, given.replicas)
     readings: Readings = {Case(MODEL, clients): {name: [] for name in rivals} for clients in CLIENTS}
-    started: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
+    started: dict[str, list[tuple[float, float]]] = {name: [] for name in (*rivals, "headrace up")}
     names = [*rivals]
     for n in range(given.rounds):
         for name in names[n % len(names) :] + names[: n % len(names)]:
@@ -62,6 +68,7 @@ def main() -> None:
                     readings[case][name].append(_measure(server, case, given.seconds))
                 server.end()
             print(f"round {n + 1}: {name}: {', '.join(f'{by[name][-1].rate:.0f}/s' for by in readings.values())}", flush=True)
+        started["headrace up"].append(_up(repository, given.replicas))
     summary = summarise(readings, YARDSTICK)
     show(f"{MODEL}, {given.replicas} replicas, as a multiple of {YARDSTICK}", summary)
     cpu = {
@@ -85,6 +92,23 @@ def _measure(server: servers.Server, case: Case, seconds: float) -> Reading:
     report = load.run(server, case.model, case.clients, seconds)
     cpu, count = server.cpu_seconds() - cpu, report.rate * (seconds + load.WARM_UP)
     return Reading(report.rate, report.p50, report.p99, 1e6 * cpu / count, 1e6 * report.cpu / count, client_cores=report.cores)
+
+
+def _up(repository: Path, replicas: int) -> tuple[float, float]:
+    """How long (s) `headrace up` takes until it serves, and the memory (MB) of all that it has started then."""
+    with tempfile.TemporaryDirectory() as directory:
+        environment = {**os.environ, "HEADRACE_RUNTIME_DIR": directory}
+        grpc = f"127.0.0.1:{servers.free_port()}"
+        command = [sys.executable, "-m", "headrace"]
+        began = time.perf_counter()
+        up = [*command, "up", "--cluster", f"--repository={repository}", f"--replicas={replicas}", f"--grpc={grpc}"]
+        subprocess.run(up, env=environment, stdout=subprocess.DEVNULL, check=True)
+        took = time.perf_counter() - began
+        (record,) = Path(directory).glob("headrace-cluster-*.json")
+        its = processes_of(Path(json.loads(record.read_bytes())["directory"]))
+        memory = servers.resident_bytes(process.pid for process in its) / 1e6
+        subprocess.run([*command, "down"], env=environment, stdout=subprocess.DEVNULL, check=True)
+    return took, memory
 
 
 def _rivals(repository: Path, replicas: int) -> Mapping[str, servers.Start]:

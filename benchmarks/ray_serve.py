@@ -89,7 +89,8 @@ def main() -> None:
     count, port = int(replicas), free_port()
     mark = tempfile.mkdtemp(prefix="headrace-ray-serve-")
     os.environ[MARK] = mark
-    ray.init("local", num_cpus=count + 1, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
+    slim: dict[str, Any] = {} if mode == "batch" else {"include_dashboard": False, "object_store_memory": 80 << 20}
+    ray.init("local", num_cpus=count + 1, log_to_driver=False, **slim)
     if mode == "headrace":
         _serve_headrace(repository, port, count)
     else:

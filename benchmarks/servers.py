@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -86,8 +86,7 @@ class Server:
 
     def resident_bytes(self) -> int:
         """Resident memory of the process and of its children; what they share counts in parts, once in all (PSS)."""
-        rollups = (_told(f"/proc/{pid}/smaps_rollup") for pid in _family(self._process.pid))
-        return sum(int(kb) << 10 for rollup in rollups for kb in re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE))
+        return resident_bytes(_family(self._process.pid))
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and its children."""
@@ -138,6 +137,12 @@ def _family(pid: int) -> list[int]:
             for child in _told(task / "children").split():
                 found += _family(int(child))
     return found
+
+
+def resident_bytes(pids: Iterable[int]) -> int:
+    """Resident memory of processes; what they share counts in parts, once in all (PSS)."""
+    rollups = (_told(f"/proc/{pid}/smaps_rollup") for pid in pids)
+    return sum(int(kb) << 10 for rollup in rollups for kb in re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE))
 
 
 def _told(file: Path | str) -> str:

@@ -209,6 +209,8 @@ def burnt(server: Server, rows: Rows, capacity: float, good_ms: float, seed: int
     if not burning:
         sys.exit("no budget has burnt: there is nothing to measure")
     usual = rows.rate(since + SECOND, since + BEFORE * SECOND)
+    if not usual:
+        sys.exit("the job had no room before the burst: there is nothing to measure")
     first, last = burning[0] + int(WITHIN * SECOND), since + (BEFORE + BURST) * SECOND
     fall = 1 - rows.rate(first, last) / usual
     looks = range(burning[-1], until - SECOND, SECOND // 10)
