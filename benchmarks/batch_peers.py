@@ -31,7 +31,7 @@ from benchmarks.servers import BUILD, REPOSITORY, ROOT
 
 HOME = BUILD / "batch-peers"
 OURS = ("headrace", "headrace on ray")
-PACKAGES = ("daft", "pyspark", "numpy", "pyarrow", "onnxruntime")
+PACKAGES = ("daft", "pyspark", "pandas", "numpy", "pyarrow", "onnxruntime")
 MODEL_NAMES = ("mid", "magika")
 SMALL_ROWS = 2048
 
