@@ -3,8 +3,9 @@
 Clients ask in an open loop, Poisson, at 0.6 of the capacity, by turns without a job and beside one. The ratio of their p99 is
 what they notice; what both do together is told as a share of the capacity, which is what a closed loop gets at its best number of
 clients. Then the clients ask for 1.5 times the capacity for a while, so that their budget burns: how much less the job does two
-seconds after the server says so, and how long after the burn it does 0.9 of what it did before. Job, generator and server share
-the machine's cores. Writes benchmarks/results/share.json, and prints a table.
+seconds after the server says so, and how long after the burn it does 0.9 of what it did before. `mid` gains much from larger
+batches, `magika` nothing. Job, generator and server share the machine's cores. Writes benchmarks/results/share.json, and prints
+tables.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,14 @@ from benchmarks import load
 from benchmarks.budgets import CLIENTS, FULL_BATCHES, LEAST_MS, OBJECTIVE
 from benchmarks.harness import check_release, ratios, write
 from benchmarks.jobs import rows_of
-from benchmarks.models import MODELS, build_repository, build_variant
+from benchmarks.models import MODELS, Model, build_repository, build_variant
 from benchmarks.servers import BUILD, REPOSITORY, Server
 from headrace.clock import MILLISECOND, SECOND
 from headrace.load.generator import LoadPlan, run
 from headrace.protocol.headrace_pb2 import ModelMetadataResponse
 from headrace.protocol.slack import Slack
 
-MID = MODELS["mid"]
+NAMES = ("mid", "magika")
 ONLINE, TOO_MUCH = 0.6, 1.5
 BEFORE, BURST, AFTER = 8, 8, 20
 """Seconds of the burn."""
@@ -55,7 +57,7 @@ from headrace.jobs import BatchJob, Server
 from headrace.machine import SWITCH_SECONDS
 os.nice(10)
 sys.setswitchinterval(SWITCH_SECONDS)
-job = BatchJob("mid", Server(sys.argv[1]), sys.argv[2], sys.argv[3])
+job = BatchJob(sys.argv[1], Server(sys.argv[2]), sys.argv[3], sys.argv[4])
 threading.Thread(target=job.run, daemon=True).start()
 while True:
     print(time.monotonic_ns(), job.progress.rows, flush=True)
@@ -64,49 +66,66 @@ while True:
 """A job as the command line runs it, that says how far it is twenty times a second."""
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A server, the model that is asked for, how many requests a second it answers at most, and in how many ms each is to be."""
+
+    server: Server
+    model: str
+    capacity: float
+    good_ms: float
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.share", description="Measure a job that shares a server.")
+    parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15.0, help="of a load without a job, and beside one")
     parser.add_argument("--any-build", action="store_true", help="to try it: with kernels that are not a release build")
     given = parser.parse_args()
     if not given.any_build:
         check_release()
-    root = build_variant(BUILD / "share", build_repository(REPOSITORY), MID, "onnxruntime", CLASSES)
+    found = {name: measure(MODELS[name], given.rounds, given.seconds) for name in given.models}
+    write("share", {"online": ONLINE, "models": found})
+
+
+def measure(model: Model, rounds: int, seconds: float) -> dict[str, Any]:
+    """A job beside requests for one model."""
+    root = build_variant(BUILD / f"share-{model.name}", build_repository(REPOSITORY), model, "onnxruntime", CLASSES)
     with server_of(root) as server:
-        capacity = max(load.run(server, "mid", clients, 3.0).rate for clients in CLIENTS)
-    good_ms = max(LEAST_MS, round(FULL_BATCHES * 1000 * MID.max_rows / capacity))
+        capacity = max(load.run(server, model.name, clients, 3.0).rate for clients in CLIENTS)
+    good_ms = max(LEAST_MS, round(FULL_BATCHES * 1000 * model.max_rows / capacity))
     (root / "slo").mkdir(exist_ok=True)
-    objective = OBJECTIVE.format(ms=good_ms, target=1 - ALLOWED).replace("model: mid,", "model: mid, classes: [1],")
-    (root / "slo" / "mid.yaml").write_text(objective)
-    files = write_files(int(capacity * (given.seconds + BEFORE + BURST + AFTER)))
+    objective = OBJECTIVE.format(ms=good_ms, target=1 - ALLOWED).replace("model: mid,", f"model: {model.name}, classes: [1],")
+    (root / "slo" / "objective.yaml").write_text(objective)
+    files = write_files(model, int(capacity * (seconds + BEFORE + BURST + AFTER)))
     readings: dict[str, list[float]] = {"p99 alone": [], "p99 beside": [], "total": [], "fall": [], "recovery_s": []}
     with server_of(root) as server:
-        load.run(server, "mid", CLIENTS[0], 3.0)  # it learns how long batches run
-        for number in range(given.rounds):
-            p99, _ = asked(server, capacity, given.seconds, number)
+        shared = Shared(server, model.name, capacity, good_ms)
+        load.run(server, model.name, CLIENTS[0], 3.0)  # it learns how long batches run
+        for number in range(rounds):
+            p99, _ = asked(shared, seconds, number)
             readings["p99 alone"].append(p99)
-            with job(server, files) as rows:
-                p99, total = beside(server, rows, capacity, given.seconds, number)
-                fall, recovery = burnt(server, rows, capacity, good_ms, number)
+            with job(shared, files) as rows:
+                p99, total = beside(shared, rows, seconds, number)
+                fall, recovery = burnt(shared, rows, number)
             readings["p99 beside"].append(p99)
             readings["total"].append(total / capacity)
             readings["fall"].append(fall)
             readings["recovery_s"].append(recovery)
     summary = {
         "p99, beside over alone": ratios(readings["p99 beside"], readings["p99 alone"]),
-        "done in all, of the capacity": ratios(readings["total"], [1.0] * given.rounds),
-        f"rate lost {WITHIN:g} s into a burn": ratios(readings["fall"], [1.0] * given.rounds),
-        f"seconds until {BACK:g} of it are back": ratios(readings["recovery_s"], [1.0] * given.rounds),
+        "done in all, of the capacity": ratios(readings["total"], [1.0] * rounds),
+        f"rate lost {WITHIN:g} s into a burn": ratios(readings["fall"], [1.0] * rounds),
+        f"seconds until {BACK:g} of it are back": ratios(readings["recovery_s"], [1.0] * rounds),
     }
-    table = Table(
-        "", "median", "least", "most", title=f"A job beside {ONLINE:g} of {capacity:.0f} requests/s, S = {good_ms:g} ms"
-    )
+    title = f"{model.name}: a job beside {ONLINE:g} of {capacity:.0f} requests/s, S = {good_ms:g} ms"
+    table = Table("", "median", "least", "most", title=title)
     for name, values in summary.items():
         table.add_row(name, *(f"{value:.3f}" for value in values))
     Console().print(table)
-    write("share", {"capacity": capacity, "S_ms": good_ms, "online": ONLINE, "summary": summary, "readings": readings})
+    return {"capacity": capacity, "S_ms": good_ms, "summary": summary, "readings": readings}
 
 
 def server_of(root: Path) -> Server:
@@ -115,14 +134,14 @@ def server_of(root: Path) -> Server:
     return Server("share", [*command, "--grpc=127.0.0.1:0", "--http=none", "--metrics=none"])
 
 
-def write_files(rows: int) -> Path:
+def write_files(model: Model, rows: int) -> Path:
     """At least so many rows: one file by many names."""
     directory = BUILD / "share-rows"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    cells = pa.FixedSizeListArray.from_arrays(pa.array(rows_of(MID, FILE_ROWS).reshape(-1)), MID.input[2])
+    cells = pa.FixedSizeListArray.from_arrays(pa.array(rows_of(model, FILE_ROWS).reshape(-1)), model.input[2])
     first = directory / "00000.parquet"
-    pq.write_table(pa.table({MID.input[0]: cells}), first, use_dictionary=False, compression="none")
+    pq.write_table(pa.table({model.input[0]: cells}), first, use_dictionary=False, compression="none")
     for number in range(1, -(-rows // FILE_ROWS)):
         os.link(first, directory / f"{number:05}.parquet")
     return directory
@@ -153,11 +172,11 @@ class Rows:
 
 
 @contextmanager
-def job(server: Server, files: Path) -> Iterator[Rows]:
+def job(shared: Shared, files: Path) -> Iterator[Rows]:
     """A job that has begun, and is killed in the end."""
     rows = Rows()
     with tempfile.TemporaryDirectory(dir=BUILD) as output:
-        command = [sys.executable, "-c", JOB, server.address, str(files), output]
+        command = [sys.executable, "-c", JOB, shared.model, shared.server.address, str(files), output]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             listening = threading.Thread(target=rows.listen, args=(process,))
             listening.start()
@@ -173,37 +192,38 @@ def job(server: Server, files: Path) -> Iterator[Rows]:
                 listening.join()
 
 
-def asked(server: Server, capacity: float, seconds: float, seed: int) -> tuple[float, float]:
+def asked(shared: Shared, seconds: float, seed: int) -> tuple[float, float]:
     """The clients' p99 (ns), and requests answered in a second."""
-    plan = LoadPlan(server.address, "mid", arrivals="poisson", rate=ONLINE * capacity, warm_up=1.0, seconds=seconds, seed=seed)
+    rate = ONLINE * shared.capacity
+    plan = LoadPlan(shared.server.address, shared.model, arrivals="poisson", rate=rate, warm_up=1.0, seconds=seconds, seed=seed)
     samples = run(plan, lambda look: None).samples
     answered = samples[samples["code"] == 0]
     return float(np.quantile(answered["done"] - answered["due"], 0.99)), len(answered) / seconds
 
 
-def beside(server: Server, rows: Rows, capacity: float, seconds: float, seed: int) -> tuple[float, float]:
+def beside(shared: Shared, rows: Rows, seconds: float, seed: int) -> tuple[float, float]:
     """The clients' p99 (ns) beside the job, and what is done in a second in all."""
     begin = time.monotonic_ns()
-    p99, rate = asked(server, capacity, seconds, seed)
+    p99, rate = asked(shared, seconds, seed)
     return p99, rate + rows.rate(begin + SECOND, time.monotonic_ns())
 
 
-def burnt(server: Server, rows: Rows, capacity: float, good_ms: float, seed: int) -> tuple[float, float]:
+def burnt(shared: Shared, rows: Rows, seed: int) -> tuple[float, float]:
     """By how much the job does less while the budget burns; how long (s) until it does what it did, after that.
 
     That is infinite if it never does.
     """
     at, begin, random = list[NDArray[np.float64]](), 0.0, np.random.default_rng(seed)
     for seconds, rate in ((BEFORE, ONLINE), (BURST, TOO_MUCH), (AFTER, ONLINE)):
-        at.append(begin + np.sort(random.uniform(0, seconds, random.poisson(rate * capacity * seconds))))
+        at.append(begin + np.sort(random.uniform(0, seconds, random.poisson(rate * shared.capacity * seconds))))
         begin += seconds
-    good = int(good_ms * MILLISECOND)
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file, burns(server) as seen:
+    good = int(shared.good_ms * MILLISECOND)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file, burns(shared) as seen:
         file.write("\n".join(f"{instant:.6f}" for instant in np.concatenate(at)))
         file.flush()
-        plan = LoadPlan(server.address, "mid", arrivals=file.name, objective=good, deadline=good, warm_up=0, seconds=begin)
+        told: dict[str, Any] = {"arrivals": file.name, "objective": good, "deadline": good, "warm_up": 0, "seconds": begin}
         since = time.monotonic_ns()
-        run(plan, lambda look: None)
+        run(LoadPlan(shared.server.address, shared.model, **told), lambda look: None)
         until = time.monotonic_ns()
     burning = [instant for instant, burn in seen if burn >= 1 and instant > since + BEFORE * SECOND]
     if not burning:
@@ -219,14 +239,14 @@ def burnt(server: Server, rows: Rows, capacity: float, good_ms: float, seed: int
 
 
 @contextmanager
-def burns(server: Server) -> Iterator[list[tuple[int, float]]]:
+def burns(shared: Shared) -> Iterator[list[tuple[int, float]]]:
     """What the server says of the burn, ten times a second: instants (ns) and rates."""
     seen, is_over = list[tuple[int, float]](), threading.Event()
 
     def look() -> None:
-        with triton.InferenceServerClient(server.address) as client:
+        with triton.InferenceServerClient(shared.server.address) as client:
             while not is_over.wait(0.1):
-                told: Any = client.get_model_metadata("mid")
+                told: Any = client.get_model_metadata(shared.model)
                 slack = Slack.of(ModelMetadataResponse.FromString(told.SerializeToString()).properties)
                 seen.append((time.monotonic_ns(), slack.burn or 0.0))
 
