@@ -25,7 +25,7 @@ help:
 	@echo 'make test       every check and every test but the slow ones'
 	@echo 'make test-slow  the slow tests; those of some folders: make test-slow SLOW="graph:15 jobs:25" (and minutes)'
 	@echo 'make kernels    build the native transport for use and for measuring (make test builds one with checks)'
-	@echo 'make bench      every comparison of benchmarks/README.md, an hour; needs libb64-0d'
+	@echo 'make bench      every comparison of benchmarks/README.md, an hour and a half; needs libb64-0d and Java'
 	@echo 'make fix        format, and mend what ruff can mend'
 	@echo 'make protocol   compile runtime/headrace/protocol/*.proto'
 	@echo 'make constraints  take the newest versions of what is installed'

@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of a loop over the rows of a job, about")
     given = parser.parse_args()
+    if "spark" in given.rivals and shutil.which("java") is None:
+        sys.exit("PySpark needs Java: apt-get install default-jre-headless, or leave it out (--rivals)")
     build_repository(REPOSITORY)
     pythons = {name: apart() if name in APART else sys.executable for name in given.rivals}
     found: dict[str, Any] = {}
