@@ -11,7 +11,7 @@ from headrace.clock import MILLISECOND
 from headrace.scheduling.admission import Line
 from headrace.scheduling.predictor import LEAST, WINDOW, Learned
 
-RUNS = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 10**9)), min_size=LEAST, max_size=200)
+RUNS = st.lists(st.tuples(st.integers(0, 64), st.integers(1, 10**9)), min_size=LEAST, max_size=200)
 
 
 def taught(*runs: tuple[int, int], quantile: float = 0.75) -> Learned:
@@ -50,6 +50,12 @@ def test_between_known_row_counts_it_is_linear_and_beyond_it_goes_on() -> None:
 def test_of_one_row_count_more_rows_are_in_proportion() -> None:
     learned = taught((4, 100), (4, 100), (4, 100))
     assert [learned.execute_ns(0, rows) for rows in (1, 4, 8)] == [100, 100, 200]
+    assert learned.line(0, 64) == Line(100, 0, 64)
+
+
+def test_of_batches_without_rows_more_rows_are_in_proportion_to_one() -> None:
+    learned = taught((0, 100), (0, 100), (0, 100))
+    assert [learned.execute_ns(0, rows) for rows in (0, 1, 4)] == [100, 100, 400]
     assert learned.line(0, 64) == Line(100, 0, 64)
 
 

@@ -164,7 +164,7 @@ class _Bucket:
             low, high = known[place - 1], known[place]
             return times[place - 1] + (rows - low) / (high - low) * (times[place] - times[place - 1])
         if len(known) == 1:
-            return times[0] * rows / known[0]
+            return times[0] * rows / max(1, known[0])  # a request may have no rows at all
         return times[-1] + (rows - known[-1]) * (times[-1] - times[0]) / (known[-1] - known[0])
 
 
