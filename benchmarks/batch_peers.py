@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.batch_rivals import APART, RIVALS, Job
-from benchmarks.harness import ratios, write
+from benchmarks.harness import in_turn, ratios, write
 from benchmarks.jobs import rows_of, write_rows
 from benchmarks.models import MODELS, Model, build_repository
-from benchmarks.raw_loop import rows_per_second, session_of
+from benchmarks.raw_loop import best_batch, session_of
 from benchmarks.servers import BUILD, REPOSITORY, ROOT
 
 HOME = BUILD / "batch-peers"
@@ -53,8 +53,7 @@ def main() -> None:
         job, rows = job_of(MODELS[name], given.seconds)
         readings: dict[str, list[dict[str, float]]] = {rival: [] for rival in given.rivals}
         for number in range(given.rounds):
-            turn = number % len(given.rivals)
-            for rival in [*given.rivals[turn:], *given.rivals[:turn]]:
+            for rival in in_turn(given.rivals, number):
                 reading = measure(pythons[rival], rival, job)
                 if reading["rows"] != rows:
                     sys.exit(f"{rival} wrote {reading['rows']} rows of {rows}")
@@ -79,11 +78,9 @@ def apart() -> str:
 
 def job_of(model: Model, seconds: float) -> tuple[Job, int]:
     """The job, and how many rows it has."""
-    session = session_of(REPOSITORY, model)
-    rates = {size: rows_per_second(session, model, size, 0.5) for size in (1 << power for power in range(7))}
-    batch = max(rates, key=lambda size: rates[size])
+    batch, rate = best_batch(session_of(REPOSITORY, model), model)
     cores = os.cpu_count() or 1
-    rows = int(seconds * rates[batch] * cores) // batch * batch
+    rows = int(seconds * rate * cores) // batch * batch
     home = HOME / model.name
     small = write_rows(model, rows_of(model, SMALL_ROWS), home / "small", "parquet")
     whole = write_rows(model, rows_of(model, rows), home / "rows", "parquet")

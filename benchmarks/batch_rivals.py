@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -172,12 +173,10 @@ def by_spark(job: Job) -> Iterator[Run]:
     session.stop()
 
 
-_kept: dict[Job, Plain] = {}
-
-
+@cache
 def kept(job: Job) -> Plain:
     """The model of this process."""
-    return _kept.setdefault(job, _kept.get(job) or Plain(job))
+    return Plain(job)
 
 
 RIVALS: Mapping[str, Callable[[Job], AbstractContextManager[Run]]] = {

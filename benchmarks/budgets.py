@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import load
-from benchmarks.harness import check_release, ratios, write
+from benchmarks.harness import check_release, in_turn, ratios, write
 from benchmarks.models import MODELS, build_repository, build_variant, perceptron
 from benchmarks.servers import BUILD, REPOSITORY, Server
 from headrace.clock import MILLISECOND, SECOND
@@ -115,8 +115,7 @@ def main() -> None:
     }
     readings: dict[str, list[Reading]] = {name: [] for name in rivals}
     for number in range(1, given.rounds + 1):
-        names = [*rivals]
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+        for name in in_turn(rivals, number):
             readings[name].append(measure(rivals[name](), capacity, good_ms, number))
     summary = summarise(readings)
     told = {name: [asdict(reading) for reading in each] for name, each in readings.items()}

@@ -28,6 +28,7 @@ from benchmarks.harness import (
     Readings,
     check_release,
     draw,
+    in_turn,
     ratios,
     show,
     summarise,
@@ -59,9 +60,8 @@ def main() -> None:
     rivals = _rivals(repository, given.replicas)
     readings: Readings = {Case(MODEL, clients): {name: [] for name in rivals} for clients in CLIENTS}
     started: dict[str, list[tuple[float, float]]] = {name: [] for name in (*rivals, "headrace up")}
-    names = [*rivals]
     for n in range(given.rounds):
-        for name in names[n % len(names) :] + names[: n % len(names)]:
+        for name in in_turn(rivals, n):
             with rivals[name]() as server:
                 started[name].append((server.started_in, server.resident_bytes() / 1e6))
                 for case in readings:

@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import load, servers
-from benchmarks.harness import RESULTS, check_release, ratios, write
+from benchmarks.harness import RESULTS, check_release, in_turn, ratios, write
 from benchmarks.models import MODELS, Model, build_repository, build_variant
 from benchmarks.servers import BUILD, Server, Start
 from tools import triton_server
@@ -149,13 +149,11 @@ def compare(
     """Every rival under every load, round by round; and the capacity in each round, which its loads are parts of."""
     readings: Readings = {at: {name: [] for name in rivals} for at in loads}
     capacities: list[float] = []
-    names = [*rivals]
     with ExitStack() as running:
         up = {name: running.enter_context(start()) for name, start in rivals.items() if name not in NOT_TOLD}
         for number in range(rounds):
             capacities.append(load.run(up[PLAIN], case.model.name, case.clients, seconds).rate)
-            # Who goes first takes turns.
-            order = [(at, name) for at in loads for name in names[number % len(names) :] + names[: number % len(names)]]
+            order = [(at, name) for at in loads for name in in_turn(rivals, number)]
             for at, name in track(order, description=f"{case.model.name}, round {number + 1}", transient=True):
                 with nullcontext(up[name]) if name in up else rivals[name]() as server:
                     reading = measure(server, case, capacities[-1], at, seconds, seed=number, tells=name not in NOT_TOLD)

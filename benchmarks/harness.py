@@ -13,6 +13,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -93,6 +94,13 @@ def measure(server: Server, case: Case, load: Load, seconds: float) -> Reading:
     return Reading(report.rate, report.p50, report.p99, 1e6 * cpu / count, 1e6 * report.cpu / count, batch, report.cores)
 
 
+def in_turn(names: Iterable[str], number: int) -> list[str]:
+    """The order of a round. Who goes first takes turns: what the machine does now and then shall not always meet the same one."""
+    order = deque(names)
+    order.rotate(-number)
+    return [*order]
+
+
 def compare(
     rivals: Mapping[str, Start], cases: Sequence[Case], load: Load, *, rounds: int, seconds: float, is_fresh: bool
 ) -> Readings:
@@ -107,9 +115,7 @@ def compare(
         is_fresh: start a server for each load, instead of letting all of them run, idle but for one.
     """
     readings: Readings = {case: {name: [] for name in rivals} for case in cases}
-    # Who goes first takes turns: whatever the machine does every so often shall not always meet the same one.
-    names = [*rivals]
-    order = [(case, name) for n in range(rounds) for case in cases for name in names[n % len(names) :] + names[: n % len(names)]]
+    order = [(case, name) for number in range(rounds) for case in cases for name in in_turn(rivals, number)]
     with ExitStack() as running:
         servers = {} if is_fresh else {name: running.enter_context(start()) for name, start in rivals.items()}
         for case, name in _tracked(order, rounds):

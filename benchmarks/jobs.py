@@ -30,7 +30,7 @@ from rich.table import Table
 
 from benchmarks.harness import ratios, write
 from benchmarks.models import MODELS, Model, build_repository
-from benchmarks.raw_loop import rows_per_second, session_of
+from benchmarks.raw_loop import best_batch, session_of
 from benchmarks.servers import BUILD, REPOSITORY
 from headrace.errors import JobStopped
 from headrace.jobs import BatchJob, Options
@@ -123,9 +123,8 @@ def main() -> None:
     for name in given.models:
         model = MODELS[name]
         session = session_of(REPOSITORY, model)
-        sizes = {size: rows_per_second(session, model, size, 0.5) for size in (1 << power for power in range(7))}
-        size = max(sizes, key=lambda size: sizes[size])
-        rows = rows_of(model, int(given.seconds * sizes[size] * (os.cpu_count() or 1)) // size * size)
+        size, rate = best_batch(session, model)
+        rows = rows_of(model, int(given.seconds * rate * (os.cpu_count() or 1)) // size * size)
         files = {form: write_rows(model, rows, BUILD / "jobs" / f"{name}-{form}", form) for form in FORMS}
         job(model, files["arrow"], "arrow")  # measures the model, once for all
         readings: dict[str, list[float]] = {"loop": [], "whole": [], "resumed": [], **{form: [] for form in FORMS}}

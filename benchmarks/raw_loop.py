@@ -17,6 +17,9 @@ from benchmarks.models import MODELS, Model, build_repository
 from benchmarks.servers import REPOSITORY
 from headrace.tensor import DTYPES
 
+SIZES = [1 << power for power in range(7)]
+"""Of batches that are tried."""
+
 
 def session_of(repository: Path, model: Model) -> ort.InferenceSession:
     """The model as the servers load it."""
@@ -40,6 +43,12 @@ def rows_per_second(session: ort.InferenceSession, model: Model, rows: int, seco
     return runs * rows / took
 
 
+def best_batch(session: ort.InferenceSession, model: Model) -> tuple[int, float]:
+    """The size of batches at which most rows are done, and how many a second."""
+    rates = {size: rows_per_second(session, model, size, 0.5) for size in SIZES}
+    return max(rates.items(), key=lambda each: each[1])
+
+
 def main() -> None:
     """Print {"rows": …, "rate": …} as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.raw_loop", description="onnxruntime in a loop.")
@@ -50,7 +59,7 @@ def main() -> None:
     given = parser.parse_args()
     model = MODELS[given.model]
     session = session_of(build_repository(REPOSITORY), model)
-    sizes = [1 << power for power in range(7)] if given.best else [given.rows]
+    sizes = SIZES if given.best else [given.rows]
     rates = {rows: rows_per_second(session, model, rows, given.seconds) for rows in sizes}
     best = max(rates, key=lambda rows: rates[rows])
     print(json.dumps({"rows": best, "rate": rates[best], "rates": rates}))
