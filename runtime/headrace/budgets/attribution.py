@@ -217,7 +217,7 @@ class Ahead:
     """
 
     def __init__(self, batches: Records, usual: NDArray[np.float64]) -> None:
-        batches = batches[batches["number"] > 0]
+        batches = at(batches, batches["number"] > 0)
         self._instances = max(1, len(np.unique(batches["instance"])))
         self._busy = _Covered(batches["taken"], batches["scattered"])
         self._slow: list[tuple[int, _Covered]] = []

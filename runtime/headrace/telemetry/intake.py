@@ -17,7 +17,7 @@ from headrace.ledger.collect import REQUEST_KIND, Collector
 from headrace.ledger.histograms import DURATION_EDGES, Histogram
 from headrace.ledger.home import Neighbour
 from headrace.ledger.identity import Identity
-from headrace.ledger.records import Records
+from headrace.ledger.records import Records, at, concatenated
 from headrace.ledger.report import OutsideReport, key_of, read_outside, write_report
 from headrace.telemetry.joining import PATIENCE_NS, Fate, Joiner, Run
 from headrace.telemetry.otlp import Span, answer, read_message, refusal
@@ -122,12 +122,12 @@ class Intake:
                 self._show(run, now)
         if len(joined):
             self._count(joined)
-            self._joined = np.concatenate([self._joined, joined])[-_MOST_JOINED:]
+            self._joined = concatenated(self._joined, joined)[-_MOST_JOINED:]
 
     def _count(self, joined: Records) -> None:
         names = self._server.learn()
         for number in np.unique(joined["record"]["model"]).tolist():
-            mine = joined[joined["record"]["model"] == number]
+            mine = at(joined, joined["record"]["model"] == number)
             for part in PARTS:
                 told = mine[part][mine[part] != ABSENT]
                 if len(told) and number in names:
@@ -136,7 +136,7 @@ class Intake:
 
     def _report(self, now: int) -> None:
         self._told_at = now
-        self._joined = self._joined[self._joined["record"]["sent"] > now - _LATEST_NS]
+        self._joined = at(self._joined, self._joined["record"]["sent"] > now - _LATEST_NS)
         durations = {key: (each.counts.tolist(), each.total) for key, each in self._histograms.items()}
         report = OutsideReport(self.addresses, durations, self._objectives())
         if report != self._told:
