@@ -63,7 +63,7 @@ class Server:
                 stderr=log,
                 text=True,
                 env=self._environment,
-                start_new_session=True,
+                process_group=0,
             )
         try:
             self._wait_ready()

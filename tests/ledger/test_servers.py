@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 from headrace.cli.app import app
 from headrace.ledger.home import neighbours
 from headrace.ledger.records import STAGES
+from headrace.ledger.side import NICENESS
 from headrace.protocol.origin import pseudonym
 from tests.ledger.servers import Gate, Served, ask, counts, one, served
 from tests.transport.serving import TRANSPORTS
@@ -126,6 +127,9 @@ def test_a_side_process_that_is_killed_costs_nothing_and_writes_nothing_twice(tm
     kept = tmp_path / "ledger"
     with served(tmp_path / "models", "--ledger", kept) as server:
         killed = server.side
+        assert os.getsid(killed) == os.getsid(server.process.pid), "or it would not stand back: see decision 0017"
+        assert os.getpgid(killed) == killed, "Ctrl-C is the server's"
+        assert (os.getpriority(os.PRIO_PROCESS, killed), os.sched_getscheduler(killed)) == (NICENESS, os.SCHED_BATCH)
         server.infer(5)
         me = server.neighbour
         # A client has its answer a moment before the record is written.

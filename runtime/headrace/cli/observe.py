@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -63,14 +64,13 @@ def run_observer(
         where = "say in OTEL_EXPORTER_OTLP_ENDPOINT where traces go, or by --otlp where spans come"
         raise InvalidLedger(f"nothing to do: give --ledger DIR, or {where}")
     server = server_of(of)
+    step_back()
     tally = server.tally
     if not tally.claim():
         raise InvalidLedger(f"server {server.pid} has a side process already, {tally.pid}: two would write everything twice")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stop.set())
-    # The cores are the server's.
-    step_back()
     followers: list[Spill | Tracer | Intake] = []
     if ledger is not None:
         followers.append(_spill(server, ledger, segment_bytes, segment_seconds, keep_bytes, keep_seconds))
@@ -81,6 +81,9 @@ def run_observer(
     if otlp is not None and (found := _receiver(server, otlp, tracer, is_all=not followers)):
         receiver, intake = found
         followers.append(intake)
+    # What is there now stays: the collector need not walk through it again and again.
+    gc.collect()
+    gc.freeze()
     is_alive = _follow(server, followers, stop, receiver.close if receiver is not None else lambda: None)
     tally.pid = 0
     if not is_alive:

@@ -7,12 +7,13 @@ handed on while nothing has been written yet. As W3C Trace Context asks, none is
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 from hashlib import blake2b
 from zlib import crc32
 
 from headrace.protocol.origin import mixed
 
-_MASK = (1 << 64) - 1
+_MASK, _STEP = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
 
 class Part(IntEnum):
@@ -44,8 +45,7 @@ class Identity:
 
     def of(self, part: Part, model: int, number: int) -> int:
         """64 bits for this part of the request or batch with this number; `model` is the ledger's number of the version."""
-        mixed = _mix(self.seed ^ _mix(model << 8 | part))
-        return _mix(mixed ^ number) or 1
+        return mixed((_start(self.seed, model << 8 | part) ^ number) + _STEP & _MASK) or 1
 
     def trace(self, model: int, number: int) -> int:
         """128 bits for the trace of the request with this number, where its caller has none."""
@@ -61,6 +61,11 @@ def ring_number(ring: str) -> int:
     return 1 << 32 | crc32(ring.encode())
 
 
+@lru_cache(1024)
+def _start(seed: int, of: int) -> int:
+    return _mix(seed ^ _mix(of))
+
+
 def _mix(number: int) -> int:
     """A step of splitmix64."""
-    return mixed((number + 0x9E3779B97F4A7C15) & _MASK)
+    return mixed(number + _STEP & _MASK)

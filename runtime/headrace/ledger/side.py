@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -78,8 +79,9 @@ class SideProcess:
             OSError: it cannot be started.
         """
         if self._process is None or self._process.poll() is not None:
-            # In a session of its own: Ctrl-C is the server's, which tells it to end when it has nothing more to write.
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, start_new_session=True)
+            # In a group of its own: Ctrl-C is the server's, which tells it to end when it has nothing more to write. Not in a
+            # session: Linux shares cores out to sessions first, and one that steps back would do so within its own.
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, process_group=0)
         return self._process
 
     def _keep(self) -> None:
@@ -115,3 +117,13 @@ class SideProcess:
 def step_back() -> None:
     """Let the server go first, in this process."""
     os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # where it may not choose, it is nice at least
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def give_way() -> None:
+    """Let whoever waits for this core have it, if anybody does: to be called every some tens of microseconds of work.
+
+    Linux lets a thread that has begun to run go on for some milliseconds, however nice it is (docs/decisions/0017).
+    """
+    os.sched_yield()

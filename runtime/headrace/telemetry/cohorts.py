@@ -8,7 +8,8 @@ are kept if that is, and if they have a reason themselves, it is kept for that.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
+from itertools import compress, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from headrace.clock import SECOND
 from headrace.ledger.collect import REQUEST_KIND, Chunk
 from headrace.ledger.identity import Identity, ring_number
 from headrace.ledger.records import BATCH, REQUEST, BatchRecord, RequestRecord, at, bytes_of, concatenated
+from headrace.ledger.side import give_way
 from headrace.protocol.origin import GIVEN
 from headrace.telemetry.asked import Asked
 from headrace.telemetry.sampling import Cap, Policy, Why, hashed, randomness, tracestate_of, whys_of, whys_of_batches
@@ -81,26 +83,26 @@ class _Verdict(NamedTuple):
 class _Found:
     """A batch, or a request that was in none, before the verdict; `lot` is its random number.
 
-    `ids` are those of its requests, `parents` of the requests that these are part of. `is_allowed`: it is within the cap.
+    `requests` are its records, each with what its ids are made of; `parents` the requests that these are part of.
+    `is_allowed`: it is within the cap.
     """
 
-    held: InitVar[Held]
+    requests: Sequence[tuple[RequestRecord, _Id]]
     why: Why
     lot: int
     batch: BatchRecord | None
     visits: Sequence[tuple[BatchRecord, _Id]]
     until: int
     is_allowed: bool
-    records: list[RequestRecord] = field(init=False)
-    ids: list[_Id] = field(init=False)
     parents: set[_Id] = field(init=False)
 
-    def __post_init__(self, held: Held) -> None:
-        if len(held) > 1:
-            held = at(held, np.argsort(held["record"]["place"]))
-        self.records = [RequestRecord(*row) for row in held["record"].tolist()]
-        self.ids = _ids_of(held)
-        self.parents = {(record.parent_model, record.parent) for record in self.records if record.parent}
+    def __post_init__(self) -> None:
+        self.parents = {(record.parent_model, record.parent) for record, _ in self.requests if record.parent}
+
+    @property
+    def ids(self) -> list[_Id]:
+        """What the ids of its requests are made of."""
+        return [who for _, who in self.requests]
 
 
 class Cohorts:
@@ -128,10 +130,10 @@ class Cohorts:
     @property
     def held(self) -> int:
         """How many records wait."""
-        return len(self._requests) + len(self._batches) + len(self._visits) + sum(len(each.records) for each in self._waiting)
+        return len(self._requests) + len(self._batches) + len(self._visits) + sum(len(each.requests) for each in self._waiting)
 
-    def take(self, chunks: Iterable[Chunk], now: int, *, is_end: bool = False) -> list[Cohort]:
-        """Add these records, and what of it is decided and kept.
+    def take(self, chunks: Iterable[Chunk], now: int, *, is_end: bool = False) -> Iterator[Cohort]:
+        """Add these records, and what of it is decided and kept. To be exhausted.
 
         Args:
             chunks: of records.
@@ -140,21 +142,22 @@ class Cohorts:
         """
         for chunk in chunks:
             self._add(chunk, now)
+            give_way()
         if not self.held and not self._alone:
-            return []
+            return
         is_over = is_end or self.held > _MOST
         found = [*self._gather(now, is_over=is_over), *self._gather_alone(now)]
         self._waiting += [each for each in found if each.parents]
         self._want()
-        judged = [self._judge(each, "", now) for each in found if not each.parents]
-        kept = [each for each in judged if each is not None]
+        for each in found:
+            if not each.parents and (kept := self._judge(each, "", now)):
+                yield kept
         waiting = -1
         while len(self._waiting) != waiting:  # what waited for one of these may be what others wait for
             waiting = len(self._waiting)
-            kept += self._resolve(now, is_over=is_over)
+            yield from self._resolve(now, is_over=is_over)
         for known in (self._late, self._verdicts, self._wanted):
             _forget(known)
-        return kept
 
     def _add(self, chunk: Chunk, now: int) -> None:
         records = chunk.records
@@ -194,16 +197,18 @@ class Cohorts:
         whys, lots = self._with_lots(whys, alone)
         has_family = (alone["record"]["parent"] > 0) | self._may_have_parts(alone)
         chosen = np.flatnonzero((whys > 0) | has_family)
-        columns = (column[chosen].tolist() for column in (whys, lots, has_family, _spans_of(alone)))
-        for place, why, lot, waits, spans in zip(chosen.tolist(), *columns, strict=True):
-            # What is above the cap is dropped before anything is made of it, unless it is not yet known whether it is kept.
-            if waits or self._cap.allows(spans, now):
-                yield _Found(alone[place : place + 1], Why(why), lot, None, (), now + PATIENCE_NS, not waits)
+        waits = has_family[chosen].tolist()
+        # What is above the cap is dropped before anything is made of it, unless it is not yet known whether it is kept.
+        spans = _spans_of(alone)[chosen].tolist()
+        chosen = chosen[[each or self._cap.allows(size, now) for each, size in zip(waits, spans, strict=True)]]
+        columns = (column[chosen].tolist() for column in (whys, lots, has_family))
+        for member, why, lot, is_waiting in zip(_members_of(at(alone, chosen)), *columns, strict=True):
+            yield _Found([member], Why(why), lot, None, (), now + PATIENCE_NS, not is_waiting)
 
     def _gather(self, now: int, *, is_over: bool) -> Iterator[_Found]:
         """The batches that are complete, unless they are dull."""
         batches = at(self._batches, np.argsort(self._batches["key"], kind="stable"))
-        requests = at(self._requests, np.argsort(self._requests["key"], kind="stable"))
+        requests = at(self._requests, np.lexsort((self._requests["record"]["place"], self._requests["key"])))
         old = now - PATIENCE_NS
         sorted_keys = requests["key"]
         starts = np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1])[: len(requests)])
@@ -211,6 +216,7 @@ class Cohorts:
         places = np.searchsorted(batches["key"], keys)
         has_batch = places < len(batches)
         has_batch[has_batch] = batches["key"][places[has_batch]] == keys[has_batch]
+        give_way()
         whys, missing = np.zeros(len(keys), np.uint8), np.ones(len(keys), np.int64)
         has_family, spans = np.zeros(len(keys), bool), np.zeros(len(keys), np.int64)
         is_ripe = np.full(len(keys), is_over)
@@ -225,19 +231,25 @@ class Cohorts:
             spans[has_batch] += 1 + (mine["record"]["executed"] > 0)
             missing[has_batch] = mine["record"]["requests"].astype(np.int64) - counts[has_batch]
             is_ripe |= missing <= 0
+        give_way()
         whys, lots = self._with_lots(whys, at(requests, starts))
+        give_way()
         for place in np.flatnonzero(is_ripe & (missing > 0)).tolist():
             self._late[int(keys[place])] = int(whys[place])
-        chosen = np.flatnonzero(is_ripe & ((whys > 0) | has_family))
-        columns = (keys, starts, counts, whys, lots, places, has_batch, has_family, spans)
-        batch_records = batches["record"]
-        for key, start, count, why, lot, place, is_known, waits, size in zip(
-            *(column[chosen].tolist() for column in columns), strict=True
-        ):
-            visits = self._visits_of(key) if is_known else ()
-            if waits or self._cap.allows(size + len(visits), now):
-                batch = BatchRecord(*batch_records[place].tolist()) if is_known else None
-                yield _Found(requests[start : start + count], Why(why), lot, batch, visits, now + PATIENCE_NS, not waits)
+        is_chosen = is_ripe & ((whys > 0) | has_family)
+        visits = [self._visits_of(key) if is_known else () for key, is_known in _rows(is_chosen, keys, has_batch)]
+        waits = has_family[is_chosen].tolist()
+        sizes = spans[is_chosen] + [len(each) for each in visits]
+        allowed = [each or self._cap.allows(size, now) for each, size in zip(waits, sizes.tolist(), strict=True)]
+        is_chosen[is_chosen] = allowed
+        give_way()
+        members = _members_of(at(requests, np.repeat(is_chosen, counts)))
+        known = iter([BatchRecord(*row) for row in at(batches, places[is_chosen & has_batch])["record"].tolist()])
+        of = iter(compress(visits, allowed))
+        for count, why, lot, is_known, is_waiting in _rows(is_chosen, counts, whys, lots, has_batch, has_family):
+            batch = next(known) if is_known else None
+            yield _Found(list(islice(members, count)), Why(why), lot, batch, next(of), now + PATIENCE_NS, not is_waiting)
+        give_way()
         self._requests = at(requests, np.repeat(~is_ripe, counts))
         is_open = batches["seen"] > now - _LONG_PATIENCE_NS
         is_open[places[has_batch & is_ripe]] = False
@@ -272,19 +284,17 @@ class Cohorts:
             done = set(wanting)
             rest = [each for each in rest if each not in done]
 
-    def _resolve(self, now: int, *, is_over: bool) -> list[Cohort]:
+    def _resolve(self, now: int, *, is_over: bool) -> Iterator[Cohort]:
         """Decide on those that waited for others, on whom is decided now."""
         waiting, self._waiting = self._waiting, []
-        kept: list[Cohort] = []
         for each in waiting:
             verdicts = [self._verdicts.get(parent) for parent in each.parents]
             if all(verdicts) or is_over or each.until <= now or len(waiting) > _MOST_WAITING:
                 states = [verdict.tracestate for verdict in verdicts if verdict is not None and verdict.tracestate]
                 if cohort := self._judge(each, states[0] if states else "", now):
-                    kept.append(cohort)
+                    yield cohort
             else:
                 self._waiting.append(each)
-        return kept
 
     def _judge(self, found: _Found, family: str, now: int) -> Cohort | None:
         """The verdict on it; `family` is the tracestate of a request it is part of, that is kept."""
@@ -295,9 +305,7 @@ class Cohorts:
         state = own if own == "th:0" or not family else family
         if family:
             why |= Why.FAMILY
-        requests = [
-            Settled(record, who, self._trace_of(record, who)) for record, who in zip(found.records, found.ids, strict=True)
-        ]
+        requests = [Settled(record, who, self._trace_of(record, who)) for record, who in found.requests]
         for _, who, trace in requests:
             self._wanted.pop(who, None)
             if who[0] in self._parents:
@@ -313,6 +321,16 @@ class Cohorts:
             if known := self._verdicts.get(who):
                 return known.trace
         return self._identity.trace(*who)
+
+
+def _members_of(held: Held) -> Iterator[tuple[RequestRecord, _Id]]:
+    """Requests, and what their ids are made of."""
+    return zip([RequestRecord(*row) for row in held["record"].tolist()], _ids_of(held), strict=True)
+
+
+def _rows(chosen: NDArray[np.bool_], *columns: NDArray[Any]) -> Iterator[tuple[Any, ...]]:
+    """What is chosen of these columns, row by row."""
+    return zip(*(column[chosen].tolist() for column in columns), strict=True)
 
 
 def _ids_of(held: Held) -> list[_Id]:

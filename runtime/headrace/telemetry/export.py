@@ -18,6 +18,7 @@ from opentelemetry.trace import format_span_id, format_trace_id
 from headrace.clock import SECOND
 from headrace.ledger.histograms import DURATION_EDGES, WHOLE
 from headrace.ledger.report import Example, key_of
+from headrace.ledger.side import give_way
 from headrace.ledger.tally import Tally
 from headrace.telemetry import span_names as names
 from headrace.telemetry.environment import Wish
@@ -25,7 +26,7 @@ from headrace.version import __version__
 
 log = logging.getLogger(__name__)
 
-MOST_AT_ONCE = 512
+MOST_AT_ONCE = 128
 _EDGES = DURATION_EDGES.tolist()
 _HISTOGRAM_OF = {names.REQUEST: WHOLE, names.QUEUE: "queue", names.EXECUTE: "execute"}
 """Spans that last what a histogram counts."""
@@ -38,12 +39,12 @@ def resource_of(pid: int, server: str) -> Resource:
 
 
 def exporter_of(wish: Wish) -> SpanExporter:
-    """The SDK's own. Endpoint, headers, certificates, timeout and compression it finds in the environment."""
+    """The SDK's. Endpoint, headers, certificates, timeout and compression it finds in the environment."""
     if wish.is_http:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 
         return HttpExporter()
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+    from headrace.telemetry.encoding import GrpcExporter
 
     return GrpcExporter()
 
@@ -104,7 +105,7 @@ class _Counted(SpanExporter):
     def __init__(self, exporter: SpanExporter, endpoint: str, tally: Tally) -> None:
         self._exporter, self._endpoint, self._tally = exporter, endpoint, tally
         self._lock = threading.Lock()
-        self._examples: dict[str, dict[str, Example]] = {}
+        self._latest: dict[tuple[str, str, int, int], tuple[int, int, int, int]] = {}
         self._reason = _Reason()
         self._failed = 0
         self.done = 0
@@ -116,6 +117,7 @@ class _Counted(SpanExporter):
         except Exception:
             log.exception("an exporter raised; this is a bug")
             result = SpanExportResult.FAILURE
+        give_way()
         if result is SpanExportResult.SUCCESS:
             self._tally.spans_sent += len(spans)
             if self._failed:
@@ -138,21 +140,24 @@ class _Counted(SpanExporter):
         self._reason.close()
 
     def examples(self) -> dict[str, dict[str, Example]]:
-        """A copy of them."""
+        """By histogram and bucket."""
         with self._lock:
-            return {key: dict(of) for key, of in self._examples.items()}
+            latest = dict(self._latest)
+        found: dict[str, dict[str, Example]] = {}
+        for (what, model, version, bucket), (lasted, end, trace, span) in latest.items():
+            example = Example(lasted, end / SECOND, format_trace_id(trace), format_span_id(span))
+            found.setdefault(key_of(what, model, version), {})[str(bucket)] = example
+        return found
 
     def _note(self, span: ReadableSpan) -> None:
-        about, context = span.attributes or {}, span.context
-        what = _HISTOGRAM_OF.get(span.name)
-        if what is None or context is None or span.start_time is None or span.end_time is None:
+        what, about, context = _HISTOGRAM_OF.get(span.name), span.attributes, span.context
+        if what is None or not about or context is None or span.start_time is None or span.end_time is None:
             return
         if about.get(names.OUTCOME, "answered") != "answered" or names.MODEL not in about:
             return
         lasted = span.end_time - span.start_time
-        example = Example(lasted, span.end_time / SECOND, format_trace_id(context.trace_id), format_span_id(context.span_id))
-        key = key_of(what, str(about[names.MODEL]), int(str(about[names.VERSION])))
-        self._examples.setdefault(key, {})[str(bisect_left(_EDGES, lasted))] = example
+        key = what, str(about[names.MODEL]), int(str(about[names.VERSION])), bisect_left(_EDGES, lasted)
+        self._latest[key] = lasted, span.end_time, context.trace_id, context.span_id
 
 
 class _Reason(logging.Handler):

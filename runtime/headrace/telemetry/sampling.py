@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,12 @@ class Why(IntFlag):
     @property
     def words(self) -> tuple[str, ...]:
         """The reasons by name."""
-        return tuple(str(each.name).lower() for each in Why if each in self)
+        return _words_of(self)
+
+
+@lru_cache(256)
+def _words_of(why: Why) -> tuple[str, ...]:
+    return tuple(str(each.name).lower() for each in Why if each in why)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -41,6 +41,18 @@ _FAR = dict(
 _FINE, _FAULT = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
 
 
+class _Model(NamedTuple):
+    """What spans say of a model, in short or with its digest."""
+
+    name: str
+    short: Attributes
+    whole: Attributes
+
+    def named(self, span: str) -> str:
+        """The name of such a span of it."""
+        return f"{span} {self.name}" if self.name else span
+
+
 class SpanMaker:
     """Of one server.
 
@@ -52,6 +64,7 @@ class SpanMaker:
 
     def __init__(self, identity: Identity, model_names: Mapping[int, Name], resource: Resource) -> None:
         self.identity, self._names, self._resource = identity, model_names, resource
+        self._models: dict[int, _Model] = {0: _Model("", {}, {})}
 
     def spans_of(self, cohort: Cohort, wall_ahead: int) -> list[ReadableSpan]:
         """All that a cohort is; `wall_ahead` is how far the wall clock is ahead of its instants, in ns."""
@@ -63,18 +76,22 @@ class SpanMaker:
         execute = _context(run.trace, self.identity.of(Part.EXECUTE, record.model, record.number), TraceState())
         parts = {name: run.parts[part] / MICROSECOND for part, name in _FAR.items() if part in run.parts}
         own = _context(run.trace, run.span, TraceState())
-        return self.span(_of(names.FAR, model), own, execute, (run.start, run.end), {**_short(model), **parts})
+        return self.span(model.named(names.FAR), own, execute, (run.start, run.end), {**model.short, **parts})
 
     def batch_context(self, model: int, number: int, state: TraceState) -> SpanContext:
         """The span of a batch, in the trace of its own."""
         return _context(self.identity.batch_trace(model, number), self.identity.of(Part.BATCH, model, number), state)
 
-    def model_of(self, number: int) -> Attributes:
-        """What a model is; empty for none."""
-        if not number:
-            return {}
-        model, version, digest = self._names.get(number, (f"#{number}", 0, ""))
-        return {names.MODEL: model, names.VERSION: version, names.DIGEST: digest}
+    def model_of(self, number: int) -> _Model:
+        """What a model is; 0 is none."""
+        if (known := self._models.get(number)) is not None:
+            return known
+        name, version, digest = self._names.get(number, (f"#{number}", 0, ""))
+        short: Attributes = {names.MODEL: name, names.VERSION: version}
+        made = _Model(name, short, {**short, names.DIGEST: digest})
+        if number in self._names:
+            self._models[number] = made
+        return made
 
     def context_of_parent(self, record: RequestRecord, trace: int) -> SpanContext | None:
         """The span that a request is a child of: that of the request it is part of, or its caller's."""
@@ -121,6 +138,9 @@ class _Making:
         self._why = cohort.why.words
         self.made: list[ReadableSpan] = []
         self._straggler = straggler_of(cohort.requests) if cohort.batch is not None and cohort.batch.padding else None
+        batch = cohort.requests[0].record if cohort.batch is None else cohort.batch
+        number = batch.batch if isinstance(batch, RequestRecord) else batch.number
+        self._batch = maker.batch_context(batch.model, number, self._state)
         links = [self._request(each) for each in cohort.requests]
         if cohort.batch is not None:
             self._add_batch(cohort.batch, links)
@@ -139,16 +159,16 @@ class _Making:
         begin = record.queued or record.received if is_part else record.received
         self.made.append(
             maker.span(
-                _of(names.ROWS, model) if is_part else names.REQUEST,
+                model.named(names.ROWS) if is_part else names.REQUEST,
                 context,
                 maker.context_of_parent(record, trace),
                 self._wall(begin, record.sent),
-                {**model, **about},
+                {**model.whole, **about},
                 kind=SpanKind.INTERNAL if is_part else SpanKind.SERVER,
                 status=_FAULT if is_fault else _FINE,
             )
         )
-        short = {**_short(model), names.OUTCOME: about[names.OUTCOME]}
+        short = {**model.short, names.OUTCOME: about[names.OUTCOME]}
         if record.queued:
             queue = _context(trace, maker.identity.of(Part.QUEUE, *who), self._state)
             instants = self._wall(record.queued, record.taken or record.sent)
@@ -197,15 +217,13 @@ class _Making:
         if self._straggler is not None:
             about[names.IS_STRAGGLER] = self._straggler == record.place
         context = _context(parent.trace_id, maker.identity.of(Part.EXECUTE, *request.id), self._state)
-        back = [Link(maker.batch_context(record.model, record.batch, self._state))]
         instants = self._wall(record.gathered or record.taken, record.executed)
-        self.made.append(maker.span(names.EXECUTE, context, parent, instants, about, links=back))
+        self.made.append(maker.span(names.EXECUTE, context, parent, instants, about, links=[Link(self._batch)]))
 
     def _add_batch(self, batch: BatchRecord, links: Sequence[Link]) -> None:
         maker, model = self._maker, self._maker.model_of(batch.model)
-        context = maker.batch_context(batch.model, batch.number, self._state)
         about: Attributes = {
-            **model,
+            **model.whole,
             names.NUMBER: batch.number,
             names.REASON: Reason(batch.reason).name.lower(),
             names.BATCH_ROWS: batch.rows,
@@ -223,11 +241,11 @@ class _Making:
             about[names.STRAGGLER] = self._straggler
         status = _FAULT if batch.failed else _FINE
         instants = self._wall(batch.taken, batch.scattered or batch.executed)
-        self.made.append(maker.span(_of(names.BATCH, model), context, None, instants, about, links=links, status=status))
+        self.made.append(maker.span(model.named(names.BATCH), self._batch, None, instants, about, links=links, status=status))
         if batch.executed:
-            backend = _context(context.trace_id, maker.identity.of(Part.BACKEND, batch.model, batch.number), self._state)
+            backend = _context(self._batch.trace_id, maker.identity.of(Part.BACKEND, batch.model, batch.number), self._state)
             instants = self._wall(batch.gathered or batch.taken, batch.executed)
-            self.made.append(maker.span(_of(names.BACKEND, model), backend, context, instants, _short(model), status=status))
+            self.made.append(maker.span(model.named(names.BACKEND), backend, self._batch, instants, model.short, status=status))
             self._add_visits(backend)
 
     def _add_visits(self, parent: SpanContext) -> None:
@@ -235,14 +253,14 @@ class _Making:
             model = self._maker.model_of(visit.model)
             context = _context(parent.trace_id, self._maker.identity.of(Part.BATCH, *who), self._state)
             about = {
-                **model,
+                **model.whole,
                 names.BATCH_ROWS: visit.rows,
                 names.BATCH_REQUESTS: visit.requests,
                 names.BATCH_FAILED: visit.failed,
             }
             status = _FAULT if visit.failed else _FINE
             instants = self._wall(visit.taken, visit.executed)
-            self.made.append(self._maker.span(_of(names.NODE, model), context, parent, instants, about, status=status))
+            self.made.append(self._maker.span(model.named(names.NODE), context, parent, instants, about, status=status))
 
     def _wall(self, begin: int, end: int) -> tuple[int, int]:
         return begin + self._wall_ahead, end + self._wall_ahead
@@ -260,14 +278,6 @@ def _context(trace: int, span: int, state: TraceState) -> SpanContext:
 @lru_cache(64)
 def _state_of(ot: str) -> TraceState:
     return TraceState([("ot", ot)])
-
-
-def _of(name: str, model: Attributes) -> str:
-    return f"{name} {model[names.MODEL]}" if model else name
-
-
-def _short(model: Attributes) -> Attributes:
-    return {key: value for key, value in model.items() if key != names.DIGEST}
 
 
 def _us(begin: int, end: int) -> float:

@@ -12,6 +12,7 @@ from headrace.ledger.collect import Chunk, Collector
 from headrace.ledger.home import Neighbour
 from headrace.ledger.identity import Identity
 from headrace.ledger.report import Report, read_report, write_report
+from headrace.ledger.side import give_way
 from headrace.telemetry.asked import Asked
 from headrace.telemetry.cohorts import Cohorts
 from headrace.telemetry.environment import Wish
@@ -54,8 +55,11 @@ class Tracer:
         """Take what there is; `now` is in ns."""
         self._asked.look()
         for chunks, overrun in self._collector.rounds():
+            give_way()
             self._know(chunks, overrun)
+            give_way()
             self._keep(chunks, now)
+        give_way()
         if now - self._told_at >= _REPORT_NS:
             self._report(now)
 
@@ -84,6 +88,7 @@ class Tracer:
     def _keep(self, chunks: list[Chunk], now: int, *, is_end: bool = False) -> None:
         for cohort in self._cohorts.take(chunks, now, is_end=is_end):
             self._sender.add(self._maker.spans_of(cohort, self._wall_ahead))
+            give_way()
         self._tally.spans_capped += self._cap.dropped
         self._cap.dropped = 0
 
