@@ -208,9 +208,9 @@ class Cohorts:
     def _gather(self, now: int, *, is_over: bool) -> Iterator[_Found]:
         """The batches that are complete, unless they are dull."""
         batches = at(self._batches, np.argsort(self._batches["key"], kind="stable"))
-        requests = at(self._requests, np.lexsort((self._requests["record"]["place"], self._requests["key"])))
-        old = now - PATIENCE_NS
-        sorted_keys = requests["key"]
+        requests, old = self._requests, now - PATIENCE_NS
+        order = np.argsort(requests["key"], kind="stable")
+        sorted_keys = requests["key"][order]
         starts = np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1])[: len(requests)])
         keys, counts = sorted_keys[starts], np.diff(np.append(starts, len(requests)))
         places = np.searchsorted(batches["key"], keys)
@@ -221,18 +221,18 @@ class Cohorts:
         has_family, spans = np.zeros(len(keys), bool), np.zeros(len(keys), np.int64)
         is_ripe = np.full(len(keys), is_over)
         if len(keys):
-            whys |= np.bitwise_or.reduceat(requests["why"], starts)
+            whys |= np.bitwise_or.reduceat(requests["why"][order], starts)
             is_part = requests["record"]["parent"] > 0
-            has_family |= np.logical_or.reduceat(is_part | self._may_have_parts(requests), starts)
-            spans += np.add.reduceat(_spans_of(requests), starts)
-            is_ripe |= np.minimum.reduceat(requests["seen"], starts) <= old
+            has_family |= np.logical_or.reduceat((is_part | self._may_have_parts(requests))[order], starts)
+            spans += np.add.reduceat(_spans_of(requests)[order], starts)
+            is_ripe |= np.minimum.reduceat(requests["seen"][order], starts) <= old
             mine = at(batches, places[has_batch])
             whys[has_batch] |= mine["why"]
             spans[has_batch] += 1 + (mine["record"]["executed"] > 0)
             missing[has_batch] = mine["record"]["requests"].astype(np.int64) - counts[has_batch]
             is_ripe |= missing <= 0
         give_way()
-        whys, lots = self._with_lots(whys, at(requests, starts))
+        whys, lots = self._with_lots(whys, at(requests, order[starts]))
         give_way()
         for place in np.flatnonzero(is_ripe & (missing > 0)).tolist():
             self._late[int(keys[place])] = int(whys[place])
@@ -243,14 +243,15 @@ class Cohorts:
         allowed = [each or self._cap.allows(size, now) for each, size in zip(waits, sizes.tolist(), strict=True)]
         is_chosen[is_chosen] = allowed
         give_way()
-        members = _members_of(at(requests, np.repeat(is_chosen, counts)))
+        chosen = at(requests, order[np.repeat(is_chosen, counts)])
+        members = _members_of(at(chosen, np.lexsort((chosen["record"]["place"], chosen["key"]))))
         known = iter([BatchRecord(*row) for row in at(batches, places[is_chosen & has_batch])["record"].tolist()])
         of = iter(compress(visits, allowed))
         for count, why, lot, is_known, is_waiting in _rows(is_chosen, counts, whys, lots, has_batch, has_family):
             batch = next(known) if is_known else None
             yield _Found(list(islice(members, count)), Why(why), lot, batch, next(of), now + PATIENCE_NS, not is_waiting)
         give_way()
-        self._requests = at(requests, np.repeat(~is_ripe, counts))
+        self._requests = at(requests, order[np.repeat(~is_ripe, counts)])
         is_open = batches["seen"] > now - _LONG_PATIENCE_NS
         is_open[places[has_batch & is_ripe]] = False
         self._batches = at(batches, is_open)
