@@ -43,7 +43,8 @@ def tree(pid: int) -> list[int]:
 @pytest.mark.timeout(900)
 def test_twenty_times_the_rows_in_the_same_memory(repository: Path, tmp_path: Path) -> None:
     found: list[int] = []
-    for times in (1, 20):
+    # What is measured is the job once it holds what it may: the smaller one has to last long enough for that.
+    for times in (5, 100):
         files = write_vectors(tmp_path / f"in-{times}", [ROWS] * times)
         command = [sys.executable, "-m", "headrace", "batch", "mlp", "--repository", repository, "--input", files]
         command += ["--output", tmp_path / f"out-{times}", "--memory", 16 << 20]
