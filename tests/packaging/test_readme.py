@@ -82,6 +82,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         assert server.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_examples_work(reader: Reader) -> None:
     blocks = BLOCK.findall((ROOT / "README.md").read_text())
