@@ -138,9 +138,8 @@ class _Making:
         self._why = cohort.why.words
         self.made: list[ReadableSpan] = []
         self._straggler = straggler_of(cohort.requests) if cohort.batch is not None and cohort.batch.padding else None
-        batch = cohort.requests[0].record if cohort.batch is None else cohort.batch
-        number = batch.batch if isinstance(batch, RequestRecord) else batch.number
-        self._batch = maker.batch_context(batch.model, number, self._state)
+        first, batch = cohort.requests[0].record, cohort.batch
+        self._batch = maker.batch_context(first.model, first.batch if batch is None else batch.number, self._state)
         links = [self._request(each) for each in cohort.requests]
         if cohort.batch is not None:
             self._add_batch(cohort.batch, links)
