@@ -63,9 +63,13 @@ class Addressed(Protocol):
 class Raw:
     """A stream whose every message is seen. `close` ends the requests; answers are read only when asked for."""
 
-    def __init__(self, server: Addressed, timeout: float | None = PATIENCE, metadata: Any = None) -> None:
+    def __init__(
+        self, server: Addressed, timeout: float | None = PATIENCE, metadata: Any = None, beside: Raw | None = None
+    ) -> None:
+        """`beside`: on the connection of that one."""
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._channel = grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)])
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self._channel = beside._channel if beside else grpc.insecure_channel(server.address, options)
         call = self._channel.stream_stream(
             "/inference.GRPCInferenceService/ModelStreamInfer",
             request_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),

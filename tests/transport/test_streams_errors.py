@@ -216,12 +216,18 @@ def test_the_deadline_of_the_stream_is_that_of_its_requests(serve: Serve) -> Non
             raw.next()
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         until(lambda: server.waiting("m") == 0)
+        # That the client has hung up is known when a later cancellation on the same connection is.
+        later = Raw(server, beside=raw)
+        later.ask(one(3))
+        until(lambda: server.waiting("m") == 1)
+        later.call.cancel()
+        until(lambda: server.waiting("m") == 0)
         gate.open()
     server.wait_settled("m")
     ends = server.ledger("m")
     assert script.batches == [1]
     # The client hangs up at the same instant: whichever comes first ends the request.
-    assert (ends[Outcome.ANSWERED], ends[Outcome.EXPIRED] + ends[Outcome.CANCELLED]) == (0, 2)
+    assert (ends[Outcome.ANSWERED], ends[Outcome.EXPIRED] + ends[Outcome.CANCELLED]) == (0, 3)
 
 
 @pytest.mark.parametrize("timeout", [PATIENCE, None])
