@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,7 @@ from headrace.errors import BackendDown
 from headrace.jobs.cutting import bisect, count, cut, in_parallel, shapes_for, units
 from headrace.jobs.manifest import Shapes
 from headrace.model import ModelSpec, Padding
+from headrace.tensor import TensorSpec
 
 EDGES = (4, 8, 16)
 
@@ -86,6 +88,25 @@ def test_the_best_batch_by_the_profile() -> None:
     asked = shapes_for(spec(padding), None, (2, 1), 100, asked=64, has_borders=True)
     assert asked.batch_rows == ((8, 64), (16, 64), (100, 30), (512, 5), (600, 5))
     assert asked.unit_rows > 0
+
+
+def test_the_quickest_run_of_a_size_counts() -> None:
+    """Whatever else was going on, and however little more it does: a job waits for no batch in particular."""
+    ms = 1_000_000
+    points = (
+        Point(0, 0, 32, (4 * ms, 4 * ms, 4 * ms)),
+        Point(0, 0, 64, (9 * ms, 7 * ms, 9 * ms)),
+        Point(0, 0, 128, (15 * ms,) * 3),
+    )
+    found = shapes_for(spec(), Profile(points), (2, 1), 100, asked=None, has_borders=False)
+    assert found.batch_rows == ((0, 64),)
+
+
+def test_a_fast_model_has_large_windows() -> None:
+    """As many rows as two runners do in 50 ms; but no more than fit, with what is made of them."""
+    fast, made = Profile((Point(0, 0, 64, (20_000,)),)), replace(spec(), outputs=(TensorSpec("y", "FP32", (8,)),))
+    assert shapes_for(spec(), fast, (2, 1), 4, asked=None, has_borders=False).window_rows == 320_000
+    assert shapes_for(made, fast, (2, 1), 224, asked=None, has_borders=False).window_rows == (32 << 20) // 256
 
 
 def test_windows_fit_into_memory() -> None:

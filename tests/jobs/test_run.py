@@ -13,6 +13,8 @@ import pytest
 from headrace.engine.engine import Engine
 from headrace.errors import InvalidJob, JobFailed
 from headrace.jobs import BatchJob, Options
+from headrace.jobs.compiled import measured
+from tests.build_models import add_model, mlp
 from tests.jobs.conftest import Run, column, digests, read, write_vectors
 
 
@@ -47,6 +49,17 @@ def test_the_profile_chooses(repository: Path, tmp_path: Path) -> None:
     assert shapes["runners"] * shapes["threads"] >= 1
     assert manifest["graph"]["digest"]
     assert manifest["versions"]["onnxruntime"]
+
+
+def test_the_graph_is_measured_as_the_job_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On so many threads, and apart from what is known of it on all; what is known is not measured again."""
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path))
+    add_model(tmp_path / "models", "m", mlp(), "max_batch_size: 4\n")
+    alone = measured(tmp_path / "models", "m", 1)
+    assert alone is not None
+    assert measured(tmp_path / "models", "m", 1) == alone
+    assert measured(tmp_path / "models", "m") is not None
+    assert len(list((tmp_path / "profiles").iterdir())) == 2
 
 
 def test_lengths_are_padded_as_online(repository: Path, tmp_path: Path, run: Run) -> None:

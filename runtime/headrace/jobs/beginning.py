@@ -165,7 +165,10 @@ def _measured(asked: Asked) -> tuple[Profile | None, tuple[int, int]]:
     if isinstance(repository, Server):
         return None, (MOST, 1)
     profile = measured(repository, asked.graph) if asked.options.batch_rows is None else None
-    return profile, in_parallel(profile, asked.cpus or usable_cpus(), at_once(repository, asked.graph))
+    parallel = in_parallel(profile, asked.cpus or usable_cpus(), at_once(repository, asked.graph))
+    if profile is not None and parallel[1] != usable_cpus():
+        profile = measured(repository, asked.graph, parallel[1])  # on fewer threads, other batches may be the best
+    return profile, parallel
 
 
 def _opened(asked: Asked, threads: int) -> AbstractContextManager[Compiled | Served]:

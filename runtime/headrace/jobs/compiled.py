@@ -161,13 +161,19 @@ def at_once(repository: ModelSource | Path | str, name: str) -> int | None:
     return min([*limits, *([graph.instances or 1] if own else [])], default=None)
 
 
-def measured(repository: ModelSource | Path | str, name: str) -> Profile | None:
+def measured(repository: ModelSource | Path | str, name: str, threads: int | None = None) -> Profile | None:
     """What is known of how long a graph runs; measured now, if it was not before. None where that cannot be.
+
+    Args:
+        repository: where it is.
+        name: of it.
+        threads: of ONNX Runtime for one batch, as of `compiled`; None: as a server would load it.
 
     Raises:
         InvalidRepository: it does not load; the message says why.
     """
-    with Engine(source_of(repository), control=ModelControl("explicit"), profiles=Profiles()) as engine:
+    source = source_of(repository) if threads is None else _WithThreads(source_of(repository), threads)
+    with Engine(source, control=ModelControl("explicit"), profiles=Profiles()) as engine:
         running = _loaded(engine, name)
         assert engine.probe is not None
         while running.profile is None and not running.unprofiled:

@@ -6,6 +6,7 @@ batch is padded little. What comes out is put back in order by whoever runs them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeAlias
@@ -17,6 +18,7 @@ from headrace.engine.profile import Profile
 from headrace.errors import Overloaded
 from headrace.jobs.manifest import Shapes
 from headrace.model import ModelSpec
+from headrace.tensor import DTYPES
 
 Rows: TypeAlias = "slice | NDArray[np.intp]"
 """Rows of a window: some that follow one another, or any."""
@@ -24,6 +26,8 @@ Rows: TypeAlias = "slice | NDArray[np.intp]"
 _TOGETHER = 256
 """Rows that go over the borders of a graph together, at most: several full batches of most models behind it."""
 _WINDOW_ROWS, _UNPROFILED_ROWS = 4096, 1024
+_WINDOW_SECONDS = 0.05
+"""Of work that a window has at least, however fast a model is: whatever is done once a window should cost little beside it."""
 _WINDOW_BYTES = 32 << 20
 _SPLIT_SECONDS, _SPLIT_WINDOWS = 20, 64
 """What is lost when a run is killed: at most so much work, where it is known how long rows take."""
@@ -63,12 +67,11 @@ def shapes_for(
     edges = spec.padding.edges if spec.padding is not None else (0,)
     rows = tuple((edge, _batch_rows(spec, profile, edge, asked)) for edge in edges)
     largest = max(most for _, most in rows)
-    fitting = min(int(_WINDOW_BYTES / max(1.0, bytes_per_row)), _UNPROFILED_ROWS if profile is None else _WINDOW_ROWS)
-    window = max(1, fitting // largest) * largest
-    windows = 1
-    if profile is not None:
-        slowest = profile.best(profile.lengths[-1]).rate
-        windows = max(1, min(_SPLIT_WINDOWS, int(_SPLIT_SECONDS * slowest / window)))
+    slowest = profile.fastest(profile.lengths[-1]).rate if profile is not None else 0.0
+    wanted = _UNPROFILED_ROWS if profile is None else max(_WINDOW_ROWS, int(_WINDOW_SECONDS * slowest * parallel[0]))
+    fitting = int(_WINDOW_BYTES / max(1.0, bytes_per_row + bytes_made(spec)))
+    window = max(1, min(fitting, wanted) // largest) * largest
+    windows = max(1, min(_SPLIT_WINDOWS, int(_SPLIT_SECONDS * slowest / window)))
     return Shapes(
         batch_rows=rows,
         unit_rows=_TOGETHER if has_borders else 0,
@@ -77,6 +80,12 @@ def shapes_for(
         runners=parallel[0],
         threads=parallel[1],
     )
+
+
+def bytes_made(spec: ModelSpec) -> int:
+    """What is made of a row, as far as that is known beforehand."""
+    fixed = [output for output in spec.outputs if output.datatype in DTYPES and -1 not in output.dims]
+    return sum(math.prod(output.dims) * DTYPES[output.datatype].itemsize for output in fixed)
 
 
 def _batch_rows(spec: ModelSpec, profile: Profile | None, edge: int, asked: int | None) -> int:
@@ -89,7 +98,7 @@ def _batch_rows(spec: ModelSpec, profile: Profile | None, edge: int, asked: int 
         return min(most, _UNPROFILED_BATCH)
     # Of a length that was not looked at, as of the next that was: it is no better with more rows.
     measured = next((length for length in profile.lengths if length >= edge), profile.lengths[-1])
-    return min(most, profile.best(measured).rows)
+    return min(most, profile.fastest(measured).rows)
 
 
 def cut(buckets: NDArray[np.int64], lengths: NDArray[np.int64], places: NDArray[np.intp], shapes: Shapes) -> list[Rows]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import BackendFailed
 from headrace.jobs.columns import Decoded, Rejected, decode
+from headrace.jobs.cutting import bytes_made
 from headrace.jobs.encoding import encode
 from headrace.jobs.flow import Work
 from headrace.jobs.inputs import Inputs, Split
@@ -65,11 +65,7 @@ def window_of(recipe: Recipe, piece: Piece, rejected: Sequence[Rejected]) -> Wor
     assert batch is not None
     piece.decoded = decode(batch, spec.inputs, recipe.columns, recipe.options.nulls, rejected)
     rows = len(piece.decoded.places)
-    made = rows * sum(
-        math.prod(output.dims) * DTYPES[output.datatype].itemsize
-        for output in spec.outputs
-        if output.datatype in DTYPES and -1 not in output.dims
-    )
+    made = rows * bytes_made(spec)
     if any(output.datatype not in DTYPES or -1 in output.dims for output in spec.outputs):
         made += batch.nbytes  # nobody knows
     window = Window(spec, piece.decoded.tensors, rows, recipe.shapes)

@@ -157,7 +157,7 @@ def _opened(graph: str, repository: str, *, is_measured: bool) -> _Opened:
     key = (graph, repository, threads, is_measured)
     with _loading:
         if key not in _loaded:
-            profile = measured(repository, graph) if is_measured else None
+            profile = measured(repository, graph, threads) if is_measured else None
             _loaded[key] = _Opened(_stack.enter_context(compiled(repository, graph, threads)), profile, threads)
         return _loaded[key]
 
