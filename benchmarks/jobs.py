@@ -7,7 +7,7 @@ files could have, if both cost as much CPU together as each does alone, on all c
 a row of Parquet than the model does.
 
 And what it costs to stop a job half way and to go on with it: what it takes to end and to begin again, and the rows that run
-twice. Writes benchmarks/results/jobs.json.
+twice, which are at most those of a split. Writes benchmarks/results/jobs.json.
 """
 
 from __future__ import annotations
@@ -123,11 +123,12 @@ def job(model: Model, files: Path, form: Form) -> Progress:
     return BatchJob(model.name, REPOSITORY, files, output, Options(format=form)).run()
 
 
-def stopped(model: Model, files: Path, form: Form) -> tuple[float, float]:
-    """What a job loses that is stopped half way and resumed, and how long it would work in one go, in s.
+def stopped(model: Model, files: Path, form: Form) -> tuple[float, float, float]:
+    """Of a job that is stopped half way and resumed, in s.
 
-    Lost is what lies between the stop and its end, between the beginning of the second run and its first read, and what it takes
-    to run rows again.
+    Returns:
+        What lies between the stop and its end and between the beginning of the second run and its first read; what it takes to
+        run rows again; and how long it would work in one go.
     """
     output = BUILD / "jobs" / "out"
     shutil.rmtree(output, ignore_errors=True)
@@ -147,8 +148,8 @@ def stopped(model: Model, files: Path, form: Form) -> tuple[float, float]:
     except JobStopped:
         pass
     second = BatchJob(model.name, REPOSITORY, files, output, Options(format=form), resume=True).run()
-    lost = time.perf_counter() - stops[0] - second.seconds + (first.progress.rows - second.before) / second.rate
-    return lost, second.total_rows / second.rate
+    idle = time.perf_counter() - stops[0] - second.seconds
+    return idle, (first.progress.rows - second.before) / second.rate, second.total_rows / second.rate
 
 
 def main() -> None:
@@ -162,7 +163,7 @@ def main() -> None:
     build_repository(REPOSITORY)
     found: dict[str, Any] = {}
     table = Table(
-        *("model", "Parquet, rows/s", "at most", "Arrow, rows/s", "at most", "lost, stopped half way"),
+        *("model", "Parquet, rows/s", "at most", "Arrow, rows/s", "at most", "stopped: idle", "stopped: rows again"),
         title="A job beside a loop over the same rows",
     )
     for name in given.models:
@@ -180,15 +181,15 @@ def main() -> None:
             for form in FORMS:
                 readings[form].append(job(model, files[form], form).rate)
                 readings[f"{form}_cpu"].append(readings["loop_cpu"][-1] + files_alone(model, files[form], form))
-            lost, whole = stopped(model, files["parquet"], "parquet")
-            readings["lost"].append(lost)
-            readings["whole"].append(whole)
+            for key, seconds in zip(("idle", "again", "whole"), stopped(model, files["parquet"], "parquet"), strict=True):
+                readings[key].append(seconds)
         told = {
             "parquet": ratios(readings["parquet"], readings["loop"]),
             "parquet_at_most": ratios(readings["loop_cpu"], readings["parquet_cpu"]),
             "arrow": ratios(readings["arrow"], readings["loop"]),
             "arrow_at_most": ratios(readings["loop_cpu"], readings["arrow_cpu"]),
-            "lost": ratios(readings["lost"], readings["whole"]),
+            "stopped_idle": ratios(readings["idle"], readings["whole"]),
+            "stopped_again": ratios(readings["again"], readings["whole"]),
         }
         table.add_row(name, *(f"{median:.3f} ({least:.3f} – {most:.3f})" for median, least, most in told.values()))
         found[name] = {"rows": len(rows), "loop_batch": size, **told, "readings": readings}
