@@ -39,6 +39,45 @@ def stopped_after(splits: int, graph: str, repository: Path, input: Path, output
             job.run()
 
 
+STOPPING = """
+max_batch_size: 8
+inputs: {x: "FP32[32]"}
+outputs: {y: "FP32[1]"}
+nodes:
+  add: {run: "nodes.py:Add", inputs: {x: x}, outputs: {y: y}}
+"""
+STOPPING_NODE = """
+from tests.jobs import test_resume
+
+class Add:
+    inputs = {"x": "FP32[32]"}
+    outputs = {"y": "FP32[1]"}
+
+    def load(self, context):
+        pass
+
+    def run(self, tensors):
+        test_resume.on_batch.pop()()
+        return {"y": tensors["x"].sum(1, keepdims=True)}
+"""
+on_batch: list[Callable[[], object]] = []
+"""What the node does in its next batch, and before that."""
+
+
+def test_it_stops_with_the_batch_that_runs(tmp_path: Path) -> None:
+    """However many others belong to the same window; their rows are not taken for rows that have run."""
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    (tmp_path / "models" / "m" / "graph.yaml").write_text(STOPPING)
+    (tmp_path / "models" / "m" / "nodes.py").write_text(STOPPING_NODE)
+    files = write_vectors(tmp_path / "in", [1024])
+    job = BatchJob("m", tmp_path / "models", files, tmp_path / "out", Options(batch_rows=8))
+    on_batch[:] = [job.stop, int, int]
+    with pytest.raises(JobStopped):
+        job.run()
+    assert not on_batch
+    assert job.progress.rows == 0
+
+
 def test_finished_splits_are_not_opened_again(run: Run, repository: Path, tmp_path: Path) -> None:
     """Files all of whose splits are finished are looked at, and never opened; what comes out is what an undisturbed job makes."""
     files = write_vectors(tmp_path / "in", [1024, 1024, 1500, 1024])

@@ -43,12 +43,14 @@ class Runner:
         self._session, self._inner = session, inner
 
     def run(self, window: Window, unit: Sequence[Rows]) -> None:
-        """Run some batches of a window, to the last row of what they became.
+        """Run some batches of a window, to the last row of what they became; no more of them when nobody wants the window.
 
         Raises:
             Overloaded, MemoryError: nothing can be run now.
         """
         for rows in unit:
+            if not window.is_wanted:
+                return
             window.run(rows, self._session)
             if sum(queue.nbytes_here for queue, _ in self._inner) > _COLLECTED:
                 self._settle()

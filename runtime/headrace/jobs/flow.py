@@ -124,6 +124,8 @@ class Flow(Generic[T]):
                 assert work.window is not None
                 runner.run(work.window, unit)
                 with self._changed:
+                    if self._error is not None:
+                        return
                     self.rows += sum(map(count, unit))
                     work.left -= 1
                     if not work.left:
