@@ -103,10 +103,18 @@ def test_the_quickest_run_of_a_size_counts() -> None:
 
 
 def test_a_fast_model_has_large_windows() -> None:
-    """As many rows as two runners do in 50 ms; but no more than fit, with what is made of them."""
-    fast, made = Profile((Point(0, 0, 64, (20_000,)),)), replace(spec(), outputs=(TensorSpec("y", "FP32", (8,)),))
-    assert shapes_for(spec(), fast, (2, 1), 4, asked=None, has_borders=False).window_rows == 320_000
-    assert shapes_for(made, fast, (2, 1), 224, asked=None, has_borders=False).window_rows == (32 << 20) // 256
+    """As many rows as all runners do in 50 ms, where they fit; and 20 s of all runners make a split."""
+
+    def of(us: int, runners: int, width: int = 1) -> Shapes:
+        of_width = replace(spec(), inputs=(TensorSpec("x", "FP32", (width,)),))
+        fast = Profile((Point(0, 0, 64, (us * 1000,)),))
+        return shapes_for(of_width, fast, (runners, 1), 4, asked=None, has_borders=False)
+
+    assert of(400, 1).window_rows == 64 * 125
+    assert of(400, 2).window_rows == 64 * 250
+    assert of(20, 2).window_rows == 1 << 15
+    assert of(20, 2, 1 << 10).window_rows == 1 << 13  # packed in the file, and 4 KiB each when read
+    assert (of(64_000, 1).split_rows, of(64_000, 4).split_rows) == (4 * 4096, 19 * 4096)
 
 
 def test_windows_fit_into_memory() -> None:

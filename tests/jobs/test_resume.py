@@ -71,10 +71,10 @@ def test_it_stops_with_the_batch_that_runs(tmp_path: Path) -> None:
     (tmp_path / "models" / "m" / "nodes.py").write_text(STOPPING_NODE)
     files = write_vectors(tmp_path / "in", [1024])
     job = BatchJob("m", tmp_path / "models", files, tmp_path / "out", Options(batch_rows=8))
-    on_batch[:] = [job.stop, int, int]
+    on_batch[:] = [int, int, job.stop, int, int]  # the last one first
     with pytest.raises(JobStopped):
         job.run()
-    assert not on_batch
+    assert on_batch == [int, int]
     assert job.progress.rows == 0
 
 

@@ -17,6 +17,14 @@ from headrace.jobs.compiled import measured
 from tests.build_models import add_model, mlp
 from tests.jobs.conftest import Run, column, digests, read, write_vectors
 
+GRAPH = """
+max_batch_size: 4
+inputs: {x: "FP32[32]"}
+outputs: {y: "FP32[8]"}
+nodes:
+  m: {model: m, inputs: {x: x}, outputs: {y: y}}
+"""
+
 
 def test_rows_are_what_the_engine_makes_of_the_same_batches(run: Run, repository: Path, tmp_path: Path) -> None:
     """To the last bit, over two files, with windows that do not divide them; the columns that were not read are kept."""
@@ -51,15 +59,21 @@ def test_the_profile_chooses(repository: Path, tmp_path: Path) -> None:
     assert manifest["versions"]["onnxruntime"]
 
 
-def test_the_graph_is_measured_as_the_job_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["m", "graph"])
+def test_the_graph_is_measured_as_the_job_runs_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On so many threads, and apart from what is known of it on all; what is known is not measured again."""
     monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path))
-    add_model(tmp_path / "models", "m", mlp(), "max_batch_size: 4\n")
-    alone = measured(tmp_path / "models", "m", 1)
+    models = tmp_path / "models"
+    add_model(models, "m", mlp(), "max_batch_size: 4\n")
+    (models / "graph").mkdir()
+    (models / "graph" / "graph.yaml").write_text(GRAPH)
+    alone = measured(models, name, 1)
     assert alone is not None
-    assert measured(tmp_path / "models", "m", 1) == alone
-    assert measured(tmp_path / "models", "m") is not None
-    assert len(list((tmp_path / "profiles").iterdir())) == 2
+    profiles = set((tmp_path / "profiles").iterdir())
+    assert measured(models, name, 1) == alone
+    assert set((tmp_path / "profiles").iterdir()) == profiles
+    assert measured(models, name) is not None
+    assert len(set((tmp_path / "profiles").iterdir())) == 2 * len(profiles)
 
 
 def test_lengths_are_padded_as_online(repository: Path, tmp_path: Path, run: Run) -> None:

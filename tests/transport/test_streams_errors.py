@@ -220,6 +220,7 @@ def test_the_deadline_of_the_stream_is_that_of_its_requests(serve: Serve) -> Non
         later = Raw(server, beside=raw)
         later.ask(one(3))
         until(lambda: server.waiting("m") == 1)
+        later.close()
         later.call.cancel()
         until(lambda: server.waiting("m") == 0)
         gate.open()

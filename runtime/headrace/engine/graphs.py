@@ -100,7 +100,8 @@ def open_graph(files: ModelFiles, version: VersionFiles, lend: Lend, ledger: Led
         told,
         files.config_text,
         version,
-        key_of(config, digest),
+        # Neither how many threads its models have nor how many instances is in a digest.
+        key_of(config, "\n".join([digest, *(each.running.opened.profile_key for each in lent)])),
         version.digest(),
         upload=files.upload,
         behind=behind,

@@ -45,6 +45,11 @@ class Point:
         """Rows per second, one batch after the other."""
         return self.rows * SECOND / max(1, self.median)
 
+    @property
+    def best_rate(self) -> float:
+        """Rows per second of the quickest run: whatever else a machine does only ever makes runs longer."""
+        return self.rows * SECOND / max(1, min(self.times))
+
 
 def expected_ns(known: Sequence[Point], rows: int) -> float:
     """How long `rows` will take if it goes on as it did: at least in proportion, and as steeply as the last two."""
@@ -103,11 +108,8 @@ class Profile:
         return points[best_of({rows: point.median for rows, point in points.items()})]
 
     def fastest(self, length: int) -> Point:
-        """Where most rows are done per second, for whoever waits for no batch in particular.
-
-        The quickest run of a size counts: whatever else a machine does only ever makes runs longer.
-        """
-        return max(self.at(length), key=lambda point: point.rows / max(1, min(point.times)))
+        """Where most rows are done per second, for whoever waits for no batch in particular."""
+        return max(self.at(length), key=lambda point: point.best_rate)
 
     def record(self) -> dict[str, Any]:
         """The same for programs; with what people would compute from it."""

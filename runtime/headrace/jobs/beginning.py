@@ -167,7 +167,8 @@ def _measured(asked: Asked) -> tuple[Profile | None, tuple[int, int]]:
     profile = measured(repository, asked.graph) if asked.options.batch_rows is None else None
     parallel = in_parallel(profile, asked.cpus or usable_cpus(), at_once(repository, asked.graph))
     if profile is not None and parallel[1] != usable_cpus():
-        profile = measured(repository, asked.graph, parallel[1])  # on fewer threads, other batches may be the best
+        # On fewer threads, other batches may be the best.
+        profile = measured(repository, asked.graph, parallel[1]) or profile
     return profile, parallel
 
 

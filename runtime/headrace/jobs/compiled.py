@@ -32,6 +32,8 @@ _LOOK_NS = 100 * MILLISECOND
 _THREADS = "intra_op_thread_count"
 _FREE = ("onnxruntime", "triton", "several")
 """Backends whose sessions any number of threads may call."""
+_THREADED = ("onnxruntime", "several")
+"""Backends that run a batch on as many threads as they are told."""
 _COLLECTED = 64 << 20
 """Bytes of rows that have crossed a border when they are run, although more of their unit are to come."""
 
@@ -53,14 +55,14 @@ class Runner:
                 return
             window.run(rows, self._session)
             if sum(queue.nbytes_here for queue, _ in self._inner) > _COLLECTED:
-                self._settle()
-        self._settle()
+                self._settle(window)
+        self._settle(window)
         for rows in unit:
             window.results.close(rows)
 
-    def _settle(self) -> None:
+    def _settle(self, window: Window) -> None:
         """Run what has crossed borders, and what that has sent on."""
-        while any(queue.run(session) for queue, session in self._inner):
+        while window.is_wanted and any(queue.run(session) for queue, session in self._inner):
             pass
 
 
@@ -209,7 +211,7 @@ class _WithThreads:
     def read(self, name: str, override: ModelConfig | None = None, gpus: int = 0) -> ModelFiles:
         """See `ModelSource`."""
         files = self._source.read(name, override, gpus)
-        if files.graph is not None or _THREADS in files.config.parameters:
+        if files.config.backend not in _THREADED or _THREADS in files.config.parameters:
             return files
         config = ModelConfig()
         config.CopyFrom(files.config)

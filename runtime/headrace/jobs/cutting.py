@@ -7,7 +7,7 @@ batch is padded little. What comes out is put back in order by whoever runs them
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -18,16 +18,16 @@ from headrace.engine.profile import Profile
 from headrace.errors import Overloaded
 from headrace.jobs.manifest import Shapes
 from headrace.model import ModelSpec
-from headrace.tensor import DTYPES
+from headrace.tensor import DTYPES, TensorSpec
 
 Rows: TypeAlias = "slice | NDArray[np.intp]"
 """Rows of a window: some that follow one another, or any."""
 
 _TOGETHER = 256
 """Rows that go over the borders of a graph together, at most: several full batches of most models behind it."""
-_WINDOW_ROWS, _UNPROFILED_ROWS = 4096, 1024
+_UNPROFILED_ROWS, _WINDOW_ROWS, _MOST_WINDOW_ROWS = 1024, 4096, 1 << 15
 _WINDOW_SECONDS = 0.05
-"""Of work that a window has at least, however fast a model is: whatever is done once a window should cost little beside it."""
+"""Of work that a window of a fast model has, up to the most rows: what is done once a window should cost little beside it."""
 _WINDOW_BYTES = 32 << 20
 _SPLIT_SECONDS, _SPLIT_WINDOWS = 20, 64
 """What is lost when a run is killed: at most so much work, where it is known how long rows take."""
@@ -67,11 +67,15 @@ def shapes_for(
     edges = spec.padding.edges if spec.padding is not None else (0,)
     rows = tuple((edge, _batch_rows(spec, profile, edge, asked)) for edge in edges)
     largest = max(most for _, most in rows)
-    slowest = profile.fastest(profile.lengths[-1]).rate if profile is not None else 0.0
-    wanted = _UNPROFILED_ROWS if profile is None else max(_WINDOW_ROWS, int(_WINDOW_SECONDS * slowest * parallel[0]))
-    fitting = int(_WINDOW_BYTES / max(1.0, bytes_per_row + bytes_made(spec)))
+    wanted, in_split = _UNPROFILED_ROWS, 0
+    if profile is not None:
+        rate = parallel[0] * profile.fastest(profile.lengths[-1]).best_rate
+        wanted, in_split = min(_MOST_WINDOW_ROWS, max(_WINDOW_ROWS, int(_WINDOW_SECONDS * rate))), int(_SPLIT_SECONDS * rate)
+    # What is read may be packed: an input is no smaller than it is declared.
+    row = max(bytes_per_row, bytes_of(spec.inputs)) + bytes_of(spec.outputs)
+    fitting = int(_WINDOW_BYTES / max(1.0, row))
     window = max(1, min(fitting, wanted) // largest) * largest
-    windows = max(1, min(_SPLIT_WINDOWS, int(_SPLIT_SECONDS * slowest / window)))
+    windows = max(1, min(_SPLIT_WINDOWS, in_split // window))
     return Shapes(
         batch_rows=rows,
         unit_rows=_TOGETHER if has_borders else 0,
@@ -82,10 +86,10 @@ def shapes_for(
     )
 
 
-def bytes_made(spec: ModelSpec) -> int:
-    """What is made of a row, as far as that is known beforehand."""
-    fixed = [output for output in spec.outputs if output.datatype in DTYPES and -1 not in output.dims]
-    return sum(math.prod(output.dims) * DTYPES[output.datatype].itemsize for output in fixed)
+def bytes_of(tensors: Iterable[TensorSpec]) -> int:
+    """How large a row of these is, as far as that is known beforehand."""
+    fixed = [tensor for tensor in tensors if tensor.datatype in DTYPES and -1 not in tensor.dims]
+    return sum(math.prod(tensor.dims) * DTYPES[tensor.datatype].itemsize for tensor in fixed)
 
 
 def _batch_rows(spec: ModelSpec, profile: Profile | None, edge: int, asked: int | None) -> int:

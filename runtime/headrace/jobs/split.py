@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import BackendFailed
 from headrace.jobs.columns import Decoded, Rejected, decode
-from headrace.jobs.cutting import bytes_made
+from headrace.jobs.cutting import bytes_of
 from headrace.jobs.encoding import encode
 from headrace.jobs.flow import Work
 from headrace.jobs.inputs import Inputs, Split
@@ -65,7 +65,7 @@ def window_of(recipe: Recipe, piece: Piece, rejected: Sequence[Rejected]) -> Wor
     assert batch is not None
     piece.decoded = decode(batch, spec.inputs, recipe.columns, recipe.options.nulls, rejected)
     rows = len(piece.decoded.places)
-    made = rows * bytes_made(spec)
+    made = rows * bytes_of(spec.outputs)
     if any(output.datatype not in DTYPES or -1 in output.dims for output in spec.outputs):
         made += batch.nbytes  # nobody knows
     window = Window(spec, piece.decoded.tensors, rows, recipe.shapes)
