@@ -100,7 +100,7 @@ def _place(parameters: Any, place: Place) -> None:
 
 def answer_of(response: Any) -> Answer:
     """What a `ModelInferResponse` says."""
-    described = [Described(each.name, each.datatype, tuple(each.shape)) for each in response.outputs]
+    described = [Described(each.name, each.datatype, each.shape) for each in response.outputs]
     return Answer(response.model_version, described, response.raw_output_contents)
 
 

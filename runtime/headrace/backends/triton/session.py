@@ -16,7 +16,6 @@ from headrace.backends.triton.forwarding import Part, header_of, latest_deadline
 from headrace.backends.triton.messages import (
     Answer,
     Asking,
-    Described,
     Place,
     Signature,
     difference,
@@ -70,12 +69,10 @@ class TritonSession:
     def __init__(self, client: Client, settings: Settings, config: ModelConfig, loaded: Loaded, clock: Clock) -> None:
         self._client, self._settings, self._clock, self._name = client, settings, clock, config.name
         self._signature, self.io, self._shares = loaded
-        self._seen: tuple[str, Sequence[Described]] = ("", ())
-        """Of an answer that was as declared: its version, and what it said of its outputs."""
+        self._version = ""
         self._outputs = {tensor.name: tensor for tensor in self.io.outputs}
         self._sizes = {tensor.name: size for tensor in self.io.outputs if (size := size_of(tensor, bool(self.io.max_batch_size)))}
         policies = (config.dynamic_batching.default_queue_policy, *config.dynamic_batching.priority_queue_policy.values())
-        self._row_bytes = sum(size.nbytes for size in self._sizes.values())
         # There, the V2 timeout says how long to wait, not when to be done.
         self._timeout_is_deadline = not any(each.allow_timeout_override for each in policies)
         self._watch = Watch(str(settings), self._look, clock)
@@ -205,8 +202,6 @@ class TritonSession:
         if not self._shares:
             return None, {}, {}
         rows = next(iter(inputs.values())).shape[0] if inputs else 1
-        if rows * self._row_bytes + sum([tensor.nbytes for tensor in inputs.values()]) < WORTHWHILE:
-            return None, {}, {}  # what is little is in a hurry
         into = {name: nbytes for name, tensor in inputs.items() if (nbytes := nbytes_of(tensor))}
         out = {name: size.of(rows) for name in wanted if (size := self._sizes.get(name)) is not None}
         if sum(into.values()) + sum(out.values()) < WORTHWHILE:
@@ -238,13 +233,12 @@ class TritonSession:
 
     def _check_answer(self, answer: Answer) -> None:
         """Whether the model is still the one that was loaded: looked at when its version is another, or its outputs are."""
-        if (answer.version, answer.outputs) == self._seen:
+        if answer.version == self._version and all(
+            _fits(self._outputs.get(output.name), output.datatype, output.shape) for output in answer.outputs
+        ):
             return
-        fits = all(_fits(self._outputs.get(output.name), output.datatype, output.shape) for output in answer.outputs)
-        if answer.version != self._seen[0] or not fits:
-            self._check_same()
-        if fits:
-            self._seen = (answer.version, answer.outputs)
+        self._check_same()
+        self._version = answer.version
 
     def _check_same(self) -> None:
         """Look whether the model is still what was loaded.
