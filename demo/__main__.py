@@ -50,10 +50,10 @@ def main() -> int:
 
 def stay(console: Console, server: Server) -> int:
     """Keep serving until Ctrl-C, or until the server ends by itself, which is a failure."""
-    # Whoever started us may have let us ignore it; the line below promises it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    console.print(f"\nserving: [bold]{server.addresses}[/bold]   log {server.log}   Ctrl-C stops", soft_wrap=True)
     try:
+        # Whoever started us may have let us ignore it; the line below promises it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        console.print(f"\nserving: [bold]{server.addresses}[/bold]   log {server.log}   Ctrl-C stops", soft_wrap=True)
         server.wait()
     except KeyboardInterrupt:
         console.print("stopping")

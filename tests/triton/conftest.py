@@ -55,10 +55,12 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
 
 @pytest.fixture
 def far(triton: Triton) -> Triton:
-    """It runs, and has run nothing yet."""
+    """It runs, has run nothing yet, and has mapped nothing: the server of the test before may have been cut off from it."""
     if not triton.is_running:
         triton.start()
     triton.forget_runs()
+    with triton.client() as client:
+        client.unregister_system_shared_memory()
     return triton
 
 

@@ -95,6 +95,23 @@ MODELS: dict[str, tuple[str, str]] = {
         return self.give(y=x + 1, open=x[:, ::2].copy())
         """,
     ),
+    # Answers once there is a file `let` beside what it notes.
+    "held": (
+        """
+        max_batch_size: 4
+        input { name: "x" data_type: TYPE_FP32 dims: 65536 }
+        output { name: "y" data_type: TYPE_FP32 dims: 65536 }
+        """,
+        """
+        import time
+        x = self.of(request)
+        if x[0, 0]:  # else it is warmed up
+            self.note("held")
+        while x[0, 0] and not os.path.exists(os.path.join(self.directory, "let")):
+            time.sleep(0.01)
+        return self.give(y=x + 1)
+        """,
+    ),
     "text": (
         """
         max_batch_size: 8

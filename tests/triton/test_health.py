@@ -236,6 +236,28 @@ def test_memory_of_a_late_answer_is_not_used_again(here: Here, far: Triton, prox
     assert second != first
 
 
+@pytest.mark.usefixtures("transport")
+def test_memory_that_a_request_uses_is_forgotten_after_it(here: Here, far: Triton) -> None:
+    """Triton refuses to forget it until then, and does not do it by itself later."""
+    let = far.repository / "held/let"
+    let.unlink(missing_ok=True)
+    here.add("held", far.url)
+    far.forget_runs()
+    engine = here.engine()
+    session = session_of(engine, "held")
+    x = np.ones((1, WIDTH), np.float32)
+    for attempt in range(8):  # on a busy machine, it may not get there in time
+        with pytest.raises(DeadlineExpired):
+            engine.infer("held", {"x": x}, timeout=0.3 * 2**attempt)
+        until(lambda: not session.is_watched)
+        if far.runs("held"):
+            break
+    assert far.regions()
+    let.touch()
+    here.stack.close()
+    assert far.regions() == []
+
+
 def test_a_request_whose_time_is_over_is_not_sent(here: Here, far: Triton) -> None:
     here.add("doubles", far.url)
     session = session_of(here.engine(), "doubles")

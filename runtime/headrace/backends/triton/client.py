@@ -11,7 +11,11 @@ from headrace.backends.triton.channel import FAILURES, Metadata, TimedOut, Unrea
 from headrace.backends.triton.messages import Answer, Asking, pb
 from headrace.backends.triton.settings import Settings
 from headrace.backends.triton.shared_memory import Region, forget_orphans
-from headrace.clock import SECOND, Clock
+from headrace.clock import MILLISECOND, SECOND, Clock
+from headrace.errors import ModelError
+
+_PAUSE = 10 * MILLISECOND
+"""Before a server that is asked to forget memory is asked again."""
 
 
 class Line:
@@ -35,7 +39,7 @@ class Client:
         self._free: deque[Line] = deque()
         self._lock = threading.Lock()
         self._is_closed = False
-        self._abandoned: deque[Region] = deque()
+        self._abandoned: list[Region] = []
 
     def take(self) -> Line:
         """A line that nobody uses."""
@@ -60,7 +64,10 @@ class Client:
         for line in free:
             self.abandon(line)
         if free:
-            self._forget_abandoned(free[0])
+            paused, give_up = threading.Condition(), self._soon()
+            while self._forget_abandoned(free[0]) and self._clock.now() < give_up:
+                with paused:
+                    self._clock.wait(paused, self._clock.now() + _PAUSE)
         for line in free:
             line.channel.close()
 
@@ -70,7 +77,8 @@ class Client:
         """Never use the memory of a line again: the server may still read it, or write to it."""
         region, line.region = line.region, None
         if region is not None:
-            self._abandoned.append(region)
+            with self._lock:
+                self._abandoned.append(region)
 
     def forget_abandoned(self) -> None:
         """Let the server forget the memory that is not used any more, if it answers."""
@@ -91,16 +99,27 @@ class Client:
         finally:
             self.give_back(line)
 
-    def _forget_abandoned(self, line: Line) -> None:
-        while self._abandoned:
-            region = self._abandoned.popleft()
+    def _forget_abandoned(self, line: Line) -> bool:
+        """Whether the server answers and still has some: it refuses to forget what a request uses. It is told again."""
+        with self._lock:
+            abandoned, self._abandoned = self._abandoned, []
+        left: list[Region] = []
+        for n, region in enumerate(abandoned):
             try:
                 region.forget(line.channel, self._soon())
+            except ModelError:
+                left.append(region)
             except TimedOut:
-                self._abandoned.append(region)  # it is told again
-                return
+                self._keep(left + abandoned[n:])
+                return False
             except FAILURES:
-                return  # gone, it has nothing mapped any more
+                return False  # gone, it has nothing mapped any more
+        self._keep(left)
+        return bool(left)
+
+    def _keep(self, abandoned: list[Region]) -> None:
+        with self._lock:
+            self._abandoned += abandoned
 
     # Calls.
 
