@@ -10,6 +10,7 @@ from headrace.ledger.records import Records
 from headrace.request import Origin, Request
 from tests.graph.conftest import Home, Serve
 from tests.graph.test_borders import COUNT, NODES, double
+from tests.settling import wait_settled
 from tests.waiting import until
 
 
@@ -34,7 +35,7 @@ def test_rows_know_their_request_and_visits_their_batch(home: Home, serve: Serve
     answer = ask(Request("count", {"NUMBER": number}, received=engine.clock.now(), origin=origin)).result()
     assert answer.outputs["OUT"].shape == (1, 6, 1)
     for running in engine.catalog.running():
-        assert running.route.queue.wait_settled(engine.clock.now() + 10_000_000_000)
+        wait_settled(engine, running.opened.spec.name)
     engine.ledger.drain()
 
     records = np.concatenate(requests)

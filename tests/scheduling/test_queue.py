@@ -371,7 +371,7 @@ def test_a_sink_that_raises_has_lost_its_client(house: House) -> None:
 @pytest.mark.portable
 def test_the_state_can_be_read(house: House) -> None:
     house.push("a")
-    assert repr(house.queue) == "<PortableQueue m/1 open, 1 waiting, 1 unsettled>"
+    assert repr(house.queue) == "<PortableQueue m/1 open, 1 waiting, 1 unsettled, 0 running>"
 
 
 def test_preserved_order_is_that_of_arrival_whatever_shape_or_deadline() -> None:
@@ -433,7 +433,7 @@ def test_a_lost_sink_of_several_answers_settles_once(house: House) -> None:
             batch.send(0, {"y": batch.tensors()["x"]}, final)
     assert house.outcomes() == [Outcome.CANCELLED]
     assert house.queue.wait_settled(0)
-    assert "0 waiting, 0 unsettled>" in repr(house.queue)
+    assert "0 waiting, 0 unsettled, 0 running>" in repr(house.queue)
 
 
 def test_a_version_that_is_loaded_again_numbers_its_requests_and_batches_anew(house: House) -> None:

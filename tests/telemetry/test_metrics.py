@@ -25,6 +25,7 @@ from headrace.scheduling.entry import Answer, Entry, refusal_of
 from headrace.telemetry.names import METRICS
 from headrace.transport.control import Control
 from tests.build_models import add_model
+from tests.settling import wait_settled
 from tests.telemetry.conftest import Observe
 from tests.telemetry.reading import Observed
 from tests.transport.asking import BROKEN
@@ -152,6 +153,7 @@ def test_tritons_names_say_what_model_statistics_says(observe: Observe) -> None:
     seen = observe({"echo": (ECHO, Script())})
     for rows in (1, 5, 2):
         seen.ask(rows=rows)
+    wait_settled(seen.engine, "echo")
     method = "/inference.GRPCInferenceService/ModelStatistics"
     answer = Control(seen.engine).handle(method, pb.ModelStatisticsRequest().SerializeToString())
     told = pb.ModelStatisticsResponse.FromString(answer).model_stats[0]
@@ -188,6 +190,7 @@ def test_what_was_padded(observe: Observe) -> None:
     gate.open()
     for each in asked:
         each.result(PATIENCE)
+    wait_settled(seen.engine, "echo")
     assert seen.value("headrace_batch_padding_total", **VERSION) == 3 * (5 - 3)
 
 
@@ -256,7 +259,7 @@ def test_rows_that_ran_for_nobody_are_wasted(observe: Observe) -> None:
     entries[1].cancel()
     never_ran.cancel()
     gate.open()
-    assert seen.engine.routes.resolve("echo").queue.wait_settled(now + int(PATIENCE * 1e9))
+    wait_settled(seen.engine, "echo")
     assert seen.values("headrace_requests_total", "outcome", **VERSION) == {"answered": 2, "cancelled": 2}
     assert seen.value("headrace_wasted_rows_total", **VERSION) == 3
     assert seen.value("headrace_batch_rows_sum", **VERSION) == 6
@@ -326,7 +329,7 @@ def test_the_first_response_of_several(observe: Observe) -> None:
     now = seen.engine.clock.now()
     request = Request("echo", {"x": np.zeros((1, 3), np.int32)}, received=now, decoded=now)
     seen.engine.routes.push(request, sink).wake()
-    assert seen.engine.routes.resolve("echo").queue.wait_settled(now + int(PATIENCE * 1e9))
+    wait_settled(seen.engine, "echo")
     assert len(sink.answers) == 3
     # The second answer was scattered after the first had been delivered.
     assert 0 < seen.value("nv_inference_first_response_histogram_ms_sum", **VERSION) <= (sink.delivered[0] - now) / 1e6

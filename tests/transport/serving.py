@@ -27,6 +27,7 @@ from headrace.transport.base import Transport
 from headrace.transport.control import Control
 from headrace.transport.ways import open_transport
 from tests.build_models import add_model
+from tests.settling import wait_settled
 
 TRANSPORTS = ("portable", "native") if kernels.are_installed() else ("portable",)
 """Every test of this directory runs over each of them; `make test` says so where the native one is missing."""
@@ -82,9 +83,8 @@ class Server:
         return self.engine.routes.resolve(model).queue.depth().requests
 
     def wait_settled(self, model: str) -> None:
-        """Wait until every request for `model` that was pushed is in the ledger."""
-        engine = self.engine
-        assert engine.routes.resolve(model).queue.wait_settled(engine.clock.now() + int(PATIENCE * SECOND))
+        """See `tests.settling`."""
+        wait_settled(self.engine, model)
 
 
 @contextmanager

@@ -13,12 +13,12 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 
 from headrace.backends.fake import Gate, Script
-from headrace.clock import SECOND
 from headrace.engine.engine import Engine
 from headrace.protocol.classification import top
 from headrace.request import Request, Response
 from headrace.scheduling.entry import Answer
 from headrace.tensor import DTYPES, BytesTensor
+from tests.settling import wait_settled
 from tests.transport.asking import ask, value
 from tests.transport.serving import PATIENCE, Server, fails, fill, serving
 
@@ -169,7 +169,7 @@ def test_of_several_answers_the_first_that_fails_is_the_last(tmp_path: Path) -> 
         push(bad, 500_001, {"y": 1})
         push(neighbour, 500_001, {})
         gate.open()
-        assert engine.routes.resolve("m").queue.wait_settled(engine.clock.now() + 20 * SECOND)
+        wait_settled(engine, "m")
     assert script.batches[-2:] == [1, 2]
     told = BytesTensor.of(["0.000000:0"], (1, 1))
     assert [a.result.outputs for a in first.answers if isinstance(a.result, Response)] == [{"y": told}, {"y": told}]

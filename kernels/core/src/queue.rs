@@ -309,10 +309,10 @@ impl Queue {
         self.state.lock().depth
     }
 
-    /// Entries that wait, and entries that are not settled: for people.
-    pub fn counts(&self) -> (u64, usize, bool) {
+    /// Entries that wait, entries that are not settled, batches that run, and whether it is closed: for people.
+    pub fn counts(&self) -> (u64, usize, usize, bool) {
         let state = self.state.lock();
-        (state.depth.requests, state.unsettled, state.is_closed)
+        (state.depth.requests, state.unsettled, state.running, state.is_closed)
     }
 
     /// Wait until every pushed entry is settled, or `until`; says whether it is so.

@@ -122,7 +122,7 @@ impl Queue {
     }
 
     /// How many wait, how many are not settled, whether it is closed.
-    fn counts(&self) -> (u64, usize, bool) {
+    fn counts(&self) -> (u64, usize, usize, bool) {
         self.core.counts()
     }
 

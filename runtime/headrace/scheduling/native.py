@@ -240,9 +240,10 @@ class NativeQueue:
         self._entries.pop(entry.number, None)
 
     def __repr__(self) -> str:
-        waiting, unsettled, closed = self.core.counts()
+        waiting, unsettled, running, closed = self.core.counts()
         state = "closed" if closed else "open"
-        return f"<NativeQueue {self.spec.name}/{self.spec.version} {state}, {waiting} waiting, {unsettled} unsettled>"
+        counts = f"{waiting} waiting, {unsettled} unsettled, {running} running"
+        return f"<NativeQueue {self.spec.name}/{self.spec.version} {state}, {counts}>"
 
 
 class NativeTurn:

@@ -210,7 +210,7 @@ class PortableQueue:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
-        counts = f"{self._depth.requests} waiting, {self._unsettled} unsettled"
+        counts = f"{self._depth.requests} waiting, {self._unsettled} unsettled, {self._running} running"
         return f"<PortableQueue {self.spec.name}/{self.spec.version} {state}, {counts}>"
 
     # What turns and batches ask of their queue.

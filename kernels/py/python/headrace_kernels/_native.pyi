@@ -178,7 +178,7 @@ class Queue:
     def depth(self) -> tuple[int, int, int]:
         """Requests, rows and bytes that wait."""
 
-    def counts(self) -> tuple[int, int, bool]:
+    def counts(self) -> tuple[int, int, int, bool]:
         """Requests that wait, requests that are not settled, whether the queue is closed."""
 
     def wait_settled(self, until: int) -> bool:

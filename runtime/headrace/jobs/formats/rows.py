@@ -39,8 +39,8 @@ def blocks(file: pa.NativeFile, begin: int, most: int, delimiter: str | None) ->
     """
     quoted = None if delimiter is None else re.compile(_QUOTED % {b"between": re.escape(delimiter.encode())})
     rest, at = b"", begin
-    while chunk := file.read(max(_BLOCK, len(rest))):
-        data = rest + chunk
+    while chunk := file.read(max(_BLOCK, min(len(rest), most - len(rest)))):
+        data, rest = rest + chunk, b""  # which may be large: not held twice
         ends = _ends(data, quoted)
         if not len(ends):
             if len(data) <= most:
