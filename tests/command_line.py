@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 import threading
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from headrace.cli.app import main
+from tests.logs import logging_kept
 
 
 def refusal(*arguments: object, capture: pytest.CaptureFixture[str]) -> str:
@@ -29,15 +29,12 @@ def refusal(*arguments: object, capture: pytest.CaptureFixture[str]) -> str:
 @contextmanager
 def _process_kept() -> Iterator[None]:
     """What a command does to its process, for which there is no other one, is undone."""
-    root, own, hook = logging.getLogger(), logging.getLogger("headrace"), threading.excepthook
-    handlers, levels = root.handlers[:], (root.level, own.level)
+    hook = threading.excepthook
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        with logging_kept():
+            yield
     finally:
         for number, handler in signals.items():
             signal.signal(number, handler)
-        root.handlers[:], threading.excepthook = handlers, hook
-        for logger, level in zip((root, own), levels, strict=True):
-            logger.setLevel(level)
-        logging.captureWarnings(False)
+        threading.excepthook = hook

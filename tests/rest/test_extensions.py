@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import tritonclient.http as triton
 
 from headrace.backends.fake import Script
+from tests.logs import logging_kept
 from tests.transport.serving import ECHO
 
 
@@ -63,5 +65,6 @@ def test_settings_and_their_effect(serve) -> None:
     assert rest.client.get_trace_settings("m")["trace_rate"] == "1"
     rest.client.infer("m", [given(5)])
     assert rest.grpc.engine.traces.settings("m").level == "TIMESTAMPS"
-    assert rest.client.update_log_settings({"log_verbose_level": 1})["log_verbose_level"] == 1
-    rest.client.update_log_settings({"log_verbose_level": 0})
+    with logging_kept():
+        assert rest.client.update_log_settings({"log_verbose_level": 1})["log_verbose_level"] == 1
+        assert logging.getLogger("headrace").level == logging.DEBUG

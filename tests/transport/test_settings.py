@@ -23,6 +23,7 @@ from headrace.ledger.report import Report, read_report, write_report
 from headrace.server.logs import TextFormatter
 from headrace.telemetry.asked import Asked
 from headrace.transport.log_switches import LogSettings, LogSwitches
+from tests.logs import logging_kept
 from tests.transport.serving import ECHO, PATIENCE, Serve, Server, fails, tensor
 from tests.waiting import until
 
@@ -223,16 +224,12 @@ def test_wrong_trace_settings_change_nothing(traced: Server, case: str) -> None:
 def written() -> Iterator[io.StringIO]:
     """What this process's log handler writes, and nothing changed afterwards."""
     tree, stream = logging.getLogger("headrace"), io.StringIO()
-    level, handler = tree.level, logging.StreamHandler(stream)
-    others = {other: list(other.filters) for other in logging.getLogger().handlers}
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    tree.addHandler(handler)
-    tree.setLevel(logging.INFO)
-    yield stream
-    tree.removeHandler(handler)
-    tree.setLevel(level)
-    for other, filters in others.items():
-        other.filters[:] = filters
+    with logging_kept():
+        tree.addHandler(handler)
+        tree.setLevel(logging.INFO)
+        yield stream
 
 
 @pytest.fixture
