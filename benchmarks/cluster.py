@@ -37,6 +37,7 @@ from benchmarks.harness import (
 )
 from benchmarks.models import build_repository
 from headrace.cluster.processes import processes_of
+from tools.ports import free_port
 
 MODEL = "tiny"
 YARDSTICK = "ray best"
@@ -98,7 +99,7 @@ def _up(repository: Path, replicas: int) -> tuple[float, float]:
     """How long (s) `headrace up` takes until it serves, and the memory (MB) of all that it has started then."""
     with tempfile.TemporaryDirectory() as directory:
         environment = {**os.environ, "HEADRACE_RUNTIME_DIR": directory}
-        grpc = f"127.0.0.1:{servers.free_port()}"
+        grpc = f"127.0.0.1:{free_port()}"
         command = [sys.executable, "-m", "headrace"]
         began = time.perf_counter()
         up = [*command, "up", "--cluster", f"--repository={repository}", f"--replicas={replicas}", f"--grpc={grpc}"]

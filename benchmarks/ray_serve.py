@@ -22,8 +22,8 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from benchmarks.reference_aio import Front
 from benchmarks.replicas import wait_for_the_end
-from benchmarks.servers import free_port
 from headrace.cluster.processes import MARK, end
+from tools.ports import free_port
 
 # Its messages have to be found again by the names that they have, in every process.
 sys.modules.setdefault("grpc_service_pb2", service_pb2)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import tritonclient.grpc as triton
 
 from benchmarks.models import build_triton_repository
 from tools import triton_server
+from tools.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "benchmarks"
@@ -178,9 +178,3 @@ def triton_on(repository: Path) -> Server:
     start = triton_server.start(repository, grpc_port, http_port)
     health = f"http://127.0.0.1:{http_port}/v2/health/ready"
     return Server("triton-python", start.command, f"127.0.0.1:{grpc_port}", health, start.environment)
-
-
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import yaml
 from headrace.cluster import launch
 from headrace.cluster.processes import MARK, Process, end, processes_of
 from tests.cluster.plain import Load, executions
+from tools.ports import free_port
 
 HEADRACE = [sys.executable, "-m", "headrace"]
 UP_SECONDS = 400
@@ -56,11 +56,6 @@ class Up:
     def again(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
         """`headrace up` once more, with other options."""
         return headrace("up", "--cluster", *(options or self.options))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 SERVE_HTTP, SERVE_GRPC = free_port(), free_port()

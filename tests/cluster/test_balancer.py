@@ -31,6 +31,7 @@ from tests.cluster.plain import (
     stub,
 )
 from tests.waiting import until
+from tools.ports import free_port
 
 ANY_PORT = "127.0.0.1:0"
 
@@ -238,11 +239,6 @@ def test_where_no_replica_is_clients_are_told_so(tmp_path: Path) -> None:
         )
         told = balancer.stop()
         assert balancer.process.returncode == 0, told
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 def test_a_balancer_that_a_crash_left_is_replaced_and_only_that(shared: Cluster, balancer: Process) -> None:

@@ -18,9 +18,10 @@ from headrace.cluster.processes import processes_of
 from headrace.errors import InvalidRepository, JobFailed, JobStopped
 from headrace.jobs import BatchJob, Options, Stage
 from headrace.jobs.manifest import Done
-from tests.cluster.clusters import address_of, driver, free_port, ray_started
+from tests.cluster.clusters import address_of, driver, ray_started
 from tests.jobs.conftest import build_repository, column, digests, read, write_vectors
 from tests.waiting import until
+from tools.ports import free_port
 
 pytestmark = [
     pytest.mark.timeout(300),

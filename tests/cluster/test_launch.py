@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.clusters import Up, check, free_port, up, write_config
+from tests.cluster.clusters import Up, check, up, write_config
 from tests.cluster.plain import add_logged_model
 from tests.waiting import until
+from tools.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

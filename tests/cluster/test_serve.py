@@ -18,9 +18,10 @@ import yaml
 
 from headrace.cluster import launch
 from headrace.cluster.processes import processes_of
-from tests.cluster.clusters import PAUSE, check, free_port, headrace, index, processes, ray_started, up, write_config
+from tests.cluster.clusters import PAUSE, check, headrace, index, processes, ray_started, up, write_config
 from tests.cluster.plain import Load, add_logged_model
 from tests.waiting import until
+from tools.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

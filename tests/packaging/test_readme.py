@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from headrace import kernels
+from tools.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^<!-- test( with kernels)? -->\n```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -72,9 +71,8 @@ def pattern(shown: str) -> str:
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
-    with ExitStack() as stack:
-        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in WAYS]
-    reader = Reader(dict(zip(WAYS.values(), free, strict=True)), str(tmp_path))
+    first = free_port(following=len(WAYS) - 1)
+    reader = Reader({way: first + place for place, way in enumerate(WAYS.values())}, str(tmp_path))
     yield reader
     for server in reader.servers:
         server.send_signal(signal.SIGTERM)

@@ -8,10 +8,11 @@ Ray Serve's spans, and the client's, go to that Headrace.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import urllib.request
 from typing import Any
+
+from tools.ports import free_port
 
 
 def processors() -> list[Any]:
@@ -53,9 +54,8 @@ def main(address: str, spans_to: str) -> None:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
     from ray import serve
 
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
+    port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(serve.deployment(ray_actor_options={"num_cpus": 0.1})(Asks).bind(address))
     provider = TracerProvider()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from tests.telemetry.exporting import ALL, GRPC, HTTP, Books, set_environment
 from tests.telemetry.test_traces import add_graph, ask_graph, traceparent
 from tests.waiting import until
 from tools import phoenix
+from tools.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -59,12 +59,6 @@ class Phoenix:
 
 def microseconds(text: str) -> int:
     return round(datetime.fromisoformat(text).timestamp() * 1e6)
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return bound.getsockname()[1]
 
 
 @pytest.fixture

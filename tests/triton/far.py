@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import IO, Any
 import tritonclient.grpc as triton
 
 from tools import triton_server
+from tools.ports import free_port
 
 PATIENCE = 60.0
 
@@ -191,11 +191,6 @@ def write_model(repository: Path, name: str, config: str, body: str, version: in
     (directory / "config.pbtxt").write_text(f'backend: "python"\n{dedent(config)}')
     lines = dedent(body).strip("\n").split("\n")
     (directory / str(version) / "model.py").write_text(_MODEL.format(body="\n".join(f"        {line}" for line in lines)))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 class Triton:

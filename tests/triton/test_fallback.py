@@ -18,9 +18,10 @@ from headrace.model import GraphIO, GraphTensor
 from headrace.protocol.headrace_pb2 import ModelConfig, ModelStatistics
 from tests.build_models import sums
 from tests.transport.serving import Asked, Server, tensor
-from tests.triton.far import Triton, free_port
+from tests.triton.far import Triton
 from tests.triton.here import Here, doubling, parameters, reason_of, rows, wait_until_gone
 from tests.waiting import until
+from tools.ports import free_port
 
 
 def ask(server: Server, first: float) -> float:

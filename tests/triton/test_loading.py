@@ -6,8 +6,9 @@ import pytest
 
 from headrace.engine.engine import ModelControl
 from headrace.errors import LoadFailed
-from tests.triton.far import DOUBLES, Triton, free_port, write_model
+from tests.triton.far import DOUBLES, Triton, write_model
 from tests.triton.here import Here, reason_of, rows
+from tools.ports import free_port
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +26,7 @@ from tests.telemetry.exporting import GRPC, QUICK, attributes, receiving, set_en
 from tests.triton.far import MODELS, Triton, write_model
 from tests.triton.here import parameters
 from tests.waiting import until
+from tools.ports import free_port
 
 TRACE = 7 << 64 | 8
 STAGES: tuple[str, ...] = ("far_queue", "far_gather", "far_execute")
@@ -37,11 +36,8 @@ ATTEMPTS, PATIENCE = 20, 10.0
 
 @pytest.fixture
 def port() -> int:
-    """Of gRPC; the next one is free, too. Neither is one that the system gives to those who do not say which."""
-    while True:
-        port = random.randrange(20_000, 32_000, 2)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 1)):
-            return port
+    """Of gRPC; the next one is free, too."""
+    return free_port(following=1)
 
 
 @pytest.fixture

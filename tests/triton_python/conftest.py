@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from tests.python.conftest import leaves_nothing
 from tests.transport.serving import TRANSPORTS, Server, serving
 from tests.waiting import until
 from tools import triton_server
+from tools.ports import free_port
 
 __all__ = ["leaves_nothing"]
 
@@ -34,7 +34,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def metrics_port() -> int:
     """Where the real Triton says what it counts."""
-    return _free_port()
+    return free_port()
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def triton(
     repository: Path, metrics_port: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[client.InferenceServerClient]:
     """A client of the real Triton."""
-    grpc_port, http_port = _free_port(), _free_port()
+    grpc_port, http_port = free_port(), free_port()
     start = triton_server.start(repository, grpc_port, http_port)
     log = tmp_path_factory.mktemp("triton") / "log"
     options = ["--allow-metrics=true", "--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}"]
@@ -75,11 +75,6 @@ def headrace(transport: str, repository: Path, triton: client.InferenceServerCli
     """Headrace on the same files, on each transport. Triton has left there what it leaves."""
     with serving(transport, repository) as server:
         yield server
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 def _answers(url: str) -> bool:
