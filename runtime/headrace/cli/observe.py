@@ -9,14 +9,14 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.clock import SECOND
 from headrace.errors import CannotListen, InvalidLedger, sentence
 from headrace.ledger.home import Neighbour, neighbour, the_neighbour
-from headrace.ledger.side import step_back
+from headrace.ledger.side import hurry, step_back
 from headrace.server.extras import can_trace, check_extra
 from headrace.telemetry import environment
 
@@ -64,7 +64,7 @@ def run_observer(
         where = "say in OTEL_EXPORTER_OTLP_ENDPOINT where traces go, or by --otlp where spans come"
         raise InvalidLedger(f"nothing to do: give --ledger DIR, or {where}")
     server = server_of(of)
-    step_back()
+    before = step_back()
     tally = server.tally
     if not tally.claim():
         raise InvalidLedger(f"server {server.pid} has a side process already, {tally.pid}: two would write everything twice")
@@ -84,7 +84,12 @@ def run_observer(
     # What is there now stays: the collector need not walk through it again and again.
     gc.collect()
     gc.freeze()
-    is_alive = _follow(server, followers, stop, receiver.close if receiver is not None else lambda: None)
+    is_alive = _follow(server, followers, stop)
+    hurry(before)
+    if receiver is not None:
+        receiver.close()
+    for follower in followers:
+        follower.finish(time.monotonic_ns())
     tally.pid = 0
     if not is_alive:
         traces = "; its traces were sent" if tracer is not None else ""
@@ -93,18 +98,13 @@ def run_observer(
         shutil.rmtree(server.path, ignore_errors=True)
 
 
-def _follow(
-    server: Neighbour, followers: Sequence[Spill | Tracer | Intake], stop: threading.Event, close: Callable[[], None]
-) -> bool:
-    """Until the server ends, or is to be left; says whether it still runs. `close` ends what comes from outside."""
+def _follow(server: Neighbour, followers: Sequence[Spill | Tracer | Intake], stop: threading.Event) -> bool:
+    """Until the server ends, or is to be left; says whether it still runs."""
     while is_alive := server.is_alive:
         for follower in followers:
             follower.tick(time.monotonic_ns())
         if stop.wait(_TICK_SECONDS):
             break
-    close()
-    for follower in followers:
-        follower.finish(time.monotonic_ns())
     return is_alive
 
 

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from headrace.backends.backoff import Backoff
 from headrace.clock import SECOND
@@ -114,11 +115,13 @@ class SideProcess:
         return f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
 
 
-def step_back() -> None:
-    """Let the server go first, in this process."""
+def step_back() -> int:
+    """Let the server go first, in this thread and those that it starts; how nice it was before."""
+    before = os.nice(0)
     os.nice(NICENESS)
     with contextlib.suppress(OSError):  # where it may not choose, it is nice at least
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    return before
 
 
 def give_way() -> None:
@@ -126,4 +129,16 @@ def give_way() -> None:
 
     Linux lets a thread that has begun to run go on for some milliseconds, however nice it is (docs/decisions/0017).
     """
-    os.sched_yield()
+    if not _hurries.is_set():
+        os.sched_yield()
+
+
+_hurries = threading.Event()
+
+
+def hurry(niceness: int) -> None:
+    """Stand back no more, in this process: the server has answered everything, and waits for what is left to be written."""
+    _hurries.set()
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # only root may become less nice
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
