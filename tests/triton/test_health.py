@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -255,6 +256,22 @@ def test_memory_that_a_request_uses_is_forgotten_after_it(here: Here, far: Trito
     assert far.regions()
     let.touch()
     here.stack.close()
+    assert far.regions() == []
+
+
+@pytest.mark.usefixtures("transport")
+def test_memory_of_a_request_that_outlasts_its_session_is_forgotten_with_it(here: Here, far: Triton) -> None:
+    let = far.repository / "held/let"
+    let.unlink(missing_ok=True)
+    here.add("held", far.url)
+    session = session_of(here.engine(), "held")
+    far.forget_runs()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(session.run, _Batch(np.ones((1, WIDTH), np.float32), None))
+        until(lambda: bool(far.runs("held")))
+        session.close()
+        let.touch()
+        assert (np.asarray(asked.result()["y"]) == 2).all()
     assert far.regions() == []
 
 

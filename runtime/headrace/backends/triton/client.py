@@ -54,6 +54,8 @@ class Client:
             if not self._is_closed:
                 self._free.append(line)
                 return
+        self.abandon(line)
+        self._forget_abandoned(line)
         line.channel.close()
 
     def close(self) -> None:
