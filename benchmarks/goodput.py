@@ -6,7 +6,7 @@ arrival and foretells nothing (`admission` = `open`); the plain plan with a queu
 the plain plan and a real Triton whose clients do not tell and judge by their own clock; and that Triton with the best of a few
 queue timeouts. (Triton 2.51 with a queue timeout crashes when clients give up, so they do not.) The capacity is what the plain
 plan does in a closed loop at its best number of clients. Generator and servers share the machine's cores. Writes
-benchmarks/results/goodput-MODEL.json and .svg, and prints a table.
+benchmarks/results/goodput-MODEL.json and .svg, or goodput-MODEL-LOADS.json of a few loads, and prints a table.
 """
 
 from __future__ import annotations
@@ -97,8 +97,12 @@ def main() -> None:
         told = {f"{at:g}": {rival: [asdict(r) for r in each] for rival, each in by.items()} for at, by in readings.items()}
         found: dict[str, Any] = {"load": "headrace bench load, Poisson, deadline S", "triton": peer, "model": name, **asked}
         found |= {"timeout_of_tuned_triton_of_S": chosen, "promises": promises(readings), "capacity": capacities}
-        write(f"goodput-{name}", found | {"summary": summary, "readings": told})
-        draw(name, summary)
+        # A few loads, with more rounds than there is time for with all, have a result of their own.
+        is_whole = set(given.loads) == set(LOADS)
+        which = name if is_whole else "-".join((name, *(f"{at:g}x" for at in given.loads)))
+        write(f"goodput-{which}", found | {"summary": summary, "readings": told})
+        if is_whole:
+            draw(name, summary)
         show(f"{name}: S = {case.good_ms:g} ms, a full batch takes {case.batch_ms:g} ms", summary)
         print({key: tuple(value) for key, value in found["promises"].items()})
 
