@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def logging_kept() -> Iterator[None]:
-    """Handlers, their filters and levels are put back."""
+    """Handlers, their filters, and the levels of loggers are put back."""
     loggers = logging.getLogger(), logging.getLogger("headrace")
     before = [(logger, logger.level, {handler: handler.filters[:] for handler in logger.handlers}) for logger in loggers]
     try:

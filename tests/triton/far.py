@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 from types import TracebackType
@@ -279,6 +281,16 @@ class Triton:
     def rows(self, model: str = "doubles") -> list[float]:
         """The first number of every row that `doubles` has run."""
         return [first for line in self.runs(model) for first in json.loads(line)]
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[], None]]:
+        """Requests of `held` are not answered before what this gives is called, or it is left."""
+        let = self.repository / "held" / "let"
+        let.unlink(missing_ok=True)
+        try:
+            yield let.touch
+        finally:
+            let.touch()
 
     def forget_runs(self) -> None:
         for file in self.repository.glob("*/runs"):

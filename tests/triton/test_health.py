@@ -240,37 +240,34 @@ def test_memory_of_a_late_answer_is_not_used_again(here: Here, far: Triton, prox
 @pytest.mark.usefixtures("transport")
 def test_memory_that_a_request_uses_is_forgotten_after_it(here: Here, far: Triton) -> None:
     """Triton refuses to forget it until then, and does not do it by itself later."""
-    let = far.repository / "held/let"
-    let.unlink(missing_ok=True)
-    here.add("held", far.url)
-    far.forget_runs()
+    here.add("held", far.url, connect_timeout_s="5")
     engine = here.engine()
     session = session_of(engine, "held")
-    x = np.ones((1, WIDTH), np.float32)
-    for attempt in range(8):  # on a busy machine, it may not get there in time
-        with pytest.raises(DeadlineExpired):
-            engine.infer("held", {"x": x}, timeout=0.3 * 2**attempt)
-        until(lambda: not session.is_watched)
-        if far.runs("held"):
-            break
-    assert far.regions()
-    let.touch()
-    here.stack.close()
+    far.forget_runs()
+    with far.holding() as let:
+        for attempt in range(8):  # on a busy machine, it may not get there in time
+            with pytest.raises(DeadlineExpired):
+                engine.infer("held", {"x": np.ones((1, WIDTH), np.float32)}, timeout=0.3 * 2**attempt)
+            until(lambda: not session.is_watched)
+            if far.runs("held"):
+                break
+        assert far.runs("held")
+        assert far.regions()
+        let()
+        here.stack.close()
     assert far.regions() == []
 
 
 @pytest.mark.usefixtures("transport")
 def test_memory_of_a_request_that_outlasts_its_session_is_forgotten_with_it(here: Here, far: Triton) -> None:
-    let = far.repository / "held/let"
-    let.unlink(missing_ok=True)
-    here.add("held", far.url)
+    here.add("held", far.url, connect_timeout_s="5")
     session = session_of(here.engine(), "held")
     far.forget_runs()
-    with ThreadPoolExecutor(1) as pool:
+    with far.holding() as let, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(session.run, _Batch(np.ones((1, WIDTH), np.float32), None))
         until(lambda: bool(far.runs("held")))
         session.close()
-        let.touch()
+        let()
         assert (np.asarray(asked.result()["y"]) == 2).all()
     assert far.regions() == []
 

@@ -121,7 +121,7 @@ impl Queue {
         (depth.requests, depth.rows, depth.nbytes)
     }
 
-    /// How many wait, how many are not settled, whether it is closed.
+    /// How many wait, how many are not settled, how many batches run, whether it is closed.
     fn counts(&self) -> (u64, usize, usize, bool) {
         self.core.counts()
     }

@@ -85,11 +85,9 @@ def run_observer(
     gc.collect()
     gc.freeze()
     is_alive = _follow(server, followers, stop)
-    hurry(before)
-    if receiver is not None:
-        receiver.close()
-    for follower in followers:
-        follower.finish(time.monotonic_ns())
+    if not is_alive or os.getppid() == server.pid:  # whoever started us waits; another server may still be at work
+        hurry(before)
+    _finish(followers, receiver)
     tally.pid = 0
     if not is_alive:
         traces = "; its traces were sent" if tracer is not None else ""
@@ -106,6 +104,14 @@ def _follow(server: Neighbour, followers: Sequence[Spill | Tracer | Intake], sto
         if stop.wait(_TICK_SECONDS):
             break
     return is_alive
+
+
+def _finish(followers: Sequence[Spill | Tracer | Intake], receiver: OtlpReceiver | None) -> None:
+    """Take nothing more from outside, and write and send what is left."""
+    if receiver is not None:
+        receiver.close()
+    for follower in followers:
+        follower.finish(time.monotonic_ns())
 
 
 def _spill(

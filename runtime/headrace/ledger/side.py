@@ -137,8 +137,11 @@ _hurries = threading.Event()
 
 
 def hurry(niceness: int) -> None:
-    """Stand back no more, in this process: the server has answered everything, and waits for what is left to be written."""
+    """Stand back no more, in this process: nobody is left to stand back for.
+
+    Only who may (CAP_SYS_NICE) becomes less nice again, `niceness`; everybody goes on without giving way.
+    """
     _hurries.set()
     for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # only root may become less nice
+        with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)

@@ -179,7 +179,7 @@ class Queue:
         """Requests, rows and bytes that wait."""
 
     def counts(self) -> tuple[int, int, int, bool]:
-        """Requests that wait, requests that are not settled, whether the queue is closed."""
+        """Requests that wait, requests that are not settled, batches that run, whether the queue is closed."""
 
     def wait_settled(self, until: int) -> bool:
         """Wait until every pushed entry is settled, or `until`; says whether it is so."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from headrace.backends.triton.channel import FAILURES, Metadata, TimedOut, Unreachable, open_channel
+from headrace.backends.triton.channel import FAILURES, Metadata, Unreachable, open_channel
 from headrace.backends.triton.messages import Answer, Asking, pb
 from headrace.backends.triton.settings import Settings
 from headrace.backends.triton.shared_memory import Region, forget_orphans
@@ -54,23 +54,25 @@ class Client:
             if not self._is_closed:
                 self._free.append(line)
                 return
-        self.abandon(line)
-        self._forget_abandoned(line)
-        line.channel.close()
+        self._end([line])
 
     def close(self) -> None:
         """Give everything back; lines that are in use, when they are given back."""
         with self._lock:
             self._is_closed = True
             free, self._free = self._free, deque()
-        for line in free:
-            self.abandon(line)
         if free:
-            paused, give_up = threading.Condition(), self._soon()
-            while self._forget_abandoned(free[0]) and self._clock.now() < give_up:
-                with paused:
-                    self._clock.wait(paused, self._clock.now() + _PAUSE)
-        for line in free:
+            self._end(free)
+
+    def _end(self, lines: Sequence[Line]) -> None:
+        """Give up lines for good, and all memory; what a request uses there is waited for, as long as a connection may take."""
+        for line in lines:
+            self.abandon(line)
+        paused, give_up = threading.Condition(), self._soon()
+        while self._forget_abandoned(lines[0]) and self._clock.now() < give_up:
+            with paused:
+                self._clock.wait(paused, self._clock.now() + _PAUSE)
+        for line in lines:
             line.channel.close()
 
     # Shared memory.
@@ -102,7 +104,7 @@ class Client:
             self.give_back(line)
 
     def _forget_abandoned(self, line: Line) -> bool:
-        """Whether the server answers and still has some: it refuses to forget what a request uses. It is told again."""
+        """Whether the server answers and still has some: it refuses to forget what a request uses. It can be told again."""
         with self._lock:
             abandoned, self._abandoned = self._abandoned, []
         left: list[Region] = []
@@ -111,11 +113,9 @@ class Client:
                 region.forget(line.channel, self._soon())
             except ModelError:
                 left.append(region)
-            except TimedOut:
+            except FAILURES:  # if it is gone, it has nothing mapped any more, and what comes back does not mind
                 self._keep(left + abandoned[n:])
                 return False
-            except FAILURES:
-                return False  # gone, it has nothing mapped any more
         self._keep(left)
         return bool(left)
 
