@@ -10,7 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
 from types import TracebackType
@@ -253,7 +253,8 @@ class Triton:
     def kill(self) -> None:
         """End it as if it had crashed, with the processes of its models."""
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has crashed, and the processes of its models are gone, too
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._reading.join()
         self._process = None
@@ -271,6 +272,9 @@ class Triton:
 
     @property
     def is_running(self) -> bool:
+        """Whether it is there. This version crashes, rarely, where clients give up: then it can be started again."""
+        if self._process is not None and self._process.poll() is not None:
+            self.kill()
         return self._process is not None
 
     def runs(self, model: str) -> list[str]:
