@@ -41,7 +41,8 @@ from tools.ports import free_port
 
 MODEL = "tiny"
 YARDSTICK = "ray best"
-SINGLE = "one process"
+SINGLE, BALANCED = "one process", "balanced"
+BALANCER = "haproxy"
 _ANY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 _BEST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 """What Ray's documentation says is fastest."""
@@ -60,29 +61,36 @@ def main() -> None:
     repository = build_repository(servers.REPOSITORY)
     rivals = _rivals(repository, given.replicas)
     readings: Readings = {Case(MODEL, clients): {name: [] for name in rivals} for clients in CLIENTS}
+    alone: dict[Case, list[float]] = {case: [] for case in readings}
+    """CPU of the balancer, as in `Reading.cpu`."""
     started: dict[str, list[tuple[float, float]]] = {name: [] for name in (*rivals, "headrace up")}
     for n in range(given.rounds):
         for name in in_turn(rivals, n):
             with rivals[name]() as server:
                 started[name].append((server.started_in, server.resident_bytes() / 1e6))
                 for case in readings:
+                    balancer = server.cpu_seconds(BALANCER)
                     readings[case][name].append(_measure(server, case, given.seconds))
+                    if name == BALANCED:
+                        count = readings[case][name][-1].rate * (given.seconds + load.WARM_UP)
+                        alone[case].append(1e6 * (server.cpu_seconds(BALANCER) - balancer) / count)
                 server.end()
             print(f"round {n + 1}: {name}: {', '.join(f'{by[name][-1].rate:.0f}/s' for by in readings.values())}", flush=True)
         started["headrace up"].append(_up(repository, given.replicas))
     summary = summarise(readings, YARDSTICK)
     show(f"{MODEL}, {given.replicas} replicas, as a multiple of {YARDSTICK}", summary)
-    cpu = {
-        str(case): ratios(*([each.cpu for each in by[name]] for name in ("balanced", SINGLE))) for case, by in readings.items()
-    }
-    print(f"CPU of balancer and replicas per request, as a multiple of one process: {cpu}")
+    single = {case: [each.cpu for each in by[SINGLE]] for case, by in readings.items()}
+    cpu = {str(case): ratios([each.cpu for each in by[BALANCED]], single[case]) for case, by in readings.items()}
+    of_it = {str(case): ratios(each, single[case]) for case, each in alone.items()}
+    print(f"CPU of balancer and replicas per request, as a multiple of one process: {cpu}; of that the balancer: {of_it}")
     footprint = {
         name: {"ready_seconds": statistics.median(s for s, _ in each), "resident_mb": statistics.median(m for _, m in each)}
         for name, each in started.items()
     }
     print(footprint)
     asked_by = "headrace bench load, closed loop"
-    result = {"load": asked_by, "yardstick": YARDSTICK, "summary": summary, "cpu_of_one_process": cpu, "footprint": footprint}
+    result = {"load": asked_by, "yardstick": YARDSTICK, "summary": summary}
+    result |= {"cpu_of_one_process": cpu, "of_that_the_balancer": of_it, "footprint": footprint}
     write("cluster", {**result, "readings": told(readings)})
     draw("cluster", summary, YARDSTICK, {"rate": "throughput", "cpu": "server CPU per request", "p50": "p50"})
 
@@ -124,7 +132,7 @@ def _rivals(repository: Path, replicas: int) -> Mapping[str, servers.Start]:
         YARDSTICK: lambda: on_ray("conserving", **_BEST),
         "ray batch": lambda: on_ray("batch"),
         "headrace on ray": lambda: on_ray("headrace"),
-        "balanced": balanced,
+        BALANCED: balanced,
         SINGLE: lambda: servers.headrace(repository, "native"),
     }
 

@@ -1,10 +1,10 @@
 """`python -m benchmarks.jobs`: a batch job beside onnxruntime in a loop over the same rows in memory.
 
-The loop has the rows as an array, its best size of batches and a thread for each core; it reads nothing and writes nothing. The
-job reads Parquet and writes Parquet, or Arrow and Arrow. A job's time is that from the first read to the last record: that the
-model is loaded and measured is not in it. *At most* is what whoever does the loop's work and has pyarrow read and write the same
-files could have, if both cost as much CPU together as each does alone, on all cores: of the tiny model, pyarrow takes longer for
-a row of Parquet than the model does.
+The loop has the rows as an array, its best size of batches and a thread for each core; it reads nothing and writes nothing. As
+nobody waits for a job, the perceptrons may have batches of thousands here. The job reads Parquet and writes Parquet, or Arrow
+and Arrow. A job's time is that from the first read to the last record: that the model is loaded and measured is not in it. *At
+most* is what whoever does the loop's work and has pyarrow read and write the same files could have, if both cost as much CPU
+together as each does alone, on all cores: of the tiny model, pyarrow takes longer for a row of Parquet than the model does.
 
 And what it costs to stop a job half way and to go on with it: what it takes to end and to begin again, and the rows that run
 twice, which are at most those of a split. Writes benchmarks/results/jobs.json.
@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import ratios, write
-from benchmarks.models import MODELS, Model, build_repository
+from benchmarks.models import MODELS, Model, build_repository, build_variant
 from benchmarks.raw_loop import best_batch, session_of
 from benchmarks.servers import BUILD, REPOSITORY
 from headrace.errors import JobStopped
@@ -43,6 +44,9 @@ from headrace.machine import SWITCH_SECONDS
 from headrace.tensor import DTYPES
 
 NAMES = ("tiny", "mid", "magika")
+ROWS = {"tiny": 4096, "mid": 4096}
+"""Of a batch, at most, where that is not what the servers are measured with."""
+JOBS = BUILD / "jobs" / "repository"
 FILES = 4
 MOST_ROWS = 8 << 20
 """The loop gets through 8 million rows of the tiny model in less than two seconds, and they are 2 GB in each format."""
@@ -120,7 +124,7 @@ def job(model: Model, files: Path, form: Form) -> Progress:
     """A job."""
     output = BUILD / "jobs" / "out"
     shutil.rmtree(output, ignore_errors=True)
-    return BatchJob(model.name, REPOSITORY, files, output, Options(format=form)).run()
+    return BatchJob(model.name, JOBS, files, output, Options(format=form)).run()
 
 
 def stopped(model: Model, files: Path, form: Form) -> tuple[float, float, float]:
@@ -132,7 +136,7 @@ def stopped(model: Model, files: Path, form: Form) -> tuple[float, float, float]
     """
     output = BUILD / "jobs" / "out"
     shutil.rmtree(output, ignore_errors=True)
-    first = BatchJob(model.name, REPOSITORY, files, output, Options(format=form))
+    first = BatchJob(model.name, JOBS, files, output, Options(format=form))
     stops: list[float] = []
 
     def stop_half_way() -> None:
@@ -147,7 +151,7 @@ def stopped(model: Model, files: Path, form: Form) -> tuple[float, float, float]
         sys.exit("the job was over before it could be stopped: give it more seconds")
     except JobStopped:
         pass
-    second = BatchJob(model.name, REPOSITORY, files, output, Options(format=form), resume=True).run()
+    second = BatchJob(model.name, JOBS, files, output, Options(format=form), resume=True).run()
     idle = time.perf_counter() - stops[0] - second.seconds
     return idle, (first.progress.rows - second.before) / second.rate, second.total_rows / second.rate
 
@@ -167,9 +171,10 @@ def main() -> None:
         title="A job beside a loop over the same rows",
     )
     for name in given.models:
-        model = MODELS[name]
-        session = session_of(REPOSITORY, model)
-        size, rate = best_batch(session, model)
+        model = replace(MODELS[name], max_rows=ROWS.get(name, MODELS[name].max_rows))
+        build_variant(JOBS, REPOSITORY, model, "onnxruntime")
+        session = session_of(JOBS, model)
+        size, rate = best_batch(session, model, model.max_rows)
         rows = rows_of(model, min(MOST_ROWS, int(given.seconds * rate * (os.cpu_count() or 1))) // size * size)
         files = {form: write_rows(model, rows, BUILD / "jobs" / f"{name}-{form}", form) for form in FORMS}
         job(model, files["arrow"], "arrow")  # measures the model, once for all

@@ -17,8 +17,8 @@ from benchmarks.models import MODELS, Model, build_repository
 from benchmarks.servers import REPOSITORY
 from headrace.tensor import DTYPES
 
-SIZES = [1 << power for power in range(7)]
-"""Of batches that are tried."""
+MOST_ROWS = 64
+"""The largest batch that is tried where nobody asks for more."""
 
 
 def session_of(repository: Path, model: Model) -> ort.InferenceSession:
@@ -43,9 +43,14 @@ def rows_per_second(session: ort.InferenceSession, model: Model, rows: int, seco
     return runs * rows / took
 
 
-def best_batch(session: ort.InferenceSession, model: Model) -> tuple[int, float]:
-    """The size of batches at which most rows are done, and how many a second."""
-    rates = {size: rows_per_second(session, model, size, 0.5) for size in SIZES}
+def sizes(most: int) -> list[int]:
+    """The sizes of batches that are tried: 1, 2, 4 … up to `most`."""
+    return [1 << power for power in range(most.bit_length())]
+
+
+def best_batch(session: ort.InferenceSession, model: Model, most: int = MOST_ROWS) -> tuple[int, float]:
+    """The size of batches, up to `most`, at which most rows are done, and how many a second."""
+    rates = {size: rows_per_second(session, model, size, 0.5) for size in sizes(most)}
     return max(rates.items(), key=lambda each: each[1])
 
 
@@ -55,12 +60,12 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, required=True)
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--best", action="store_true", help="try 1, 2, 4 … up to 64 rows")
+    parser.add_argument("--best", action="store_true", help=f"try 1, 2, 4 … up to {MOST_ROWS} rows")
     given = parser.parse_args()
     model = MODELS[given.model]
     session = session_of(build_repository(REPOSITORY), model)
-    sizes = SIZES if given.best else [given.rows]
-    rates = {rows: rows_per_second(session, model, rows, given.seconds) for rows in sizes}
+    tried = sizes(MOST_ROWS) if given.best else [given.rows]
+    rates = {rows: rows_per_second(session, model, rows, given.seconds) for rows in tried}
     best = max(rates, key=lambda rows: rates[rows])
     print(json.dumps({"rows": best, "rate": rates[best], "rates": rates}))
 

@@ -76,11 +76,12 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._kill()
 
-    def cpu_seconds(self) -> float:
-        """User and system time of the process and of its children, so far."""
+    def cpu_seconds(self, program: str = "") -> float:
+        """User and system time of the process and of its children, so far; or of those of them that run this program."""
         ticks = 0.0
         for pid in _family(self._process.pid):
-            if fields := _told(f"/proc/{pid}/stat").rpartition(")")[2].split():
+            head, _, told = _told(f"/proc/{pid}/stat").rpartition(")")
+            if (fields := told.split()) and program in ("", head.partition("(")[2]):
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 

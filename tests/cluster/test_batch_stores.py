@@ -1,4 +1,4 @@
-"""Batch jobs on real Ray from and to a loopback S3: their parts are those of a job on disk and without Ray."""
+"""Batch jobs on real Ray from and to a loopback store, as S3 and as Google: their parts are those of a job on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headrace.jobs.verify import verify_output
 from tests.cluster.clusters import driver
 from tests.jobs.conftest import build_repository, digests, write_vectors
 from tests.jobs.faulty import Asked, FaultyS3
-from tests.jobs.test_stores import content, stored, upload
+from tests.jobs.test_stores import as_google, content, stored, upload
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,7 +32,7 @@ OPTIONS = Options(batch_rows=16)
 def s3() -> Iterator[FaultyS3]:
     """An S3, and a Ray of which this process is a driver, and which knows it."""
     server = FaultyS3()
-    variables = {"AWS_ENDPOINT_URL": server.endpoint, "AWS_REGION": "us-east-1"}
+    variables = {"AWS_ENDPOINT_URL": server.endpoint, "AWS_REGION": "us-east-1", **as_google(server)}
     with driver(cpus=3, AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", **variables):
         yield server
     server.close()
@@ -84,9 +84,11 @@ def after(job: BatchJob, splits: int, then: Callable[[], None], patch: pytest.Mo
     patch.setattr(job, "_recorded", recorded)
 
 
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_begun_here_gone_on_with_there_and_back(
-    place: Path, bucket: str, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    place: Path, bucket: str, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
+    bucket = bucket.replace("s3://", f"{scheme}://")
     for number, on in enumerate(("here", "on Ray")):
         begun = job(place, bucket, on, resume=number > 0)
         after(begun, 1, begun.stop, monkeypatch)

@@ -199,6 +199,12 @@ def test_a_graph_that_does_not_give_the_same_twice(repository: Path, bucket: str
     assert stored(f"{bucket}/out") == expected
 
 
+def as_google(s3: FaultyS3) -> dict[str, str]:
+    """The variables with which Google's client asks it."""
+    key = {"gcs_base_url": s3.endpoint, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+    return {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(key)}
+
+
 def test_google(
     repository: Path,
     s3: FaultyS3,
@@ -209,8 +215,8 @@ def test_google(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its client, and versions that are numbers: a part that is there already, a lock that is stale, and going on."""
-    key = {"gcs_base_url": s3.endpoint, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
-    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(key))
+    for name, value in as_google(s3).items():
+        monkeypatch.setenv(name, value)
     upload(files, f"{bucket}/in")
     bucket = bucket.replace("s3://", "gs://")
     hold(f"{bucket}/out")
