@@ -122,6 +122,9 @@ class _Batch:
     def wanted(self) -> tuple[str, ...]:
         return ("OUT",)
 
+    def away(self) -> None:
+        pass
+
     def asked(self) -> list[tuple[str, ...]]:
         return [("OUT",)] * 8
 

@@ -228,6 +228,12 @@ impl Ledger {
         }
     }
 
+    /// Whether `wait_for_room` would not wait.
+    pub fn has_room(&self) -> bool {
+        let state = self.state.lock();
+        state.requests.unread() < MOST || state.is_closed
+    }
+
     /// A request has been settled.
     pub fn write(&self, record: &RequestRecord) {
         if cfg!(feature = "unrecorded") {

@@ -191,17 +191,32 @@ impl Queue {
                 self.changed.notify_all();
                 return None;
             }
-            let is_fresh = until.is_none_or(|until| state.has_news || state.is_closed || until <= self.clock.now());
-            // With `preserve_ordering`, one batch at a time: the next could overtake it.
-            let is_held = self.spec.batching.preserve_ordering && state.running > 0;
-            if !state.order.is_empty() && is_fresh && !state.turn_open && !is_held {
-                (state.turn_open, state.has_news) = (true, false);
-                let busy_until = state.free_at.values().copied().filter(|at| *at > 0).min().unwrap_or(0);
-                return Some(Turn { view: self.view(&state), is_last_call: state.is_closed, busy_until });
+            if let Some(turn) = self.open_turn(&mut state, until) {
+                return Some(turn);
             }
             let until = if state.order.is_empty() { None } else { until };
             wait(&self.changed, &mut state, &self.clock, until);
         }
+    }
+
+    /// The same without waiting: None where there is nothing to plan yet.
+    pub fn turn_at_once(&self, until: Option<Nanos>) -> Option<Turn> {
+        if !self.house.ledger.has_room() {
+            return None;
+        }
+        self.open_turn(&mut self.state.lock(), until)
+    }
+
+    fn open_turn(&self, state: &mut State, until: Option<Nanos>) -> Option<Turn> {
+        let is_fresh = until.is_none_or(|until| state.has_news || state.is_closed || until <= self.clock.now());
+        // With `preserve_ordering`, one batch at a time: the next could overtake it.
+        let is_held = self.spec.batching.preserve_ordering && state.running > 0;
+        if state.order.is_empty() || !is_fresh || state.turn_open || is_held {
+            return None;
+        }
+        (state.turn_open, state.has_news) = (true, false);
+        let busy_until = state.free_at.values().copied().filter(|at| *at > 0).min().unwrap_or(0);
+        Some(Turn { view: self.view(state), is_last_call: state.is_closed, busy_until })
     }
 
     /// Carry out a plan and end the turn: these entries as one batch, those are expired.

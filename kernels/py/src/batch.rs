@@ -16,10 +16,10 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::queue::{park, take_parked};
+use crate::queue::{park, send_parked};
 use crate::{outside, raised};
 
-/// Outputs of this many bytes are copied, and leave with the next turn; larger ones are scattered at once, from where they are.
+/// Outputs of this many bytes are copied, and leave with the next turn or later; larger ones are scattered at once, from where they are.
 const SMALL: usize = 256 << 10;
 
 /// An output: which one, its shape, its bytes, and the offsets of BYTES.
@@ -154,10 +154,11 @@ impl Batch {
             };
             let outputs = outputs.iter().map(own).collect::<PyResult<_>>()?;
             self.is_parked.store(true, Ordering::Relaxed);
-            park(Parked { batch: Arc::clone(&self.core), outputs });
+            park(py, Parked { batch: Arc::clone(&self.core), outputs });
             return Ok(Vec::new());
         }
         drop(core);
+        send_parked(py);
         let returned = outputs.iter().map(returned).collect::<PyResult<Vec<_>>>()?;
         Ok(outside(py, || self.core.lock().reply(&returned)))
     }
@@ -182,10 +183,7 @@ impl Batch {
 
     /// Each request as a batch of its own, with its number in the queue; this one is over with that.
     fn part(&self, py: Python<'_>) -> Vec<(u64, Batch)> {
-        if self.is_parked.load(Ordering::Relaxed) {
-            let parked = take_parked();
-            outside(py, || drop(parked));
-        }
+        send_parked(py);
         let parts = self.core.lock().part();
         let numbered = parts.into_iter().map(|part| (part.entry(0).map_or(0, |entry| entry.number), Batch::new(part)));
         numbered.collect()
@@ -206,8 +204,14 @@ impl Batch {
     /// Everything is answered; what is not, fails.
     fn finish(&self, py: Python<'_>) {
         if !self.is_parked.load(Ordering::Relaxed) {
+            send_parked(py);
             py.detach(|| self.core.lock().finish());
         }
+    }
+
+    /// It runs somewhere else, and this thread has time: what it has parked is sent.
+    fn away(&self, py: Python<'_>) {
+        send_parked(py);
     }
 
     /// Of each request what has to go along when it is sent on: number, id, parameters, deadline, timeout, priority, received, where it

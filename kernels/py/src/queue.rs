@@ -18,17 +18,21 @@ use crate::batch::{Batch, Parked, slice_of};
 use crate::{outside, raised};
 
 thread_local! {
-    /// Answers that leave with the thread's next turn: see `Batch::reply`.
-    static PARKED: RefCell<Vec<Parked>> = const { RefCell::new(Vec::new()) };
+    /// The answers of the thread's last batch, until its next turn or until the next batch is away: see `Batch::reply`.
+    static PARKED: RefCell<Option<Parked>> = const { RefCell::new(None) };
 }
 
-pub fn park(parked: Parked) {
-    PARKED.with_borrow_mut(|all| all.push(parked));
+/// Put answers aside. Those of the batch before go first.
+pub fn park(py: Python<'_>, parked: Parked) {
+    send_parked(py);
+    PARKED.set(Some(parked));
 }
 
-/// What this thread has parked. Dropping it writes the letters, for which the interpreter is not needed.
-pub fn take_parked() -> Vec<Parked> {
-    PARKED.take()
+/// Send what this thread has put aside.
+pub fn send_parked(py: Python<'_>) {
+    if let Some(parked) = PARKED.take() {
+        outside(py, || drop(parked));
+    }
 }
 
 /// Name, datatype, shape, bytes.
@@ -87,15 +91,24 @@ impl Queue {
     }
 
     /// Wait for something to plan: the view, whether nobody else will come, when the first instance that runs is idle, and when
-    /// what this thread had parked was sent (0: there was nothing). None: the queue is closed and empty.
-    fn turn<'py>(&self, py: Python<'py>, until: Option<i64>) -> Option<(Bound<'py, PyBytes>, bool, i64, i64)> {
-        let parked = take_parked();
-        let (turn, sent) = outside(py, || {
-            let had_answers = !parked.is_empty();
+    /// what this thread had parked was sent (0: there was nothing, or it is parked still). None: the queue is closed and empty.
+    ///
+    /// With `keeps`, it stays parked where there is something to plan already: see `Batch::away`.
+    fn turn<'py>(&self, py: Python<'py>, until: Option<i64>, keeps: bool) -> Option<(Bound<'py, PyBytes>, bool, i64, i64)> {
+        let parked = PARKED.take();
+        let (turn, sent, parked) = outside(py, || {
+            if keeps
+                && parked.is_some()
+                && let Some(turn) = self.core.turn_at_once(until)
+            {
+                return Some((turn, 0, parked));
+            }
+            let had_answers = parked.is_some();
             drop(parked);
             let sent = if had_answers { self.core.clock.now() } else { 0 };
-            self.core.turn(until).map(|turn| (turn, sent))
+            self.core.turn(until).map(|turn| (turn, sent, None))
         })?;
+        PARKED.set(parked);
         Some((PyBytes::new(py, &turn.view), turn.is_last_call, turn.busy_until, sent))
     }
 

@@ -69,6 +69,10 @@ class Batch(Protocol):
         """The outputs somebody asked for, in the order the model declares them."""
         ...
 
+    def away(self) -> None:
+        """Say that somebody else runs it now, and this thread only waits. See `runs_elsewhere`."""
+        ...
+
 
 @runtime_checkable
 class Partable(Protocol):
@@ -161,6 +165,14 @@ class Session(Protocol):
 def stands_zeros(session: Session) -> bool:
     """Whether a session may be run before anybody has asked it for anything: one that says nothing of it may."""
     return getattr(session, "stands_zeros", True)
+
+
+def runs_elsewhere(session: Session) -> bool:
+    """Whether a session has another process run its batches, and says so of each with `Batch.away`.
+
+    Then the answers of the batch before are sent while that one works. A session that says nothing of it runs them itself.
+    """
+    return getattr(session, "runs_elsewhere", False)
 
 
 @runtime_checkable

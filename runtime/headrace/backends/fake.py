@@ -77,6 +77,7 @@ class Script:
         compute: inputs to outputs, instead of the echo.
         gate: what every batch passes first.
         replayable: see `Session.replayable`.
+        runs_elsewhere: see `backends.base.runs_elsewhere`; `fail` may say that a batch is away.
     """
 
     execute_ns: int = 0
@@ -88,6 +89,7 @@ class Script:
     compute: Callable[[Mapping[str, Tensor]], Outputs] | None = None
     gate: Gate | None = None
     replayable: bool = False
+    runs_elsewhere: bool = False
     batches: list[int] = field(default_factory=list)
     """Rows of every batch that ran: what the test reads."""
 
@@ -122,7 +124,7 @@ class FakeSession:
                 for o in config.output
             ),
         )
-        self.replayable = script.replayable
+        self.replayable, self.runs_elsewhere = script.replayable, script.runs_elsewhere
         self.is_closed = False
         self._batches = config.max_batch_size > 0
         self._decoupled = config.model_transaction_policy.decoupled

@@ -75,6 +75,9 @@ class Zeros:
         """The inputs; made once."""
         return self._tensors
 
+    def away(self) -> None:
+        """Nothing was before it."""
+
     @property
     def bucket(self) -> int:
         """The bucket of requests of these shapes."""

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from headrace.backends.base import Outputs, Session
+from headrace.backends.base import Outputs, Session, runs_elsewhere
 from headrace.clock import Clock
 from headrace.engine.slices import check_slice, slices_of, stacked
 from headrace.errors import BackendFailed, Broken, DeadlineExpired, HeadraceError, sentence
@@ -45,6 +45,7 @@ class Instance:
     ) -> None:
         self._number, self._queue = number, queue
         self._own, self._variant = session, variant
+        self._keeps = runs_elsewhere(session)
         self._forecast, self._clock, self._before = forecast, clock, before
         self._began = 0
         self.busy_since = 0
@@ -79,7 +80,7 @@ class Instance:
             try:
                 # A turn also sends off what the last batch left to it: that may stumble, too.
                 self._before()
-                turn = self._queue.turn(until)
+                turn = self._queue.turn(until, keeps=self._keeps)
                 if turn is None:
                     return
                 self._tell(turn.sent)

@@ -53,6 +53,10 @@ class Slice:
         """The outputs somebody asked for."""
         return self._whole.wanted()
 
+    def away(self) -> None:
+        """So is the batch."""
+        self._whole.away()
+
 
 def slices_of(batch: Batch, most: int) -> Iterator[Slice]:
     """All rows of the batch, in order, at most so many at a time."""

@@ -45,6 +45,10 @@ class Rest:
         """See `backends.base.Batch.wanted`."""
         return self.whole.wanted()
 
+    def away(self) -> None:
+        """So is the batch."""
+        self.whole.away()
+
 
 def rows_at(offsets: Sequence[int], places: Sequence[int]) -> list[int]:
     """The rows of the requests at these places."""

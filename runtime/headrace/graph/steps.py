@@ -246,3 +246,7 @@ class _Call:
     def wanted(self) -> tuple[str, ...]:
         """The outputs that are read, or answered."""
         return self._wanted
+
+    def away(self) -> None:
+        """So is the graph's batch, if for a while."""
+        self.whole.away()

@@ -61,7 +61,7 @@ class InnerQueue(PortableQueue):
         self._waiting_here.append(entry)
         return entry
 
-    def turn(self, until: int | None) -> None:
+    def turn(self, until: int | None, *, keeps: bool = False) -> None:
         """Nothing for instances, to the end."""
         self._ended.wait()
 

@@ -230,6 +230,9 @@ class JobBatch:
         """All outputs."""
         return self._window.outputs
 
+    def away(self) -> None:
+        """Nothing is left of the batch before."""
+
     @property
     def requests(self) -> list[Request]:
         """The rows as requests, for models that ask for these."""

@@ -71,6 +71,10 @@ class Batch(Protocol):
         """The outputs somebody asked for."""
         ...
 
+    def away(self) -> None:
+        """Somebody else runs it, and this thread only waits now: what was left of the batch before is done meanwhile."""
+        ...
+
     def only(self, index: int) -> Batch:
         """One request as a batch of its own, still answered by this one."""
         ...
@@ -153,11 +157,15 @@ class Queue(Protocol):
         """
         ...
 
-    def turn(self, until: int | None) -> Turn | None:
+    def turn(self, until: int | None, *, keeps: bool = False) -> Turn | None:
         """Wait until there is something to plan; None when the queue is closed and empty.
+
+        Answers of this thread's last batch that have not left do so first.
 
         Args:
             until: come back at this instant (ns) although nothing new has arrived; None waits for an entry.
+            keeps: where there is something to plan already, those answers are kept until the batch that is taken is `away`, or
+                answered: so whoever runs it elsewhere has it sooner.
         """
         ...
 

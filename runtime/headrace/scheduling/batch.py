@@ -129,6 +129,9 @@ class PortableBatch:
                 entry.stamps.gathered = self._gathered
         return self._tensors
 
+    def away(self) -> None:
+        """Nothing is left of the batch before: see `scheduling.base.Batch.away`."""
+
     def only(self, index: int) -> PortableBatch:
         """The request at `index` as a batch of its own, to be run again alone. It is still answered by this one."""
         return self.between(index, index + 1)

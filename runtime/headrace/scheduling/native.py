@@ -183,9 +183,9 @@ class NativeQueue:
             raise _error(*error.args) from None
         return entry
 
-    def turn(self, until: int | None) -> NativeTurn | None:
+    def turn(self, until: int | None, *, keeps: bool = False) -> NativeTurn | None:
         """Wait for something to plan. See `scheduling.base.Queue.turn`."""
-        opened = self.core.turn(until)
+        opened = self.core.turn(until, keeps)
         return None if opened is None else NativeTurn(self, *opened)
 
     def set_limits(self, limits: Limits) -> None:
@@ -342,6 +342,10 @@ class NativeBatch:
                     begins = np.frombuffer(memoryview(offsets), np.int64)
                     self._tensors[name] = BytesTensor(shape, begins, np.frombuffer(memoryview(data), np.uint8))
         return self._tensors
+
+    def away(self) -> None:
+        """Write the answers of the batch before, if they were kept."""
+        self._core.away()
 
     def only(self, index: int) -> NativeBatch:
         """The request at `index` as a batch of its own, to be run again alone. It is still answered by this one."""

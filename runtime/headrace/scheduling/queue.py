@@ -145,8 +145,8 @@ class PortableQueue:
                     self._all_settled.notify_all()
         return True
 
-    def turn(self, until: int | None) -> PortableTurn | None:
-        """Wait for something to plan. See `scheduling.base.Queue.turn`."""
+    def turn(self, until: int | None, *, keeps: bool = False) -> PortableTurn | None:
+        """Wait for something to plan. See `scheduling.base.Queue.turn`; answers have left when they were given."""
         with self._lock:
             while True:
                 if self._closed and not self._order and not self._lanes:

@@ -157,13 +157,16 @@ class Queue:
         False if it was settled before.
         """
 
-    def turn(self, until: int | None) -> tuple[bytes, bool, int, int] | None:
+    def turn(self, until: int | None, keeps: bool) -> tuple[bytes, bool, int, int] | None:
         """Write what this thread has replied, then wait for something to plan.
+
+        With `keeps`, where there is something to plan already, what it has replied is left to `Batch.away` of the batch that is
+        taken, or to whatever that is answered with.
 
         Returns:
             The view (packed `plan.VIEW`), whether nobody else will come, when the first of the instances that run is idle (ns, 0
-            if none runs), and when what this thread had replied was written (ns, 0 if nothing was left to write); None when the
-            queue is closed and empty.
+            if none runs), and when what this thread had replied was written (ns, 0 if nothing was left to write, or it is not);
+            None when the queue is closed and empty.
         """
 
     def take(self, take: Sequence[int], drop: Sequence[int], instance: int, reason: int, predicted: int) -> Batch | None:
@@ -232,7 +235,7 @@ class Batch:
         """
 
     def reply(self, outputs: Sequence[_Output]) -> list[int]:
-        """Answer every open request with its rows. Small answers leave with the thread's next `turn`, others at once.
+        """Answer every open request with its rows. Small answers leave with the thread's next `turn` or later, others at once.
 
         Returns:
             The places of local requests: their callers have to be told, and settle.
@@ -253,6 +256,9 @@ class Batch:
 
         What is sent for a part leaves at once. Whose client cancels, or has done so before, is in the news of the kernel.
         """
+
+    def away(self) -> None:
+        """Somebody else runs it, and this thread has time: what it has replied to the batch before is written."""
 
     def finish(self) -> None:
         """Everything is answered; what is not, fails. Writes the record of the batch."""

@@ -146,6 +146,7 @@ class ModelProcess(Process):
             execution = self._executions[number] = Places(batch, heads, self.instance, until, is_decoupled=is_decoupled)
             self._memory.send(self._socket, message, (number, given.number, taken.number), repeats=repeats)
             execution.memory = self._memory.lend(taken)  # while it runs
+        batch.away()
         self._wait(lambda: execution.told, self._seconds)
         told = execution.told
         assert told is not None

@@ -64,6 +64,7 @@ class TritonSession:
     replayable = False
     stands_zeros = False
     """A model is called for requests only, as with Triton: it may count them."""
+    runs_elsewhere = True
 
     def __init__(self, path: Path, config: ModelConfig, device: Device, settings: Settings, inner: Inner) -> None:
         check_possible(f"model '{config.name}'")
