@@ -150,12 +150,16 @@ def _timeout(ms: float) -> str:
 def compare(
     rivals: Mapping[str, Start], case: Case, loads: Sequence[float], rounds: int, seconds: float
 ) -> tuple[Readings, list[float]]:
-    """Every rival under every load, round by round; and the capacity in each round, which its loads are parts of."""
+    """Every rival under every load, round by round; and the capacity in each round, which its loads are parts of.
+
+    All are started anew for every round: in the memory that a process happens to get, `mid` may be a tenth slower than in
+    another's.
+    """
     readings: Readings = {at: {name: [] for name in rivals} for at in loads}
     capacities: list[float] = []
-    with ExitStack() as running:
-        up = {name: running.enter_context(start()) for name, start in rivals.items() if name not in NOT_TOLD}
-        for number in range(rounds):
+    for number in range(rounds):
+        with ExitStack() as running:
+            up = {name: running.enter_context(start()) for name, start in rivals.items() if name not in NOT_TOLD}
             capacities.append(load.run(up[PLAIN], case.model.name, case.clients, seconds).rate)
             order = [(at, name) for at in loads for name in in_turn(rivals, number)]
             for at, name in track(order, description=f"{case.model.name}, round {number + 1}", transient=True):

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.budgets.attribution import CAUSES, CHARGES, EXTERNALITIES, Allowance, StageBudgets, charges, straggling
+from headrace.budgets.attribution import (
+    CAUSES,
+    CHARGES,
+    EXTERNALITIES,
+    Ahead,
+    Allowance,
+    StageBudgets,
+    charges,
+    straggling,
+)
 from headrace.budgets.budgets import Budgets
 from headrace.budgets.history import BAD, TOTAL
 from headrace.budgets.offenders import offenders_of
@@ -54,6 +63,15 @@ def test_who_had_no_time_at_all_is_charged_for_the_way_in() -> None:
 
 def test_the_stage_it_ended_in_ends_with_it() -> None:
     assert charged(requests(expired(NOON, 50)), NONE, allowance()) == {"queue": 1}
+
+
+def test_an_instance_is_busy_with_one_batch_at_a_time() -> None:
+    """The answers of a batch may leave when the next has been taken."""
+    ran = batches(batch(NOON + 11 * MS, 2, execute=10), batch(NOON, 1, execute=10, scatter=5))
+    usual = np.array([1.0 if name == "scatter" else 100.0 for name in STAGES]) * MS
+    busy, slow = Ahead(ran, usual).between(np.array([NOON - MS]), np.array([NOON + 40 * MS]))
+    assert busy.tolist() == [21 * MS]
+    assert slow.sum() == 0, "what is left of the first is the second's time"
 
 
 def test_waiting_for_batches_that_take_as_long_as_usual_is_the_queues() -> None:

@@ -49,8 +49,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     try:
         yield server
     finally:
-        if server.is_running:
-            server.kill()
+        server.kill()
 
 
 @pytest.fixture

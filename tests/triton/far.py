@@ -209,6 +209,7 @@ class Triton:
 
     def start(self, *models: str) -> None:
         """With `doubles`, and these; others are loaded when they are asked for."""
+        self.kill()  # what is left of one that has crashed
         self._loaded = {"doubles", *models}
         start = triton_server.start(self.repository, self.port, self._http)
         options = [
@@ -251,8 +252,9 @@ class Triton:
                 client.load_model(model)
 
     def kill(self) -> None:
-        """End it as if it had crashed, with the processes of its models."""
-        assert self._process is not None
+        """End it as if it had crashed, with the processes of its models; and clear away what is left of one that has."""
+        if self._process is None:
+            return
         with suppress(ProcessLookupError):  # it has crashed, and the processes of its models are gone, too
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -273,9 +275,7 @@ class Triton:
     @property
     def is_running(self) -> bool:
         """Whether it is there. This version crashes, rarely, where clients give up: then it can be started again."""
-        if self._process is not None and self._process.poll() is not None:
-            self.kill()
-        return self._process is not None
+        return self._process is not None and self._process.poll() is None
 
     def runs(self, model: str) -> list[str]:
         """What the model has noted."""
@@ -314,8 +314,7 @@ class Triton:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.is_running:
-            self.kill()
+        self.kill()
 
 
 if __name__ == "__main__":

@@ -89,6 +89,11 @@ impl Batch {
         self.members.is_empty()
     }
 
+    /// Which instance runs it.
+    pub fn instance(&self) -> u16 {
+        self.record.instance
+    }
+
     pub fn entry(&self, index: usize) -> Option<&Entry> {
         self.members.get(index).map(|member| &*member.entry)
     }

@@ -199,12 +199,15 @@ impl Queue {
         }
     }
 
-    /// The same without waiting: None where there is nothing to plan yet.
-    pub fn turn_at_once(&self, until: Option<Nanos>) -> Option<Turn> {
+    /// The same without waiting, for an instance that is done with this batch but has not answered it yet; None where there is nothing
+    /// to plan.
+    pub fn turn_at_once(&self, instance: u16, done: u64) -> Option<Turn> {
         if !self.house.ledger.has_room() {
             return None;
         }
-        self.open_turn(&mut self.state.lock(), until)
+        let mut state = self.state.lock();
+        state.done(instance, done);
+        self.open_turn(&mut state, None)
     }
 
     fn open_turn(&self, state: &mut State, until: Option<Nanos>) -> Option<Turn> {
@@ -215,7 +218,7 @@ impl Queue {
             return None;
         }
         (state.turn_open, state.has_news) = (true, false);
-        let busy_until = state.free_at.values().copied().filter(|at| *at > 0).min().unwrap_or(0);
+        let busy_until = state.free_at.values().map(|(_, at)| *at).filter(|at| *at > 0).min().unwrap_or(0);
         Some(Turn { view: self.view(state), is_last_call: state.is_closed, busy_until })
     }
 
@@ -253,7 +256,7 @@ impl Queue {
         {
             let rows = entries.iter().map(|entry| entry.size().rows).sum();
             let lasts = estimate.lasts(entries[0].admitted.bucket, rows);
-            state.free_at.insert(instance, now.saturating_add(lasts));
+            state.free_at.insert(instance, (number, now.saturating_add(lasts)));
         }
         state.turn_open = false;
         drop(state);
@@ -284,7 +287,7 @@ impl Queue {
         self.house.ledger.write_batch(record);
         let mut state = self.state.lock();
         state.running -= 1;
-        state.free_at.insert(record.instance, 0);
+        state.done(record.instance, record.number);
         drop(state);
         self.changed.notify_one();
     }
@@ -482,7 +485,7 @@ impl Queue {
             // An instance that has not taken anything yet is idle.
             free_at: match state.free_at.len() < instances {
                 true => 0,
-                false => state.free_at.values().copied().min().unwrap_or(0),
+                false => state.free_at.values().map(|(_, at)| *at).min().unwrap_or(0),
             },
         };
         check(new, state.depth, ahead, &limits, now)

@@ -35,14 +35,22 @@ pub struct State {
     pub batches: u64,
     pub unsettled: usize,
     pub running: usize,
-    /// By instance, when it is predicted to be idle again.
-    pub free_at: FxHashMap<u16, Nanos>,
+    /// By instance, the last batch it took, and when it is predicted to be idle again.
+    pub free_at: FxHashMap<u16, (u64, Nanos)>,
     pub turn_open: bool,
     pub has_news: bool,
     pub is_closed: bool,
 }
 
 impl State {
+    /// An instance is done with a batch. It may have taken the next already, when the answers of this one were kept.
+    pub fn done(&mut self, instance: u16, batch: u64) {
+        let last = self.free_at.entry(instance).or_default();
+        if last.0 <= batch {
+            *last = (batch, 0);
+        }
+    }
+
     pub fn count(&mut self, entry: &Entry, enters: bool) {
         let (size, depth) = (entry.size(), &mut self.depth);
         let level = self.in_level.entry(entry.due.level).or_default();

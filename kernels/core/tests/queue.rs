@@ -418,3 +418,36 @@ fn a_local_request_whose_part_is_dropped_is_told_of_in_the_news() {
     queue.take_handed(1).unwrap().failed(&answers[0].error, 1);
     assert!(queue.wait_settled(0));
 }
+
+#[test]
+fn an_instance_whose_last_batch_is_answered_late_is_busy_with_the_next() {
+    let house = house();
+    let queue = queue(&house, false);
+    let counter = Arc::new(Counter::default());
+    for value in 0..3 {
+        let outbox = Arc::clone(&counter) as Arc<dyn Outbox>;
+        let sink = Sink::Remote { outbox, mailbox: 0, ask: value, is_stream: false };
+        assert!(queue.push(request(value as u32), sink).is_ok());
+    }
+    let field = |view: &[u8], at: usize| u64::from_le_bytes(view[at..at + 8].try_into().unwrap());
+    let bucket = field(&queue.turn(None).unwrap().view, 40);
+    queue.abandon_turn();
+    let line = Line { base: 1 << 40, row: 0, max_rows: 8 };
+    let estimate = Some(Estimate { lines: [(bucket, line)].into_iter().collect(), instances: 1, margin: 0 });
+    let plenty = Limits { requests: 9, rows: 9, nbytes: 1 << 30, undated: 9, estimate, shed: Default::default() };
+    queue.set_limits(plenty);
+    let take = || queue.take(&[field(&queue.turn(None).unwrap().view, 0)], &[], 0, 0, 0).unwrap();
+    let first = take();
+    let turn = queue.turn(None).unwrap();
+    queue.abandon_turn();
+    assert!(turn.busy_until > 0, "it runs");
+    let turn = queue.turn_at_once(0, first.number).unwrap();
+    assert_eq!(turn.busy_until, 0, "it is done, and not answered yet");
+    let second = queue.take(&[field(&turn.view, 0)], &[], 0, 0, 0).unwrap();
+    echo(first);
+    let turn = queue.turn(None).unwrap();
+    assert!(turn.busy_until > 0, "the next one runs");
+    let third = queue.take(&[field(&turn.view, 0)], &[], 1, 0, 0).unwrap();
+    echo(second);
+    echo(third);
+}

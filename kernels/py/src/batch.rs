@@ -58,6 +58,21 @@ pub struct Parked {
     outputs: Vec<OwnedOutput>,
 }
 
+impl Parked {
+    /// Its instance, and its number.
+    pub fn batch(&self) -> (u16, u64) {
+        let batch = self.batch.lock();
+        (batch.instance(), batch.number)
+    }
+
+    /// Write the letters; when that was done, in ns.
+    pub fn send(self) -> i64 {
+        let batch = Arc::clone(&self.batch);
+        drop(self);
+        batch.lock().queue.clock.now()
+    }
+}
+
 impl Drop for Parked {
     fn drop(&mut self) {
         let outputs = self.outputs.iter().map(|output| Returned {

@@ -1,6 +1,6 @@
 //! Queues.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,6 +20,8 @@ use crate::{outside, raised};
 thread_local! {
     /// The answers of the thread's last batch, until its next turn or until the next batch is away: see `Batch::reply`.
     static PARKED: RefCell<Option<Parked>> = const { RefCell::new(None) };
+    /// When answers that were kept at this thread's last turn were sent, in ns; 0 where there were none.
+    static SENT_LATE: Cell<i64> = const { Cell::new(0) };
 }
 
 /// Put answers aside. Those of the batch before go first.
@@ -31,10 +33,12 @@ pub fn park(py: Python<'_>, parked: Parked) {
 /// Send what this thread has put aside.
 pub fn send_parked(py: Python<'_>) {
     if let Some(parked) = PARKED.take() {
-        outside(py, || drop(parked));
+        SENT_LATE.set(outside(py, || parked.send()));
     }
 }
 
+/// See `Queue::turn`.
+type GivenTurn<'py> = (Bound<'py, PyBytes>, bool, i64, i64, i64);
 /// Name, datatype, shape, bytes.
 type GivenInput = (String, String, Vec<i64>, PyBuffer<u8>);
 
@@ -90,26 +94,30 @@ impl Queue {
         true
     }
 
-    /// Wait for something to plan: the view, whether nobody else will come, when the first instance that runs is idle, and when
-    /// what this thread had parked was sent (0: there was nothing, or it is parked still). None: the queue is closed and empty.
+    /// Wait for something to plan: the view, whether nobody else will come, when the first instance that runs is idle, when what this
+    /// thread had parked was sent (0: there was nothing, or it is parked still), and when what it had kept at its last turn was.
+    /// None: the queue is closed and empty.
     ///
-    /// With `keeps`, it stays parked where there is something to plan already: see `Batch::away`.
-    fn turn<'py>(&self, py: Python<'py>, until: Option<i64>, keeps: bool) -> Option<(Bound<'py, PyBytes>, bool, i64, i64)> {
+    /// With `keeps`, it stays parked where there is something to plan already: see `Batch::away`. Who has waited for company, and may
+    /// again, keeps nobody waiting for it.
+    fn turn<'py>(&self, py: Python<'py>, until: Option<i64>, keeps: bool) -> Option<GivenTurn<'py>> {
         let parked = PARKED.take();
         let (turn, sent, parked) = outside(py, || {
-            if keeps
-                && parked.is_some()
-                && let Some(turn) = self.core.turn_at_once(until)
-            {
-                return Some((turn, 0, parked));
+            let mut sent = 0;
+            if let Some(parked) = parked {
+                let (instance, number) = parked.batch();
+                if keeps
+                    && until.is_none()
+                    && let Some(turn) = self.core.turn_at_once(instance, number)
+                {
+                    return Some((turn, 0, Some(parked)));
+                }
+                sent = parked.send();
             }
-            let had_answers = parked.is_some();
-            drop(parked);
-            let sent = if had_answers { self.core.clock.now() } else { 0 };
             self.core.turn(until).map(|turn| (turn, sent, None))
         })?;
         PARKED.set(parked);
-        Some((PyBytes::new(py, &turn.view), turn.is_last_call, turn.busy_until, sent))
+        Some((PyBytes::new(py, &turn.view), turn.is_last_call, turn.busy_until, sent, SENT_LATE.take()))
     }
 
     /// Carry out a plan and end the turn.

@@ -257,6 +257,15 @@ class Keeper(Generic[P]):
         with self._changed:
             return self._process.pid if self._process is not None and self._is_up else None
 
+    def running(self) -> P | None:
+        """The process, if it can be asked now."""
+        with self._changed:
+            return self._running()
+
+    def _running(self) -> P | None:
+        is_there = self._is_up and self._process is not None and not self._process.has_ended()
+        return self._process if is_there else None
+
     def process(self) -> P:
         """The process, once it can be asked.
 
@@ -267,8 +276,8 @@ class Keeper(Generic[P]):
             while True:
                 if self._is_closed:
                     raise BackendFailed(f"{self.kind} '{self.name}' is closed")
-                if self._is_up and self._process is not None and not self._process.has_ended():
-                    return self._process
+                if (process := self._running()) is not None:
+                    return process
                 wait = self._backoff.wait(MonotonicClock.now())
                 if wait > _PATIENCE_NS:
                     raise BackendFailed(

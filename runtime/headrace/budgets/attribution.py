@@ -218,13 +218,18 @@ class Ahead:
 
     def __init__(self, batches: Records, usual: NDArray[np.float64]) -> None:
         batches = at(batches, batches["number"] > 0)
+        batches = at(batches, np.lexsort((batches["taken"], batches["instance"])))
         self._instances = max(1, len(np.unique(batches["instance"])))
-        self._busy = _Covered(batches["taken"], batches["scattered"])
+        # Answers may leave when the instance has taken its next batch already: with that it is busy then.
+        until = np.full(len(batches), np.iinfo(np.int64).max)
+        is_same = batches["instance"][1:] == batches["instance"][:-1]
+        until[:-1][is_same] = batches["taken"][1:][is_same]
+        self._busy = _Covered(batches["taken"], np.minimum(batches["scattered"], until))
         self._slow: list[tuple[int, _Covered]] = []
         for stage, begin, end in _OF_BATCHES:
-            begins = batches[begin] + int(usual[stage])
-            too_long = batches[end] > begins
-            self._slow.append((stage, _Covered(begins[too_long], batches[end][too_long])))
+            begins, ends = batches[begin] + int(usual[stage]), np.minimum(batches[end], until)
+            too_long = ends > begins
+            self._slow.append((stage, _Covered(begins[too_long], ends[too_long])))
 
     def between(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Of each of these intervals, how many ns an instance was busy, and was too long at each of `STAGES`.

@@ -45,7 +45,9 @@ class Instance:
     ) -> None:
         self._number, self._queue = number, queue
         self._own, self._variant = session, variant
-        self._keeps = runs_elsewhere(session)
+        self._keeps = runs_elsewhere(session) and (variant is None or runs_elsewhere(variant))
+        self._kept = 0
+        """When the batch was done, in ns, whose answers may have been kept at the last turn."""
         self._forecast, self._clock, self._before = forecast, clock, before
         self._began = 0
         self.busy_since = 0
@@ -83,7 +85,7 @@ class Instance:
                 turn = self._queue.turn(until, keeps=self._keeps)
                 if turn is None:
                     return
-                self._tell(turn.sent)
+                self._tell(turn)
                 until = self._step(turn)
             except BaseException:
                 # Whatever it was, the next request needs this thread.
@@ -91,12 +93,19 @@ class Instance:
                 until = None
             turn = None
 
-    def _tell(self, sent: int) -> None:
-        """Tell the forecast of the last batch, now that its answers have gone: what it took from one turn to the next."""
+    def _tell(self, turn: Turn) -> None:
+        """Tell the forecast of the last batch, now that its answers have gone: what it took from one turn to the next.
+
+        Answers that are kept hold up no other batch, but are so much later: that is told when they have gone, a turn later.
+        """
+        if turn.sent_late:
+            self._forecast.behind(turn.sent_late - self._kept)
+        elif self._keeps and turn.sent:
+            self._forecast.behind(0)
         if self._last is not None:
-            bucket, rows, ended = self._last
+            bucket, rows, self._kept = self._last
             self._last = None
-            self._forecast.ran(bucket, rows, (sent or ended) - self._began, on_variant=self._session is not self._own)
+            self._forecast.ran(bucket, rows, (turn.sent or self._kept) - self._began, on_variant=self._session is not self._own)
 
     def _step(self, turn: Turn) -> int | None:
         """One turn and its batch. Returns when to come back at the latest. A method, so that an idle thread holds no tensors."""

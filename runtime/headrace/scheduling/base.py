@@ -131,6 +131,11 @@ class Turn(Protocol):
         """When the answers of this thread's last batch had been handed over, in ns, if that was left to this turn; else 0."""
         ...
 
+    @property
+    def sent_late(self) -> int:
+        """When those had been that were kept at this thread's turn before this one, in ns; 0 if none were."""
+        ...
+
     def take(self, plan: Plan, instance: int) -> Batch | None:
         """Carry out a plan; None when nothing of it was left to take."""
         ...
@@ -164,8 +169,8 @@ class Queue(Protocol):
 
         Args:
             until: come back at this instant (ns) although nothing new has arrived; None waits for an entry.
-            keeps: where there is something to plan already, those answers are kept until the batch that is taken is `away`, or
-                answered: so whoever runs it elsewhere has it sooner.
+            keeps: where there is something to plan already, and no `until`, those answers are kept until the batch that is taken
+                is `away`, or answered: so whoever runs it elsewhere has it sooner.
         """
         ...
 

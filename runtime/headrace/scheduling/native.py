@@ -249,10 +249,11 @@ class NativeQueue:
 class NativeTurn:
     """See `scheduling.base.Turn`. As a context manager, it gives itself back if no plan was carried out."""
 
-    __slots__ = ("_open", "_queue", "busy_until", "is_last_call", "sent", "view")
+    __slots__ = ("_open", "_queue", "busy_until", "is_last_call", "sent", "sent_late", "view")
 
-    def __init__(self, queue: NativeQueue, view: bytes, is_last_call: bool, busy_until: int, sent: int) -> None:
-        self._queue, self.is_last_call, self.busy_until, self.sent, self._open = queue, is_last_call, busy_until, sent, True
+    def __init__(self, queue: NativeQueue, view: bytes, is_last_call: bool, busy_until: int, sent: int, sent_late: int) -> None:
+        self._queue, self.is_last_call, self.busy_until, self._open = queue, is_last_call, busy_until, True
+        self.sent, self.sent_late = sent, sent_late
         self.view = np.frombuffer(view, VIEW)
 
     def take(self, plan: Plan, instance: int) -> NativeBatch | None:

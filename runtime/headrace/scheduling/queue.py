@@ -408,7 +408,7 @@ class PortableTurn:
 
     def __init__(self, queue: PortableQueue, view: NDArray[np.void], is_last_call: bool, busy_until: int) -> None:
         self._queue, self.view, self.is_last_call, self.busy_until = queue, view, is_last_call, busy_until
-        self.sent, self._open = 0, True
+        self.sent, self.sent_late, self._open = 0, 0, True
 
     def take(self, plan: Plan, instance: int) -> PortableBatch | None:
         """Carry out a plan; None when nothing of it was left to take."""

@@ -157,16 +157,16 @@ class Queue:
         False if it was settled before.
         """
 
-    def turn(self, until: int | None, keeps: bool) -> tuple[bytes, bool, int, int] | None:
+    def turn(self, until: int | None, keeps: bool) -> tuple[bytes, bool, int, int, int] | None:
         """Write what this thread has replied, then wait for something to plan.
 
-        With `keeps`, where there is something to plan already, what it has replied is left to `Batch.away` of the batch that is
-        taken, or to whatever that is answered with.
+        With `keeps`, where there is something to plan already and no `until`, what it has replied is left to `Batch.away` of the
+        batch that is taken, or to whatever that is answered with.
 
         Returns:
             The view (packed `plan.VIEW`), whether nobody else will come, when the first of the instances that run is idle (ns, 0
-            if none runs), and when what this thread had replied was written (ns, 0 if nothing was left to write, or it is not);
-            None when the queue is closed and empty.
+            if none runs), when what this thread had replied was written (ns, 0 if nothing was left to write, or it is not), and
+            when what was left at its last turn was (ns, 0 if nothing was); None when the queue is closed and empty.
         """
 
     def take(self, take: Sequence[int], drop: Sequence[int], instance: int, reason: int, predicted: int) -> Batch | None:

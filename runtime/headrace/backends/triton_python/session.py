@@ -100,10 +100,18 @@ class TritonSession:
 
     def run(self, batch: Batch) -> Outputs | Iterator[Piece] | None:
         """See `Session.run`."""
-        self._free.get()
+        # Nobody's answers wait for the batch of another, nor for a process that comes up.
+        try:
+            self._free.get_nowait()
+        except queue.Empty:
+            batch.away()
+            self._free.get()
         keeper = self._idle.pop()
         try:
-            process = keeper.process()
+            process = keeper.running()
+            if process is None:
+                batch.away()
+                process = keeper.process()
             heads = batch.heads
             try:
                 result = process.execute(batch, heads, self._order(heads, batch.offsets), is_decoupled=self._is_decoupled)
