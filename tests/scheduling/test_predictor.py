@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.clock import MILLISECOND
+from headrace.clock import MICROSECOND, MILLISECOND, SECOND
 from headrace.scheduling.admission import Line
 from headrace.scheduling.predictor import LEAST, WINDOW, Learned
 
@@ -35,10 +35,17 @@ def test_buckets_know_nothing_of_each_other() -> None:
 
 
 def test_it_is_a_quantile_of_the_last_runs() -> None:
-    learned = taught(*((4, n) for n in range(1, WINDOW + 1)), quantile=0.9)
-    assert learned.execute_ns(0, 4) == pytest.approx(0.9 * WINDOW, abs=2)
-    learned = taught(*((4, 1000) for _ in range(WINDOW)), *((4, 5) for _ in range(WINDOW + 8)))
-    assert learned.execute_ns(0, 4) == 5
+    learned = taught(*((4, n * MILLISECOND) for n in range(1, WINDOW + 1)), quantile=0.9)
+    assert learned.execute_ns(0, 4) == pytest.approx(0.9 * WINDOW * MILLISECOND, abs=2 * MILLISECOND)
+    learned = taught(*((4, SECOND) for _ in range(WINDOW)), *((4, 5 * MILLISECOND) for _ in range(WINDOW + 8)))
+    assert learned.execute_ns(0, 4) == 5 * MILLISECOND
+
+
+def test_of_short_runs_it_looks_at_many_together() -> None:
+    """The first ones count at once; then it is 25 ms of them, however many those are."""
+    learned = Learned()
+    told = [learned.observe(0, 4, 10 * MICROSECOND) for _ in range(5000)]
+    assert [place for place, is_told in enumerate(told, 1) if is_told] == [1, 2, 3, 4, 5, 6, 7, 8, 2512]
 
 
 def test_between_known_row_counts_it_is_linear_and_beyond_it_goes_on() -> None:
@@ -88,8 +95,8 @@ def test_it_follows_a_machine_that_slows_down(seed: int, factor: float) -> None:
     for scale in (1.0, factor):
         for _ in range(WINDOW + 8):
             rows = 4
-            learned.observe(0, rows, int(scale * (1000 + 100 * rows) * random.uniform(0.95, 1.05)))
-    assert learned.execute_ns(0, 4) == pytest.approx(factor * 1400, rel=0.1)
+            learned.observe(0, rows, int(scale * (10 + rows) * MILLISECOND * random.uniform(0.95, 1.05)))
+    assert learned.execute_ns(0, 4) == pytest.approx(factor * 14 * MILLISECOND, rel=0.1)
 
 
 def test_shapes_without_end_do_not_fill_the_memory() -> None:
@@ -136,10 +143,10 @@ def test_one_run_that_was_interrupted_does_not_count() -> None:
 
 
 def test_all_sizes_learn_from_one_that_they_are_slower_now() -> None:
-    learned = taught(*[(rows, 100 * rows) for rows in (1, 2, 4, 8)] * 3)
+    learned = taught(*[(rows, rows * MILLISECOND) for rows in (1, 2, 4, 8)] * 3)
     for _ in range(WINDOW):
-        learned.observe(0, 8, 1600)
+        learned.observe(0, 8, 16 * MILLISECOND)
     eight, two = learned.execute_ns(0, 8), learned.execute_ns(0, 2)
-    assert eight == pytest.approx(1600, rel=0.05)
+    assert eight == pytest.approx(16 * MILLISECOND, rel=0.05)
     assert two is not None
-    assert two >= 200
+    assert two >= 2 * MILLISECOND

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from typing import TypeVar
 
-from headrace.clock import MICROSECOND
+from headrace.clock import MICROSECOND, MILLISECOND
 from headrace.scheduling.admission import Line
 from headrace.scheduling.steering import QUANTILE
 
@@ -27,7 +27,9 @@ WINDOW = 50
 """Executions that are remembered: of one row count, and of all for what they took in proportion."""
 LEAST = 3
 """Executions of a bucket before anything is foretold for it."""
-_REFRESH = 8
+_REFRESH, _REFRESH_NS = 8, 25 * MILLISECOND
+"""After so many executions, which took so long together, what is foretold is made anew. Short ones come so often that it would
+cost them more than it tells them."""
 MOST_BUCKETS = 256
 """Buckets that are remembered."""
 _AS_GOOD = 0.95
@@ -102,6 +104,8 @@ class _Bucket:
 
     def __init__(self) -> None:
         self.count = 0
+        self._new_ns = 0
+        """How long those took together that the table does not know."""
         self._seen: dict[int, deque[int]] = {}
         self._medians: dict[int, int] = {}
         self._changed: set[int] = set()
@@ -114,6 +118,7 @@ class _Bucket:
     def observe(self, rows: int, ns: int, quantile: float) -> bool:
         """Remember; whether the table was made anew."""
         self.count += 1
+        self._new_ns += ns
         self._recent.append((rows, ns))
         times = self._seen.get(rows)
         is_new = times is None
@@ -121,8 +126,9 @@ class _Bucket:
             times = self._seen[rows] = deque(maxlen=WINDOW)
         times.append(ns)
         self._changed.add(rows)
-        is_due = is_new or self.count <= _REFRESH or self.count % _REFRESH == 0
+        is_due = is_new or self.count <= _REFRESH or (self.count % _REFRESH == 0 and self._new_ns >= _REFRESH_NS)
         if is_due:
+            self._new_ns = 0
             for each in self._changed:
                 self._medians[each] = quantile_of(self._seen[each], 0.5)
             self._changed.clear()
