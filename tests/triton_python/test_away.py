@@ -17,8 +17,6 @@ from tests.transport.serving import Asked, Server, serving, tensor
 from tests.triton_python.conftest import write_model
 from tests.waiting import until
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
-
 BEGINS_AND_WAITS = """
 value = int(x_of(requests[0])[0])
 if value:
@@ -83,6 +81,7 @@ class Told(Zeros):
         self.aways += 1
 
 
+@pytest.mark.usefixtures("leaves_nothing")
 def test_a_batch_that_waits_for_the_process_keeps_nobody_waiting(place: Path) -> None:
     """Not for the batch of another that the process has: a graph's, or a variant's."""
     with Engine(place / "models") as engine, ThreadPoolExecutor(2) as pool:

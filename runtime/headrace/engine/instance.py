@@ -47,7 +47,7 @@ class Instance:
         self._own, self._variant = session, variant
         self._keeps = runs_elsewhere(session) and (variant is None or runs_elsewhere(variant))
         self._kept = 0
-        """When the batch was done, in ns, whose answers may have been kept at the last turn."""
+        """When the batch was done, in ns, whose answers may have been kept at the last turn; 0 where nobody learns from it."""
         self._forecast, self._clock, self._before = forecast, clock, before
         self._began = 0
         self.busy_since = 0
@@ -98,10 +98,11 @@ class Instance:
 
         Answers that are kept hold up no other batch, but are so much later: that is told when they have gone, a turn later.
         """
-        if turn.sent_late:
+        if turn.sent_late and self._kept:
             self._forecast.behind(turn.sent_late - self._kept)
         elif self._keeps and turn.sent:
             self._forecast.behind(0)
+        self._kept = 0
         if self._last is not None:
             bucket, rows, self._kept = self._last
             self._last = None
