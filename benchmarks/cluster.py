@@ -69,11 +69,10 @@ def main() -> None:
             with rivals[name]() as server:
                 started[name].append((server.started_in, server.resident_bytes() / 1e6))
                 for case in readings:
-                    balancer = server.cpu_seconds(BALANCER)
-                    readings[case][name].append(_measure(server, case, given.seconds))
+                    reading, balancer = _measure(server, case, given.seconds)
+                    readings[case][name].append(reading)
                     if name == BALANCED:
-                        count = readings[case][name][-1].rate * (given.seconds + load.WARM_UP)
-                        alone[case].append(1e6 * (server.cpu_seconds(BALANCER) - balancer) / count)
+                        alone[case].append(balancer)
                 server.end()
             print(f"round {n + 1}: {name}: {', '.join(f'{by[name][-1].rate:.0f}/s' for by in readings.values())}", flush=True)
         started["headrace up"].append(_up(repository, given.replicas))
@@ -95,12 +94,16 @@ def main() -> None:
     draw("cluster", summary, YARDSTICK, {"rate": "throughput", "cpu": "server CPU per request", "p50": "p50"})
 
 
-def _measure(server: servers.Server, case: Case, seconds: float) -> Reading:
-    """One load. Of several replicas nobody counts what all of them answered, so requests are reckoned from their rate."""
-    cpu = server.cpu_seconds()
+def _measure(server: servers.Server, case: Case, seconds: float) -> tuple[Reading, float]:
+    """One load, and of its CPU a request the balancer's part.
+
+    Of several replicas nobody counts what all of them answered, so requests are reckoned from their rate.
+    """
+    before, balancer = server.cpu_seconds(), server.cpu_seconds(BALANCER)
     report = load.run(server, case.model, case.clients, seconds)
-    cpu, count = server.cpu_seconds() - cpu, report.rate * (seconds + load.WARM_UP)
-    return Reading(report.rate, report.p50, report.p99, 1e6 * cpu / count, 1e6 * report.cpu / count, client_cores=report.cores)
+    each = 1e6 / (report.rate * (seconds + load.WARM_UP))
+    cpu, balancer = (server.cpu_seconds() - before) * each, (server.cpu_seconds(BALANCER) - balancer) * each
+    return Reading(report.rate, report.p50, report.p99, cpu, report.cpu * each, client_cores=report.cores), balancer
 
 
 def _up(repository: Path, replicas: int) -> tuple[float, float]:

@@ -198,6 +198,12 @@ struct State {
     is_closed: bool,
 }
 
+impl State {
+    fn has_room(&self) -> bool {
+        self.requests.unread() < MOST || self.is_closed
+    }
+}
+
 /// The records, of which some nobody has read yet.
 pub struct Ledger {
     state: Mutex<State>,
@@ -223,15 +229,14 @@ impl Ledger {
     /// Wait while nobody has read for very long. The interpreter must be free meanwhile: the reader needs it.
     pub fn wait_for_room(&self) {
         let mut state = self.state.lock();
-        while state.requests.unread() >= MOST && !state.is_closed {
+        while !state.has_room() {
             self.emptied.wait(&mut state);
         }
     }
 
     /// Whether `wait_for_room` would not wait.
     pub fn has_room(&self) -> bool {
-        let state = self.state.lock();
-        state.requests.unread() < MOST || state.is_closed
+        self.state.lock().has_room()
     }
 
     /// A request has been settled.

@@ -19,7 +19,8 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::queue::{park, send_parked};
 use crate::{outside, raised};
 
-/// Outputs of this many bytes are copied, and leave with the next turn or later; larger ones are scattered at once, from where they are.
+/// Outputs of this many bytes are copied, and leave with the next turn or later; larger ones are scattered at once, from where they
+/// are.
 const SMALL: usize = 256 << 10;
 
 /// An output: which one, its shape, its bytes, and the offsets of BYTES.

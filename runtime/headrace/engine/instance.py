@@ -45,7 +45,7 @@ class Instance:
     ) -> None:
         self._number, self._queue = number, queue
         self._own, self._variant = session, variant
-        self._keeps = runs_elsewhere(session) and (variant is None or runs_elsewhere(variant))
+        self._keeps = runs_elsewhere(session) and variant is None
         self._kept = 0
         """When the batch was done, in ns, whose answers may have been kept at the last turn; 0 where nobody learns from it."""
         self._forecast, self._clock, self._before = forecast, clock, before
